@@ -1,0 +1,235 @@
+"""From a plain parameter tree to a companded one and back.
+
+The name of a leaf says which form it is in: a weight called 'kernel' is stored as 'v', with 'a' and 'b' beside it where
+they are learned or 'g' under weight normalization. A weight of another name keeps it behind a colon ('w' becomes 'v:w'),
+so that fold restores exactly the plain network's tree.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wcjax.reparam import WeightNorm
+
+KERNEL_NAMES = ("kernel", "weight", "w")
+LEARN = ("none", "fine")
+
+
+def name_of(key) -> str:
+    """The plain name of one entry of a JAX key path: 'kernel' for DictKey('kernel'), GetAttrKey('kernel') and the like."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def path_str(path) -> str:
+    """A key path as 'conv/kernel'."""
+    return "/".join(map(name_of, path)) or "(the tree itself)"
+
+
+def is_kernel(path, leaf) -> bool:
+    """Whether a leaf is the weight of a linear map: a float array with two or more axes, called kernel, weight or w.
+
+    path: a JAX key path, as jax.tree_util.tree_map_with_path gives it. Biases and the scales of norms are never kernels.
+    A 'weight' of a module whose name has 'norm' or 'embed' in it is none either (Equinox and PyTorch name them so);
+    to compand an embedding, pass a `where` of your own.
+    """
+    names = [name_of(key) for key in path]
+    if names and names[-1] in ("value", "raw_value"):  # the last step into a flax.nnx variable
+        names.pop()
+    if not names or names[-1] not in KERNEL_NAMES or getattr(leaf, "ndim", 0) < 2:
+        return False
+    owner = next((name.lower() for name in reversed(names[:-1]) if not name.isdigit()), "")
+    of_other_module = names[-1] == "weight" and ("norm" in owner or "embed" in owner)
+    return jnp.issubdtype(leaf.dtype, jnp.floating) and not of_other_module
+
+
+def check_bound(path, w, psi) -> None:
+    """Raises ValueError where a concrete weight w does not lie inside (−bound, bound) of psi, with the a that fits.
+
+    A margin of 4 roundings is kept: the float32 next to the bound can lie beyond the true bound, where Ψ⁻¹ changes sign.
+    Tracers and arrays that other processes hold cannot be looked at, and pass.
+    """
+    if isinstance(psi, WeightNorm) or not getattr(w, "is_fully_addressable", True):
+        return
+    if any(isinstance(x, jax.core.Tracer) for x in (w, psi.bound)):
+        return
+    size = np.abs(np.asarray(w, np.float64))
+    if not np.all(np.isfinite(size)):
+        raise ValueError(f"{path_str(path)}: the weight holds nan or inf, which have no Ψ⁻¹.")
+    bound = np.asarray(psi.bound, np.float64)
+    share = np.max(size / bound, initial=0.0)
+    if share >= 1 - 4 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps):
+        a, b = (float(np.max(x)) for x in (psi.a, psi.b))
+        unit = 10.0 ** (math.floor(math.log10(a * share)) - 1)
+        fits = math.ceil(1.05 * a * share / unit) * unit
+        raise ValueError(
+            f"{path_str(path)}: largest |w| is {np.max(size):.6g}, but {type(psi).__name__}(a={a:g}, b={b:g}) only "
+            f"reaches |w| < {np.max(bound):.6g}. Choose a >= {fits:.2g}, or smaller weights."
+        )
+
+
+def check_learnable(psi, learn: str, allowed=LEARN) -> None:
+    """Raises ValueError for an unknown way of learning, and for a Ψ without a and b that should learn them."""
+    if learn not in allowed:
+        raise ValueError(f"learn must be one of {', '.join(map(repr, allowed))}, found {learn!r}.")
+    if learn != "none" and not hasattr(psi, "a"):
+        raise ValueError(f"{type(psi).__name__} has no a and b to learn: use learn='none'.")
+
+
+def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, learn: str = "none"):
+    """Replaces every weight w that `where` selects by v = Ψ⁻¹(w).
+
+    Args:
+      params: nested mappings (lists and tuples too) of arrays.
+      psi: Arctan, Arsinh, Erf, PowerProp or WeightNorm.
+      where: (key path, leaf) -> bool, which leaves are weights; the direct child of a mapping only.
+      learn: 'fine' puts scalars 'a' and 'b' beside each v, to be learned; 'none' leaves them fixed.
+
+    Returns:
+      A tree of plain dicts in which each selected 'kernel' is now 'v' (and 'a', 'b', or 'g' of shape (features,)).
+
+    Raises:
+      ValueError: no leaf is selected; |w| >= psi.bound; the tree is companded already; unknown `learn`.
+    """
+    check_learnable(psi, learn)
+    found = 0
+
+    def convert(node, path):
+        nonlocal found
+        if isinstance(node, list | tuple):
+            return type(node)([convert(x, (*path, jax.tree_util.SequenceKey(i))) for i, x in enumerate(node)])
+        if not isinstance(node, Mapping):
+            if _is_leaf(node):
+                return node
+            raise ValueError(
+                f"{path_str(path)} is a {type(node).__name__}, and the leaves of only mappings, lists and tuples can be "
+                "renamed. Unbox it first, or use wcjax.compand, which works on any pytree."
+            )
+        out = {}
+        for name, leaf in node.items():
+            at = (*path, jax.tree_util.DictKey(name))
+            kind, _ = _kind(name)
+            if _is_leaf(leaf) and kind == "v":
+                raise ValueError(f"{path_str(at)}: a leaf called 'v' is companded already (if it is not, rename it).")
+            if not (_is_leaf(leaf) and where(at, leaf)):
+                out[name] = convert(leaf, at)
+                continue
+            found += 1
+            check_bound(at, leaf, psi)
+            if isinstance(psi, WeightNorm):
+                new = dict(zip("vg", psi.inverse(leaf), strict=True))
+            else:
+                new = {"v": psi.inverse(leaf)}
+                if learn == "fine":
+                    new |= {"a": jnp.asarray(psi.a, leaf.dtype), "b": jnp.asarray(psi.b, leaf.dtype)}
+            suffix = "" if name == "kernel" else f":{name}"
+            new = {key + suffix: value for key, value in new.items()}
+            if taken := [key for key in new if key in node]:
+                raise ValueError(f"{path_str(at)}: the names {taken}, which stand for its reparameterization, are taken.")
+            out |= new
+        return out
+
+    out = convert(params, ())
+    if not found:
+        names = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
+        raise ValueError(f"`where` selects none of the {len(names)} leaves ({shown}).")
+    return out
+
+
+def fold(params, psi):
+    """Replaces every v by w = Ψ(v): the plain network's tree, with nothing left of a, b, g or a shared pair.
+
+    Args:
+      params: a tree from `reparameterize` or of layers from `wcjax.linen`.
+      psi: the Ψ it was made with; a learned pair in the tree takes the place of its a and b.
+
+    Raises:
+      ValueError: the tree holds no 'v'.
+    """
+
+    def convert(node, psis):
+        if isinstance(node, list | tuple):
+            return type(node)([convert(x, p) for x, p in zip(node, psis, strict=True)])
+        if not isinstance(node, Mapping):
+            return node
+        out = {}
+        for name, leaf in node.items():
+            kind, suffix = _kind(name)
+            own = psis[name]
+            if isinstance(own, WeightNorm):
+                out[suffix[1:] or "kernel"] = own(leaf, node["g" + suffix])
+            elif isinstance(own, type(psi)):
+                out[suffix[1:] or "kernel"] = own(leaf)
+            elif isinstance(own, Learned) or (kind == "g" and isinstance(psis.get("v" + suffix), WeightNorm)):
+                continue
+            else:
+                new = convert(leaf, own)
+                if not (isinstance(leaf, Mapping) and leaf and not new):  # a module that held only the shared pair is gone
+                    out[name] = new
+        return out
+
+    psis = psi_tree(params, psi)
+    if not any(isinstance(x, type(psi)) for x in jax.tree.leaves(psis, is_leaf=lambda x: isinstance(x, type(psi)))):
+        raise ValueError("fold found no leaf called 'v': the tree is plain already.")
+    return convert(params, psis)
+
+
+class Learned(NamedTuple):
+    """Stands in `psi_tree` for a learned a or b."""
+
+
+def psi_tree(params, psi):
+    """The Ψ of every leaf, in the structure of params: a Ψ for each v, Learned() for a learned a or b, None for others.
+
+    The Ψ of a v whose a and b are learned holds those leaves: its own, beside it, or the shared pair, which is the one
+    module that holds scalars 'a' and 'b' and nothing else. Leaves that optax.masked took away stay as they are.
+
+    Raises:
+      ValueError: more than one shared pair.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_hole)
+    modules = collections.defaultdict(dict)
+    for path, leaf in flat:
+        if path:
+            modules[path[:-1]][name_of(path[-1])] = leaf
+    shared = [m for m, x in modules.items() if set(x) == {"a", "b"} and all(not getattr(p, "ndim", 0) for p in x.values())]
+    if len(shared) > 1:
+        raise ValueError(f"more than one shared pair of a and b: {', '.join(map(path_str, shared))}.")
+
+    def of_leaf(path, leaf):
+        if not path or _is_hole(leaf):
+            return leaf if path else None
+        owner, (kind, suffix) = path[:-1], _kind(name_of(path[-1]))
+        inside = modules[owner]
+        if kind == "v":
+            if "a" + suffix in inside and "b" + suffix in inside:
+                return dataclasses.replace(psi, a=inside["a" + suffix], b=inside["b" + suffix])
+            return dataclasses.replace(psi, **modules[shared[0]]) if shared else psi
+        if kind in ("a", "b") and (owner in shared or "v" + suffix in inside):
+            return Learned()
+        return None
+
+    return structure.unflatten([of_leaf(path, leaf) for path, leaf in flat])
+
+
+def _is_leaf(x):
+    return x is None or jax.tree_util.all_leaves([x])
+
+
+def _is_hole(x):
+    return isinstance(x, tuple) and not x  # optax.MaskedNode, without importing optax
+
+
+def _kind(name):
+    """('v', ':w') for 'v:w': what the leaf is, and the suffix that its partners share."""
+    head, colon, tail = str(name).partition(":")
+    return head, colon + tail
