@@ -133,7 +133,9 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
             suffix = "" if name == "kernel" else f":{name}"
             new = {key + suffix: value for key, value in new.items()}
             if taken := [key for key in new if key in node]:
-                raise ValueError(f"{path_str(at)}: the names {taken}, which stand for its reparameterization, are taken.")
+                raise ValueError(
+                    f"{path_str(at)}: the names {taken}, which stand for its reparameterization, are taken."
+                )
             out |= new
         return out
 
@@ -173,7 +175,9 @@ def fold(params, psi):
                 continue
             else:
                 new = convert(leaf, own)
-                if not (isinstance(leaf, Mapping) and leaf and not new):  # a module that held only the shared pair is gone
+                if not (
+                    isinstance(leaf, Mapping) and leaf and not new
+                ):  # a module that held only the shared pair is gone
                     out[name] = new
         return out
 
@@ -201,7 +205,9 @@ def psi_tree(params, psi):
     for path, leaf in flat:
         if path:
             modules[path[:-1]][name_of(path[-1])] = leaf
-    shared = [m for m, x in modules.items() if set(x) == {"a", "b"} and all(not getattr(p, "ndim", 0) for p in x.values())]
+    shared = [
+        m for m, x in modules.items() if set(x) == {"a", "b"} and all(not getattr(p, "ndim", 0) for p in x.values())
+    ]
     if len(shared) > 1:
         raise ValueError(f"more than one shared pair of a and b: {', '.join(map(path_str, shared))}.")
 

@@ -1,0 +1,62 @@
+"""Augmentation and normalization of image batches in pure JAX, for use inside a jitted train step."""
+
+import jax
+import jax.numpy as jnp
+
+from wcjax.errors import InputError
+
+
+def random_crop_and_flip(key, images, *, padding=4, flip=True):
+    """Shifts each image by up to `padding` pixels and mirrors half of them.
+
+    Equal to this, with draws independent for each image: pad with `padding` zeros on all four sides, cut out a window
+    of the original size, uniformly among the (2·padding + 1)² places, and reverse its columns with probability 1/2.
+
+    Args:
+      key: a JAX random key; the result is a function of key and images.
+      images: (n, h, w, c), any dtype.
+      padding: integer >= 0, static under jit.
+      flip: whether to mirror, static under jit. The windows are the same either way.
+
+    Returns:
+      Images of the same shape and dtype.
+
+    Raises:
+      InputError: images are not of rank 4, or padding is not an integer >= 0.
+    """
+    if images.ndim != 4:
+        raise InputError(f"images must have shape (n, h, w, c), found {images.shape}.")
+    if not (isinstance(padding, int) and padding >= 0):
+        raise InputError(f"padding must be an integer of at least 0, found {padding!r}.")
+    n, h, w, c = images.shape
+    crop_key, flip_key = jax.random.split(key)
+    top, left = jax.random.randint(crop_key, (2, n, 1), -padding, padding + 1)
+    columns = jnp.arange(w)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(n, 1))
+        columns = jnp.where(mirrored, w - 1 - columns, columns)
+
+    y, x = (top + jnp.arange(h))[:, :, None], (left + columns)[:, None, :]
+    inside = (0 <= y) & (y < h) & (0 <= x) & (x < w)
+    # One gather with an index past the end where the padding would be, which reads as zero. Batched over images and
+    # not flat over the whole batch: as fast, and a batch sharded over devices needs no all-gather.
+    index = jnp.where(inside, y * w + x, h * w).reshape(n, h * w, 1)
+    pixels = jnp.take_along_axis(images.reshape(n, h * w, c), index, axis=1, mode="fill", fill_value=0)
+    return pixels.reshape(images.shape)
+
+
+def normalize(images, mean, std, dtype=jnp.float32):
+    """Returns (images / 255 - mean) / std, computed in float32 and cast once to `dtype`.
+
+    Args:
+      images: uint8 (n, h, w, c).
+      mean, std: (c,), in units where a pixel is 0..1, as in `wcjax.data.Dataset`.
+      dtype: dtype of the result.
+
+    Raises:
+      InputError: images are not uint8 (scaled ones would be divided by 255 again).
+    """
+    if images.dtype != jnp.uint8:
+        raise InputError(f"normalize takes uint8 images (0..255), found {images.dtype}.")
+    scaled = images.astype(jnp.float32) / 255
+    return ((scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)

@@ -1,0 +1,41 @@
+"""Decoded arrays kept in the user's cache directory, one .npz file for each state of a source directory."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+def path(directory):
+    """Returns the cache file for a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
+
+    The fingerprint covers relative name, size and modification time (ns) of every file in the directory, so a changed
+    source never meets an old cache file. `~/.cache` stands in where XDG_CACHE_HOME is not set.
+    """
+    fingerprint = hashlib.sha256()
+    for file in sorted(file for file in directory.rglob("*") if file.is_file()):
+        stat = file.stat()
+        fingerprint.update(f"{file.relative_to(directory)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "wcjax" / f"{directory.parent.name}-{fingerprint.hexdigest()[:16]}.npz"
+
+
+def write(file, arrays):
+    """Writes a dict of arrays to `file`, all or nothing. A failure is only logged: the caller has the arrays."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as unfinished:
+            np.savez(Path(unfinished) / file.name, **arrays)
+            os.replace(Path(unfinished) / file.name, file)
+    except OSError as error:
+        logger.warning(
+            "Could not keep the decoded images in %s (%s): the next run decodes them again. "
+            "Set XDG_CACHE_HOME to a directory that can be written to.",
+            file,
+            error,
+        )

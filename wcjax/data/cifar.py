@@ -1,0 +1,54 @@
+"""CIFAR-10 and CIFAR-100 from a local path: finds out in which of the two forms they lie there."""
+
+import os
+import re
+from pathlib import Path
+
+from wcjax.data import npz, tfds
+from wcjax.errors import InputError
+
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+def read(name, data_dir):
+    """Returns (train, test) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3); see `wcjax.data.load`.
+
+    Raises:
+      InputError: nothing is there, or what is there cannot be used.
+    """
+    if not data_dir:
+        raise InputError(f"{name} needs data_dir. {_how_to_get(name, 'DIR')}")
+    path = Path(os.path.expanduser(data_dir))
+    if path.suffix == ".npz" and path.is_file():
+        return npz.read(path, NUM_CLASSES[name])
+    if (path / f"{name}.npz").is_file():
+        return npz.read(path / f"{name}.npz", NUM_CLASSES[name])
+
+    prepared = [
+        version
+        for version in (path / name).glob("*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", version.name) and (version / "dataset_info.json").is_file()
+    ]
+    if prepared:
+        newest = max(prepared, key=lambda version: [int(number) for number in version.name.split(".")])
+        return tfds.read(newest, NUM_CLASSES[name])
+
+    if path.suffix == ".npz":
+        raise InputError(f"{name}: there is no file {path}. {_how_to_get(name, path.parent)}")
+    if not path.is_dir():
+        raise InputError(f"{name}: there is no directory {path}. {_how_to_get(name, path)}")
+    raise InputError(
+        f"{name}: {path} holds neither {name}.npz nor {name}/<version>/dataset_info.json. {_how_to_get(name, path)}"
+    )
+
+
+def _how_to_get(name, directory):
+    """Says how to make what `read` looks for."""
+    return (
+        "Prepare it once (needs TensorFlow and a download):\n"
+        "    pip install 'wcjax[prepare]'\n"
+        f"    {tfds.prepare_command(name, directory)}\n"
+        f"and pass data_dir='{directory}'. Or pass as data_dir an .npz file, or a directory that holds {name}.npz, "
+        "with the arrays x_train and x_test (uint8, shape (n, 32, 32, 3)), y_train and y_test (integers "
+        f"0..{NUM_CLASSES[name] - 1}, shape (n,))."
+    )

@@ -1,0 +1,68 @@
+"""The four arrays x_train, y_train, x_test, y_test (Keras' names) and the .npz file that holds them."""
+
+import numpy as np
+
+from wcjax.data.splits import Split
+from wcjax.errors import InputError
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+IMAGE_SHAPE = (32, 32, 3)
+
+
+def read(path, num_classes):
+    """Returns (train, test), read from the .npz file `path` and checked. Nothing is unpickled.
+
+    Raises:
+      InputError: the file is not there, truncated or damaged, lacks an array, or an array is not what `check` allows.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            arrays = {key: archive[key] for key in KEYS if key in names}
+    # Damaged bytes can make the zip and array parsers raise nearly anything.
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable .npz file ({type(error).__name__}: {error}). It is truncated, damaged, or holds "
+            "Python objects, which are never loaded. Make it again with np.savez and plain arrays."
+        ) from error
+    missing = [key for key in KEYS if key not in names]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; found {', '.join(names) or 'nothing'}. Make it again.")
+    return check(arrays, path, num_classes)
+
+
+def check(arrays, source, num_classes):
+    """Returns (train, test) of a dict with KEYS, labels as int32 (n,).
+
+    Args:
+      arrays: x_* uint8 (n, 32, 32, 3); y_* of any integer dtype, (n,) or as in Keras (n, 1), 0..num_classes-1; n > 0.
+      source: the file or directory to name in errors.
+      num_classes: number of classes.
+
+    Raises:
+      InputError: an array is something else.
+    """
+    return _check_split(arrays, "train", source, num_classes), _check_split(arrays, "test", source, num_classes)
+
+
+def _check_split(arrays, split, source, num_classes):
+    images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+        raise InputError(
+            f"{source}: x_{split} is {images.dtype} of shape {images.shape}; allowed is uint8 (0..255) of shape "
+            f"(n, {', '.join(map(str, IMAGE_SHAPE))}). Convert it and make the file again."
+        )
+    n = len(images)
+    if n == 0:
+        raise InputError(f"{source}: x_{split} holds no images; at least one is needed. Make it again.")
+    if labels.dtype.kind not in "iu" or labels.shape not in ((n,), (n, 1)):
+        raise InputError(
+            f"{source}: y_{split} is {labels.dtype} of shape {labels.shape}; allowed are integers of shape ({n},) or "
+            f"({n}, 1), one for each image of x_{split}. Convert it and make the file again."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"{source}: y_{split} holds labels from {labels.min()} to {labels.max()}; allowed are "
+            f"0..{num_classes - 1}. Is it another data set? Make it again."
+        )
+    return Split(images, labels.reshape(n).astype(np.int32))

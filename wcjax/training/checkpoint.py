@@ -1,0 +1,108 @@
+"""Checkpoints of a run; the only file that knows Orbax."""
+
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from wcjax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints in one folder, one for each finished epoch; the newest two and the best two (by val_accuracy) are kept.
+
+    A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
+    rename after everything in it is written, and carries a fingerprint of its arrays that is checked when it is read.
+    """
+
+    def __init__(self, folder):
+        policies = ocp.checkpoint_managers
+        keep = policies.AnyPreservationPolicy(
+            [policies.LatestN(n=2), policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2)]
+        )
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(folder).absolute(),
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep),
+            item_names=("state", "record"),
+        )
+
+    def save(self, epoch: int, state, record: dict, val_accuracy: float) -> None:
+        """Saves in the background; state may be donated as soon as this returns. An older save is waited for."""
+        record = record | {"fingerprint": int(fingerprint(state))}
+        self._manager.save(
+            epoch,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+            metrics={"val_accuracy": val_accuracy, "epoch": epoch},
+        )
+
+    def restore(self, epoch: int, like):
+        """(state, record) of one epoch, with the structure, dtypes and shardings of `like`.
+
+        Raises InputError where it cannot be read or its arrays are not those that were saved.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+        try:
+            found = self._manager.restore(epoch, args=args)
+        except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"the checkpoint of epoch {epoch} cannot be read: {reason}") from error
+        record = dict(found.record)
+        if record.pop("fingerprint", None) != int(fingerprint(found.state)):
+            raise InputError(f"the checkpoint of epoch {epoch} is damaged: its arrays are not those that were saved.")
+        return found.state, record
+
+    def restore_newest(self, like):
+        """(state, record) of the newest epoch that can be read, or None where there is none yet.
+
+        A damaged one is reported and deleted, and the one before it is tried. Raises InputError if all are damaged.
+        """
+        epochs = sorted(self._manager.all_steps(), reverse=True)
+        for epoch in epochs:
+            try:
+                return self.restore(epoch, like)
+            except InputError as error:
+                log.warning("%s Falling back to the one before.", error)
+                self._manager.delete(epoch)
+        if epochs:
+            raise InputError(
+                f"none of the checkpoints in {self._manager.directory} can be read. Start in a new workdir."
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_tree(path, tree) -> None:
+    """Writes a pytree of arrays to the folder `path`, which appears by one rename; replaces what was there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
+
+
+def load_tree(path):
+    """The pytree that `save_tree` wrote, as nested dicts of arrays on this machine's default device."""
+    path = pathlib.Path(path).absolute()
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path)
+
+
+@jax.jit
+def fingerprint(tree):
+    """A sum over the bits of all arrays, weighted by position: uint32, shape (). The same on any number of devices."""
+    total = jnp.uint32(0)
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        leaf = jnp.asarray(leaf)
+        width = max(8, min(32, 8 * leaf.dtype.itemsize))
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}")).astype(jnp.uint32).reshape(-1)
+        odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
+        total += jnp.uint32(2 * i + 1) * jnp.sum(bits * odd, dtype=jnp.uint32)
+    return total

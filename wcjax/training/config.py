@@ -1,0 +1,179 @@
+"""The configuration of a run: every key with its default, and the checks that come before any work."""
+
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import ml_collections
+
+from wcjax import data, models
+from wcjax.errors import InputError, unknown
+from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
+
+REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
+LEARN = ("none", "fine", "coarse")
+OPTIMIZERS = ("sgd", "adam")
+DTYPES = ("float32", "bfloat16")
+
+# Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
+VARIANTS = {
+    "wc": {"name": "arctan"},
+    "arsinh": {"name": "arsinh"},
+    "erf": {"name": "erf"},
+    "learned": {"name": "arctan", "learn": "fine", "a": 0.5, "b": 1.0},
+    "coarse": {"name": "arctan", "learn": "coarse", "a": 0.5, "b": 1.0},
+    "pp": {"name": "powerprop"},
+    "wn": {"name": "weightnorm"},
+    "plain": {"name": "none"},
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key of a run with its default value."""
+    config = ml_collections.ConfigDict()
+
+    config.dataset = "digits"  # one of wcjax.data.NAMES
+    config.data_dir = ""  # a tensorflow-datasets folder, or an .npz file or a folder with <dataset>.npz
+    config.val_fraction = 0.1  # share of the training images that is held out for validation
+    config.split_seed = 0  # which images are held out; apart from `seed`, so that runs of other seeds are comparable
+    config.augment = {"padding": 4, "flip": True}  # random crop after zero padding (pixels), random horizontal flip
+
+    config.model = "resnet8"  # one of wcjax.models.NAMES
+    config.stem = "cifar"  # 'cifar' or 'imagenet'
+    config.kernel_init = "kaiming"  # 'kaiming' (uniform, gain √2, fan-in) or 'torch' (its default)
+    config.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+
+    config.reparam = {"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"}
+
+    config.optimizer = "sgd"  # 'sgd', or 'adam', whose steps are scaled by Ψ′(v)
+    config.learning_rate = 0.1
+    config.momentum = 0.9  # of sgd
+    config.schedule = {
+        "milestones": (),
+        "factor": 0.1,
+    }  # the learning rate is times factor from each of these epochs on
+    config.weight_decay = 1e-4  # λ: the gradient of w gets λ·w
+    config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
+
+    config.epochs = 10
+    config.batch_size = 128
+    config.seed = 0  # of the initial weights, the order of the images and their augmentation
+    return config
+
+
+def with_variant(config: ml_collections.ConfigDict, argument: str) -> ml_collections.ConfigDict:
+    """config with the variant that stands after the comma of 'model,variant'; `wc` where there is none.
+
+    Raises InputError for an unknown variant.
+    """
+    _, _, variant = argument.partition(",")
+    variant = variant or "wc"
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, VARIANTS)
+    config.reparam.update(VARIANTS[variant])
+    return config
+
+
+def check_config(config: Mapping) -> ml_collections.ConfigDict:
+    """A complete copy of config: missing keys get their defaults.
+
+    Raises:
+      InputError: a key or a name that does not exist (with the nearest), a wrong type, or a number out of range.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    full = default_config()
+    _merge(full, config, prefix="")
+
+    _one_of(full, "dataset", data.NAMES)
+    _one_of(full, "model", models.NAMES)
+    _one_of(full, "optimizer", OPTIMIZERS)
+    _one_of(full, "dtype", DTYPES)
+    _one_of(full, "reparam.name", REPARAMS)
+    _one_of(full, "reparam.learn", LEARN)
+    for key, lowest in {"epochs": 1, "batch_size": 1, "seed": 0, "split_seed": 0, "augment.padding": 0}.items():
+        _in_range(full, key, lowest, math.inf)
+    _in_range(full, "val_fraction", 0, 1, open_ends=True)
+    _in_range(full, "learning_rate", 0, math.inf, open_ends=True)
+    _in_range(full, "schedule.factor", 0, math.inf, open_ends=True)
+    _in_range(full, "momentum", 0, 1)
+    _in_range(full, "weight_decay", 0, math.inf)
+    milestones = full.schedule.milestones
+    if any(not isinstance(m, int) for m in milestones) or list(milestones) != sorted(set(milestones)):
+        raise InputError(f"schedule.milestones must be epochs in rising order, like (60, 120), found {milestones!r}.")
+    try:
+        make_model(full, num_classes=2)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return full
+
+
+def make_psi(config):
+    """The Ψ that config.reparam names: Arctan, Arsinh, Erf, PowerProp, WeightNorm or None. ValueError: out of range."""
+    r = config.reparam
+    return {
+        "arctan": lambda: Arctan(r.a, r.b),
+        "arsinh": lambda: Arsinh(r.a, r.b),
+        "erf": lambda: Erf(r.a, r.b),
+        "powerprop": lambda: PowerProp(r.alpha),
+        "weightnorm": WeightNorm,
+        "none": lambda: None,
+    }[r.name]()
+
+
+def make_model(config, num_classes: int, plain: bool = False):
+    """The network of config; plain=True leaves Ψ out, for folded weights."""
+    options = {option: config[option] for option in models.options(config.model)}
+    psi, learn = (None, "none") if plain else (make_psi(config), config.reparam.learn)
+    return models.create(config.model, num_classes, psi, learn, jnp.dtype(config.dtype), **options)
+
+
+def load_dataset(config) -> data.Dataset:
+    """The data set of config. Raises InputError where it cannot be read or is smaller than a batch."""
+    dataset = data.load(
+        config.dataset, config.data_dir or None, val_fraction=config.val_fraction, seed=config.split_seed
+    )
+    found = len(dataset.train.labels)
+    if found < config.batch_size:
+        raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {found} training images.")
+    return dataset
+
+
+def _merge(full, given, prefix):
+    for key, value in given.items():
+        if key not in full:
+            raise unknown("config key", f"{prefix}{key}", [prefix + known for known in full])
+        default = full[key]
+        if isinstance(default, ml_collections.ConfigDict):
+            if not isinstance(value, Mapping):
+                raise InputError(f"config.{prefix}{key} has keys of its own ({', '.join(default)}), found {value!r}.")
+            _merge(default, value, prefix=f"{prefix}{key}.")
+            continue
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not type(default):
+            raise InputError(
+                f"config.{prefix}{key} must be of type {type(default).__name__}, found {value!r} ({type(value).__name__})."
+            )
+        full[key] = value
+
+
+def _get(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _one_of(config, key, known):
+    value = _get(config, key)
+    if value not in known:
+        raise unknown(f"config.{key}", value, known)
+
+
+def _in_range(config, key, lowest, highest, open_ends=False):
+    value = _get(config, key)
+    inside = lowest < value < highest if open_ends else lowest <= value <= highest
+    if not inside or not math.isfinite(value):
+        ends = "strictly between" if open_ends else "between"
+        raise InputError(f"config.{key} must be {ends} {lowest} and {highest}, found {value}.")

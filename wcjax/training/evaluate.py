@@ -1,0 +1,84 @@
+"""Accuracy of the folded network of a run.
+
+python -m wcjax.training.evaluate RUN [--data_dir DIR]
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import jax
+
+from wcjax.errors import InputError
+from wcjax.training import step as steps
+from wcjax.training.checkpoint import load_tree
+from wcjax.training.config import check_config, load_dataset, make_model
+
+
+def evaluate(eval_step, params, batch_stats, data: steps.Images, batch_size: int) -> dict:
+    """{'loss', 'accuracy'} over all images of data, each counted once. eval_step: from `step.compile_eval_step`."""
+    totals = steps.Totals.zero()
+    for _ in range(-(-len(data.labels) // batch_size)):
+        totals = eval_step(params, batch_stats, totals, data)
+    return totals.means()
+
+
+def load_folded(run, num_classes: int | None = None):
+    """(model, variables) of a finished run: the plain network and its best weights.
+
+    run: the run folder. variables: {'params', 'batch_stats'} for model.apply(variables, images, train=False), with images
+    normalized as in training. num_classes: of the data set, found out from the weights where it is left out.
+    Raises InputError where run holds no finished run.
+    """
+    config = load_config(run)
+    variables = load_tree(pathlib.Path(run, "folded"))
+    if num_classes is None:
+        num_classes = variables["params"]["head"]["kernel"].shape[-1]
+    return make_model(config, num_classes, plain=True), variables
+
+
+def load_config(run):
+    """The config of a run folder. Raises InputError where there is none."""
+    path = pathlib.Path(run, "config.json")
+    if not path.exists():
+        raise InputError(f"{run} is no run folder: it has no config.json.")
+    return check_config(json.loads(path.read_text(encoding="utf-8")))
+
+
+def evaluate_folded(run, dataset=None, data_dir: str | None = None) -> dict:
+    """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
+
+    dataset: where it is loaded already. data_dir: where it has moved since training.
+    """
+    config = load_config(run)
+    if data_dir is not None:
+        config.data_dir = data_dir
+    dataset = dataset or load_dataset(config)
+    model, variables = load_folded(run, dataset.num_classes)
+    result = {}
+    for name in ("val", "test"):
+        data = jax.device_put(steps.Images(*getattr(dataset, name)))
+        eval_step = steps.compile_eval_step(model, config, dataset, variables["params"], variables["batch_stats"], data)
+        result[name] = evaluate(eval_step, variables["params"], variables["batch_stats"], data, config.batch_size)
+    return result
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--data_dir", help="where the data set lies, if it has moved since training")
+    args = parser.parse_args(argv)
+    try:
+        result = evaluate_folded(args.run, data_dir=args.data_dir)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("| split | accuracy | loss |\n| --- | --- | --- |")
+    for name, found in result.items():
+        print(f"| {name} | {found['accuracy']:.2%} | {found['loss']:.4f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
