@@ -87,7 +87,7 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
     def unscaled(g, slope):
         if isinstance(slope, int):
             return g
-        usable = slope > jnp.finfo(slope.dtype).tiny
+        usable = jnp.abs(slope) > jnp.finfo(slope.dtype).tiny
         return jnp.where(usable, g / jnp.where(usable, slope, 1), 0).astype(g.dtype)
 
     def init_fn(params):
