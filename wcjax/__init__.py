@@ -1,7 +1,8 @@
 """Weight compander, w = Ψ(v) = a·arctan(v / b), and its kin for JAX."""
 
 from wcjax import optim
-from wcjax.params import fold, is_kernel, reparameterize
+from wcjax.optim import compand
+from wcjax.params import describe, fold, is_kernel, reparameterize
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
 __version__ = "0.1.0"
@@ -11,6 +12,8 @@ __all__ = [
     "Erf",
     "PowerProp",
     "WeightNorm",
+    "compand",
+    "describe",
     "fold",
     "is_kernel",
     "optim",

@@ -11,6 +11,7 @@ bound of Ψ gives nan in v, because nothing can be raised inside jit; `wcjax.rep
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,16 +26,17 @@ Psi = Arctan | Arsinh | Erf | PowerProp
 class LearnedPair(nn.Module):
     """One learned (a, b), shared by all layers that get this module as their reparam (the paper's coarse form).
 
-    Make it once in the parent module and hand it to every layer. Parameters: 'a' and 'b', float32, shape ().
+    Make it once in the parent module and hand it to every layer. Parameters: 'a' and 'b', of param_dtype, shape ().
     """
 
     psi: Arctan | Arsinh | Erf
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self) -> Psi:
         """psi with the learned a and b."""
         check_learnable(self.psi, "fine")
-        return _learned(self, self.psi, jnp.float32)
+        return _learned(self, self.psi, self.param_dtype)
 
 
 def companded(cls: type[nn.Module]) -> type[nn.Module]:

@@ -11,14 +11,15 @@ Source: Cakaj et al. 2023, arXiv 2306.16993; the scaling of adaptive steps is th
 2021, arXiv 2110.00296.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from wcjax.params import Learned, psi_tree
+from wcjax.params import LEARN, Learned, check_bound, check_learnable, is_kernel, path_str, psi_tree
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 
 NO_PARAMS = "This transform needs the parameters: call update(grads, state, params)."
@@ -76,32 +77,185 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
     _check_elementwise(psi)
     inner = optax.with_extra_args_support(inner)
 
-    def split(params):
-        """w in place of each v, and Ψ′(v) (1 for leaves without Ψ)."""
+    def psis_of(params):
         psis = psi_tree(params, psi)
         _check_pairs(psis, psi)
-        plain = lambda of_leaf: of_leaf is None or isinstance(of_leaf, Learned)
-        weights = jax.tree.map(lambda p, of_leaf: p if plain(of_leaf) else of_leaf(p), params, psis)
-        return weights, jax.tree.map(lambda p, of_leaf: 1 if plain(of_leaf) else of_leaf.derivative(p), params, psis)
-
-    def unscaled(g, slope):
-        if isinstance(slope, int):
-            return g
-        usable = jnp.abs(slope) > jnp.finfo(slope.dtype).tiny
-        return jnp.where(usable, g / jnp.where(usable, slope, 1), 0).astype(g.dtype)
+        return psis
 
     def init_fn(params):
-        return inner.init(split(params)[0])
+        return inner.init(_map(lambda p, v: p(v), psis_of(params), params))
 
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError(NO_PARAMS)
-        weights, slopes = split(params)
-        updates = jax.tree.map(unscaled, updates, slopes)
-        updates, state = inner.update(updates, state, weights, **extra_args)
-        return jax.tree.map(lambda u, slope: (u * slope).astype(u.dtype), updates, slopes), state
+        psis = psis_of(params)
+        weights = _map(lambda p, v: p(v), psis, params)
+        slopes = _map(lambda p, v: p.derivative(v), psis, params)
+        updates = _map(lambda p, g, slope: _divide(g, slope), psis, updates, slopes)
+        steps, state = inner.update(updates, state, weights, **extra_args)
+        return _map(_scale, psis, steps, slopes), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class CompandState(NamedTuple):
+    """State of `compand`."""
+
+    inner: optax.OptState
+    decay: optax.OptState
+    pairs: Any  # None where a and b are fixed; {'a', 'b'} where learn='coarse'; {leaf path: {'a', 'b'}} where 'fine'
+
+
+def compand(
+    inner: optax.GradientTransformation,
+    psi,
+    *,
+    adaptive: bool = False,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any | Callable[[Any], Any] | None = None,
+    where: Callable[[Any, Any], bool] = is_kernel,
+    learn: str = "none",
+) -> optax.GradientTransformationExtraArgs:
+    """Trains any model as if its weights were w = Ψ(v), while its parameters stay plain w.
+
+    Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. Nothing is swapped in
+    the model, nothing is folded afterwards, and forward and backward pass cost nothing more. v is not kept: w, which may
+    be loaded, averaged or clipped between updates, is all there is to know.
+
+        tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(0.6, 0.6), weight_decay=1e-4)
+        tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(0.6, 0.6), adaptive=True)
+
+    Args:
+      inner: an optax optimizer. Its step u may be anything; only its size in v matters.
+      psi: Arctan, Arsinh, Erf or PowerProp.
+      adaptive: False: inner sees dL/dv = Ψ′(v)·dL/dw, and v as its params. True, for optimizers that normalize gradients
+        (adam, lion, rmsprop, lamb, muon): inner sees dL/dw and w, and u is its step times Ψ′(v).
+      weight_decay: λ or a schedule of it. The gradient of a weight gets λ·w before inner sees it, that of any other leaf
+        λ·p. Where a and b are learned, dL/dv gets λ·v instead, and they get nothing.
+      mask: bools in the structure of the params (or a prefix of it), or a function from params to them; True decays.
+      where: (key path, leaf) -> bool, the leaves that are companded. The others are left to inner.
+      learn: 'fine', a learned (a, b) for each companded leaf; 'coarse', one for all. They start at psi's, live in the state
+        and are stepped by inner, which then sees the pair (params, a's and b's); w follows them.
+
+    Returns:
+      A transform. init raises ValueError where nothing is companded, or |w| >= psi.bound (with the a that fits). update
+      raises ValueError without params.
+
+    A w that a step would carry to the bound stops a few roundings before it. Updates have the dtype of their leaf.
+    """
+    _check_elementwise(psi)
+    check_learnable(psi, learn, (*LEARN, "coarse"))
+    inner = optax.with_extra_args_support(inner)
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    learned = learn != "none"
+
+    def psis_of(params, pairs):
+        """Ψ for each companded leaf, None for the others, in the structure of params."""
+
+        def of_leaf(path, leaf):
+            if not where(path, leaf):
+                return None
+            pair = pairs if learn == "coarse" else pairs[path_str(path)] if learned else {}
+            return dataclasses.replace(psi, **pair)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+    def init_fn(params):
+        leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if where(path, leaf)]
+        if not leaves:
+            raise ValueError("`where` selects no leaf of the params: see wcjax.describe(params, where).")
+        for path, leaf in leaves:
+            check_bound(path, leaf, psi)
+        pairs = None
+        if learned:
+            of_leaves = {path_str(path): _pair(psi, leaf.dtype) for path, leaf in leaves}
+            pairs = of_leaves if learn == "fine" else _pair(psi, jnp.result_type(*(leaf.dtype for _, leaf in leaves)))
+        seen = params if adaptive else _map(lambda p, w: p.inverse(w), psis_of(params, pairs), params)
+        return CompandState(inner.init((seen, pairs) if learned else seen), decay.init(params), pairs)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(NO_PARAMS)
+        psis = psis_of(params, state.pairs)
+        slopes = _map(lambda p, w: p.slope(w), psis, params)
+        v = _map(lambda p, w: p.inverse(w), psis, params)
+
+        # λ·w in dL/dw is λ·w·Ψ′ in dL/dv; λ·v in dL/dv is λ·v/Ψ′ in dL/dw.
+        penalized = _map(lambda p, v, slope: _divide(v, slope), psis, v, slopes) if learned else params
+        grads, decay_state = decay.update(updates, state.decay, penalized)
+        seen, seen_params = (grads, params) if adaptive else (_map(_scale, psis, grads, slopes), v)
+        if learned:
+            seen = (seen, _pair_grads(psis, params, updates, coarse=learn == "coarse"))
+            seen_params = (seen_params, state.pairs)
+        steps, inner_state = inner.update(seen, state.inner, seen_params, **extra_args)
+        pairs, new_psis = None, psis
+        if learned:
+            steps, pair_steps = steps
+            pairs = jax.tree.map(_nonzero, optax.apply_updates(state.pairs, pair_steps))
+            new_psis = psis_of(params, pairs)
+        if adaptive:
+            steps = _map(_scale, psis, steps, slopes)
+
+        def change_of_w(p, u, w, new):
+            delta = _keep_inside(p, w, p.increment(w, jnp.clip(u, -_HUGE, _HUGE)))
+            return _keep_inside(new, w, delta + p.change(w + delta, new)) if learned else delta
+
+        return _map(change_of_w, psis, steps, params, new_psis), CompandState(inner_state, decay_state, pairs)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+_HUGE = 1e30  # beyond this a step is as good as infinite, and its products would overflow in float32
+
+
+def _map(f, psis, tree, *more):
+    """f(Ψ, leaf, ...) on the leaves that have a Ψ; the others stay."""
+
+    def of_leaf(x, p, *rest):
+        return x if p is None or isinstance(p, Learned) else f(p, x, *rest)
+
+    return jax.tree.map(of_leaf, tree, psis, *more)
+
+
+def _scale(p, x, slope):
+    del p
+    return (x * slope).astype(x.dtype)
+
+
+def _divide(x, slope):
+    """x / slope, and 0 where slope is 0."""
+    usable = jnp.abs(slope) > jnp.finfo(slope.dtype).tiny
+    return jnp.where(usable, x / jnp.where(usable, slope, 1), 0).astype(x.dtype)
+
+
+def _keep_inside(p, w, delta):
+    """delta, cut so that w + delta stays 4 roundings inside the bound of p."""
+    limit = jnp.abs(jnp.asarray(p.bound, jnp.float32)) * (1 - 4 * jnp.finfo(w.dtype).eps)
+    limit = jnp.minimum(limit, jnp.finfo(w.dtype).max / 2).astype(w.dtype)
+    target = w + delta
+    return jnp.where(jnp.abs(target) > limit, jnp.sign(target) * limit - w, delta)
+
+
+def _pair_grads(psis, params, grads, coarse):
+    """dL/da and dL/db of each companded leaf by its path, or their sums over all of them."""
+    found = {}
+
+    def of_leaf(path, w, p, g):
+        if p is not None:
+            w, g = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (w, g))
+            found[path_str(path)] = {"a": jnp.sum(g * p.derivative_a(w)), "b": jnp.sum(g * p.derivative_b(w))}
+
+    jax.tree_util.tree_map_with_path(of_leaf, params, psis, grads)
+    return jax.tree.map(lambda *x: sum(x), *found.values()) if coarse else found
+
+
+def _pair(psi, dtype):
+    return {letter: jnp.asarray(getattr(psi, letter), jnp.promote_types(dtype, jnp.float32)) for letter in "ab"}
+
+
+def _nonzero(x):
+    """x, or a small number in place of an exact zero, at which w no longer determines v."""
+    return jnp.where(x == 0, 1e-8, x).astype(x.dtype)
 
 
 def _check_elementwise(psi):

@@ -187,6 +187,32 @@ def fold(params, psi):
     return convert(params, psis)
 
 
+def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi=None) -> None:
+    """Prints which leaves `where` selects, with their largest |w| and its share of psi's bound, and how many they are.
+
+    Args:
+      params: any pytree of arrays in plain form: a parameter dict, an Equinox module, an NNX state.
+      where: (key path, leaf) -> bool, as for `reparameterize` and `compand`.
+      psi: the Ψ to be used; without it the bound is left out.
+    """
+    rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]
+    total, companded, leaves = 0, 0, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        size = getattr(leaf, "size", 0)
+        total += size
+        if not where(path, leaf):
+            rows.append((path_str(path), str(jnp.shape(leaf)), "", "", ""))
+            continue
+        companded, leaves = companded + size, leaves + 1
+        largest = float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0.0))
+        share = f"{largest / float(psi.bound):.1%}" if psi is not None else ""
+        rows.append((path_str(path), str(leaf.shape), "yes", f"{largest:.4g}", share))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{leaves} of {len(rows) - 1} leaves companded: {companded:,} of {total:,} parameters.")
+
+
 class Learned(NamedTuple):
     """Stands in `psi_tree` for a learned a or b."""
 

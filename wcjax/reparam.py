@@ -17,6 +17,9 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from wcjax import elementary
 
 
 def _check(psi, field, lowest, inclusive):
@@ -30,22 +33,41 @@ def _check(psi, field, lowest, inclusive):
 
 
 def _float32_at_least(compute):
-    """Runs compute(psi, x) with x and psi's parameters in float32 or wider; the result gets x's own float dtype."""
+    """Runs compute(psi, x, ...) on arrays of float32 or wider; the result gets x's own float dtype."""
 
     @functools.wraps(compute)
-    def wrapper(psi, x):
+    def wrapper(psi, x, *more):
         x = jnp.asarray(x)
         out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
         wide = jnp.promote_types(out, jnp.float32)
-        psi = jax.tree.map(lambda p: jnp.asarray(p, wide), psi)
-        return compute(psi, x.astype(wide)).astype(out)
+        psi, x, more = jax.tree.map(lambda leaf: jnp.asarray(leaf, wide), (psi, x, more))
+        return compute(psi, x, *more).astype(out)
 
     return wrapper
 
 
+class _Elementwise:
+    """What every elementwise Ψ can do, by way of v; a Ψ with a closed form in w has its own."""
+
+    @_float32_at_least
+    def slope(self, w):
+        """Ψ′(Ψ⁻¹(w)), the derivative as a function of w."""
+        return self.derivative(self.inverse(w))
+
+    @_float32_at_least
+    def increment(self, w, u):
+        """Ψ(Ψ⁻¹(w) + u) − w: the change of w when v changes by u."""
+        return self(self.inverse(w) + u) - w
+
+    @_float32_at_least
+    def change(self, w, new):
+        """Ψ_new(Ψ⁻¹(w)) − w: the change of w when a and b change and v stays. new: a Ψ of the same type."""
+        return new(self.inverse(w)) - w
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Sigmoid:
+class _Sigmoid(_Elementwise):
     """w = a·s(v / b) for an odd increasing s, with a, b > 0."""
 
     a: float | jax.Array = 1.0
@@ -54,6 +76,16 @@ class _Sigmoid:
     def __post_init__(self):
         _check(self, "a", 0, inclusive=False)
         _check(self, "b", 0, inclusive=False)
+
+    @_float32_at_least
+    def derivative_a(self, w):
+        """dw/da as a function of w: w / a."""
+        return w / self.a
+
+    @_float32_at_least
+    def derivative_b(self, w):
+        """dw/db as a function of w: −(v / b)·Ψ′(v)."""
+        return -self.inverse(w) / self.b * self.slope(w)
 
 
 @jax.tree_util.register_dataclass
@@ -82,6 +114,39 @@ class Arctan(_Sigmoid):
         """dw/dv = a·b / (b² + v²), written so that v² cannot overflow into nan."""
         return (self.a / self.b) / (1 + jnp.square(v / self.b))
 
+    # With x = w / a the addition theorem of tan gives everything from sin x and cos x, without v, which is large and
+    # inaccurate near the bound: v / b = tan x, and arctan(t + z) − arctan(t) is the angle of (1 + z·t + t², z).
+
+    def _sincos(self, w):
+        return elementary.sincos(jnp.clip(w / self.a, -math.pi / 2, math.pi / 2))
+
+    @_float32_at_least
+    def slope(self, w):
+        """Ψ′(Ψ⁻¹(w)) = (a / b)·cos²(w / a)."""
+        _, cos = self._sincos(w)
+        return self.a / self.b * cos * cos
+
+    @_float32_at_least
+    def increment(self, w, u):
+        """Ψ(Ψ⁻¹(w) + u) − w, exactly 0 for u = 0 and finite for any finite u."""
+        sin, cos = self._sincos(w)
+        z = u / self.b
+        return self.a * elementary.arctan2(z * cos * cos, 1 + z * sin * cos)
+
+    @_float32_at_least
+    def derivative_b(self, w):
+        """dw/db as a function of w: −(a / b)·sin(w / a)·cos(w / a)."""
+        sin, cos = self._sincos(w)
+        return -self.a / self.b * sin * cos
+
+    @_float32_at_least
+    def change(self, w, new):
+        """Ψ_new(Ψ⁻¹(w)) − w, exactly 0 for the same a and b."""
+        sin, cos = self._sincos(w)
+        ratio = self.b / new.b
+        turn = elementary.arctan2((ratio - 1) * sin * cos, cos * cos + ratio * sin * sin)
+        return (new.a - self.a) / self.a * w + new.a * turn
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +172,17 @@ class Arsinh(_Sigmoid):
     def derivative(self, v):
         """dw/dv = a / sqrt(b² + v²)."""
         return (self.a / self.b) * jax.lax.rsqrt(1 + jnp.square(v / self.b))
+
+    @_float32_at_least
+    def increment(self, w, u):
+        """Ψ(Ψ⁻¹(w) + u) − w by log1p while v keeps its sign, where the difference of two arsinh would cancel."""
+        y, z = jnp.sinh(jnp.abs(w) / self.a), jnp.sign(w) * u / self.b
+        z = jnp.where(w == 0, u / self.b, z)
+        x = y + z
+        root_x, root_y = _hypot1(x), _hypot1(y)
+        near = jnp.log1p(z * (1 + (x + y) / (root_x + root_y)) / (y + root_y))
+        far = jnp.arcsinh(x) - jnp.abs(w) / self.a
+        return jnp.where(w < 0, -1, 1) * self.a * jnp.where(x < 0, far, near)
 
 
 @jax.tree_util.register_dataclass
@@ -135,10 +211,20 @@ class Erf(_Sigmoid):
         """dw/dv = (2 / √π)·(a / b)·exp(−(v / b)²); 0 in float32 where |v / b| > 10."""
         return (2 / math.sqrt(math.pi)) * (self.a / self.b) * jnp.exp(-jnp.square(v / self.b))
 
+    @_float32_at_least
+    def increment(self, w, u):
+        """Ψ(Ψ⁻¹(w) + u) − w; where |u / b| < 1/2 by Gauss's rule for the integral of Ψ′, which does not cancel."""
+        y, z = self.inverse(w) / self.b, u / self.b
+        nodes, weights = np.polynomial.legendre.leggauss(5)
+        steps = [0.5 * (1 + node) * z for node in nodes]
+        mean = sum(0.5 * weight * jnp.exp(-s * (2 * y + s)) for weight, s in zip(weights, steps, strict=True))
+        near = self.derivative(self.b * y) * u * mean
+        return jnp.where(jnp.abs(z) < 0.5, near, self.a * jax.lax.erf(y + z) - w)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PowerProp:
+class PowerProp(_Elementwise):
     """Powerpropagation: w = v·|v|^(α−1), unbounded. Raises ValueError for α < 1; α = 1 is the identity."""
 
     alpha: float | jax.Array = 2.0
@@ -165,6 +251,19 @@ class PowerProp:
     def derivative(self, v):
         """dw/dv = α·|v|^(α−1); 0 at v = 0 where α > 1."""
         return self.alpha * jnp.abs(v) ** (self.alpha - 1)
+
+    @_float32_at_least
+    def increment(self, w, u):
+        """Ψ(Ψ⁻¹(w) + u) − w; where |u| < |v| / 2 by expm1 and log1p, which do not cancel."""
+        v = self.inverse(w)
+        near = jnp.abs(u) < 0.5 * jnp.abs(v)
+        relative = jnp.where(near, u / jnp.where(near, v, 1), 0)
+        return jnp.where(near, w * jnp.expm1(self.alpha * jnp.log1p(relative)), self(v + u) - w)
+
+
+def _hypot1(x):
+    """√(1 + x²) without overflow."""
+    return jnp.where(jnp.abs(x) < 1e9, jnp.sqrt(1 + jnp.square(x)), jnp.abs(x))
 
 
 @jax.custom_jvp

@@ -37,7 +37,7 @@ def random_crop_and_flip(key, images, *, padding=4, flip=True):
         columns = jnp.where(mirrored, w - 1 - columns, columns)
 
     y, x = (top + jnp.arange(h))[:, :, None], (left + columns)[:, None, :]
-    inside = (0 <= y) & (y < h) & (0 <= x) & (x < w)
+    inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
     # One gather with an index past the end where the padding would be, which reads as zero. Batched over images and
     # not flat over the whole batch: as fast, and a batch sharded over devices needs no all-gather.
     index = jnp.where(inside, y * w + x, h * w).reshape(n, h * w, 1)

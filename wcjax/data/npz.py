@@ -18,7 +18,7 @@ def read(path, num_classes):
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            arrays = {key: archive[key] for key in KEYS if key in names}
+            arrays = {key: np.asarray(archive[key]) for key in KEYS if key in names}
     # Damaged bytes can make the zip and array parsers raise nearly anything.
     except Exception as error:
         raise InputError(

