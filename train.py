@@ -6,8 +6,6 @@ python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/plain 
 
 import json
 import logging
-import os
-import pathlib
 import sys
 
 from absl import app, flags

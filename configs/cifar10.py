@@ -1,21 +1,40 @@
-"""CIFAR-10."""
+"""CIFAR-10: tables II and following of the paper, arXiv 2306.16993, and small networks for a CPU.
+
+    python train.py --config configs/cifar10.py:resnet18,wc --workdir runs/r18_wc --config.data_dir=DIR
+    python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/r18_plain --config.data_dir=DIR
+    python train.py --config configs/cifar10.py:resnet8,wc --workdir runs/r8_wc --config.data_dir=DIR
+
+DIR: a tensorflow-datasets folder in which cifar10 is prepared as array_record, or one with a cifar10.npz; without it the
+error says how to make one. Test accuracy in % (mean ± std of 5 seeds, 200 epochs):
+
+    | model    | plain       | pp          | wn          | wc          | arsinh | erf   | learned     |
+    | resnet18 | 94.04 ± .08 | 92.94 ± .17 | 94.26 ± .14 | 94.44 ± .12 | 94.34  | 94.36 | 94.16 ± .08 |
+    | resnet34 | 93.69 ± .30 | 93.29 ± .16 | 94.17 ± .22 | 94.43 ± .25 | 94.68  | 94.52 | 94.46 ± .07 |
+    | resnet50 | 93.31 ± .36 | 93.47 ± .14 | 93.89 ± .23 | 94.06 ± .27 | 93.82  | 93.87 | 94.80 ± .14 |
+
+Not in the paper: resnet8 (78,042 parameters) and resnet20, trained for 20 epochs, with a and b of ResNet18. Measured on 2
+CPU cores: 2 minutes an epoch for resnet8 (450 images/s); after 5 epochs 70 to 72 % on test. ResNet18 takes 16 s a step
+there: it is for a GPU or TPU.
+
+OPEN in the paper, and how it is read here: the augmentation (4-pixel zero pad, random crop, flip), the gain of
+Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), what decays (all parameters, the gradient gets λ·w).
+"""
 
 from wcjax.training import default_config, with_variant
 
-BEST = {  # (a, b) of table I; the small networks, which the paper has not, take those of ResNet18
-    "resnet34": (0.8, 0.5),
-}
+BEST_AB = {"resnet18": (1.0, 0.6), "resnet34": (0.8, 0.5), "resnet50": (1.0, 0.6)}  # table I
+SMALL = ("resnet8", "resnet20")
 
 
 def get_config(argument: str = "resnet18,wc"):
+    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "cifar10"
     config.model = argument.partition(",")[0]
-    config.reparam.a, config.reparam.b = BEST.get(config.model, (1.0, 0.6))
+    config.reparam.a, config.reparam.b = BEST_AB.get(config.model, BEST_AB["resnet18"])
     config.batch_size = 128
     config.learning_rate = 0.1
     config.momentum = 0.9
     config.weight_decay = 1e-4
-    config.epochs = 200
-    config.schedule = {"milestones": (90, 136), "factor": 0.1}
+    config.epochs, config.schedule.milestones = (20, (10, 15)) if config.model in SMALL else (200, (90, 136))
     return with_variant(config, argument)

@@ -1,22 +1,26 @@
-"""scikit-learn's 1,797 handwritten digits, 8x8: the first run. Nothing is downloaded.
+"""scikit-learn's 1,797 handwritten digits, 8x8 grey: the first run. Nothing is downloaded.
 
-python train.py --config configs/digits.py --workdir runs/digits
-python train.py --config configs/digits.py:resnet8,plain --workdir runs/digits_plain
+    python train.py --config configs/digits.py --workdir runs/digits
+    python train.py --config configs/digits.py:resnet8,plain --workdir runs/digits_plain
 
+Expected: 96 to 99 % on test, with and without WC (the set is too easy to tell them apart, and one image in 360 is
+0.3 %). Time: 10 s of training on 2 CPU cores, and some 10 s to compile.
+
+The paper has no such run. The settings below are ours; bound of w: a·π/2 = 1.57, the largest initial |w| is 0.82.
 """
 
 from wcjax.training import default_config, with_variant
 
 
 def get_config(argument: str = "resnet8,wc"):
-    """argument: 'model,variant'; variant is one of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "digits"
     config.model = argument.partition(",")[0]
     config.augment = {"padding": 1, "flip": False}
-    config.epochs = 10
     config.batch_size = 64
     config.learning_rate = 0.1
-    config.schedule.milestones = (6, 8)
     config.weight_decay = 5e-4
+    config.epochs = 10
+    config.schedule.milestones = (6, 8)
     return with_variant(config, argument)

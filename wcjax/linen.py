@@ -6,8 +6,8 @@
     Dense(10, reparam=WeightNorm())                          'v', 'g'
     Dense(10)                                                exactly flax.linen.Dense
 
-The initial w is what the plain layer would draw from the same key, up to the rounding of Ψ(Ψ⁻¹(w)). A drawn w beyond the
-bound of Ψ gives nan in v, because nothing can be raised inside jit; `wcjax.reparameterize` raises there.
+The initial w is what the plain layer would draw from the same key, up to the rounding of Ψ(Ψ⁻¹(w)). A drawn w beyond
+the bound of Ψ gives nan in v, because nothing can be raised inside jit; `wcjax.reparameterize` raises there.
 """
 
 import dataclasses

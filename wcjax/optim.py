@@ -3,9 +3,9 @@
     SGD    optax.chain(add_decayed_weights(1e-4, psi), optax.sgd(0.1, momentum=0.9))
     Adam   optax.chain(add_decayed_weights(1e-4, psi), scale_by_derivative(optax.adam(1e-3), psi))
 
-Both know a companded weight by the name of its leaf ('v'), and take learned a and b from the leaves beside it or from the
-shared pair, as `wcjax.params` describes. Under optax.inject_hyperparams name psi in static_args, because a Ψ is callable
-and would pass for a schedule.
+Both know a companded weight by the name of its leaf ('v'), and take learned a and b from the leaves beside it or from
+the shared pair, as `wcjax.params` describes. Under optax.inject_hyperparams name psi in static_args, because a Ψ is
+callable and would pass for a schedule. `compand` does the same work for a network that holds plain w.
 
 Source: Cakaj et al. 2023, arXiv 2306.16993; the scaling of adaptive steps is that of Powerpropagation, Schwarz et al.
 2021, arXiv 2110.00296.
@@ -30,8 +30,8 @@ def add_decayed_weights(
 ) -> optax.GradientTransformation:
     """Adds the gradient of the penalty λ/2·‖w‖² to the gradients: decay acts on w = Ψ(v), not on v.
 
-    A leaf v gets λ·Ψ(v)·Ψ′(v), any other leaf λ·p: biases and norms decay too, unless the mask says otherwise. Where a and
-    b are learned, v gets λ·v instead, and a and b nothing.
+    A leaf v gets λ·Ψ(v)·Ψ′(v), any other leaf λ·p: biases and norms decay too, unless the mask says otherwise. Where a
+    and b are learned, v gets λ·v instead, and a and b nothing.
 
     Args:
       weight_decay: λ, or a schedule of it over the count of updates.
@@ -61,9 +61,9 @@ def add_decayed_weights(
 def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.GradientTransformationExtraArgs:
     """Lets an adaptive optimizer step on dL/dw and multiplies its step by Ψ′(v).
 
-    For a leaf v the inner optimizer sees dL/dw = (dL/dv) / Ψ′(v), and w = Ψ(v) in place of v as its params at init and at
-    update; the update of v is its step times Ψ′(v). Where Ψ′(v) = 0 (PowerProp at 0) dL/dw is taken as 0 and v rests.
-    Other leaves, learned a and b among them, are left to the inner optimizer.
+    For a leaf v the inner optimizer sees dL/dw = (dL/dv) / Ψ′(v), and w = Ψ(v) in place of v as its params at init and
+    at update; the update of v is its step times Ψ′(v). Where Ψ′(v) = 0 (PowerProp at 0) dL/dw is taken as 0 and v
+    rests. Other leaves, learned a and b among them, are left to the inner optimizer.
 
     Args:
       inner: optax.adam(...) or any other optimizer that normalizes gradients. L2 decay belongs before its step:
@@ -118,9 +118,9 @@ def compand(
 ) -> optax.GradientTransformationExtraArgs:
     """Trains any model as if its weights were w = Ψ(v), while its parameters stay plain w.
 
-    Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. Nothing is swapped in
-    the model, nothing is folded afterwards, and forward and backward pass cost nothing more. v is not kept: w, which may
-    be loaded, averaged or clipped between updates, is all there is to know.
+    Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. Nothing is swapped
+    in the model, nothing is folded afterwards, and forward and backward pass cost nothing more. v is not kept: w, which
+    may be loaded, averaged or clipped between updates, is all there is to know.
 
         tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(0.6, 0.6), weight_decay=1e-4)
         tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(0.6, 0.6), adaptive=True)
@@ -128,14 +128,14 @@ def compand(
     Args:
       inner: an optax optimizer. Its step u may be anything; only its size in v matters.
       psi: Arctan, Arsinh, Erf or PowerProp.
-      adaptive: False: inner sees dL/dv = Ψ′(v)·dL/dw, and v as its params. True, for optimizers that normalize gradients
-        (adam, lion, rmsprop, lamb, muon): inner sees dL/dw and w, and u is its step times Ψ′(v).
-      weight_decay: λ or a schedule of it. The gradient of a weight gets λ·w before inner sees it, that of any other leaf
-        λ·p. Where a and b are learned, dL/dv gets λ·v instead, and they get nothing.
+      adaptive: False: inner sees dL/dv = Ψ′(v)·dL/dw, and v as its params. True, for optimizers that normalize
+        gradients (adam, lion, rmsprop, lamb, muon): inner sees dL/dw and w, and u is its step times Ψ′(v).
+      weight_decay: λ or a schedule of it. dL/dw gets λ·w before inner sees it, the gradient of any other leaf λ·p.
+        Where a and b are learned, dL/dv gets λ·v instead, and they get nothing.
       mask: bools in the structure of the params (or a prefix of it), or a function from params to them; True decays.
       where: (key path, leaf) -> bool, the leaves that are companded. The others are left to inner.
-      learn: 'fine', a learned (a, b) for each companded leaf; 'coarse', one for all. They start at psi's, live in the state
-        and are stepped by inner, which then sees the pair (params, a's and b's); w follows them.
+      learn: 'fine', a learned (a, b) for each companded leaf; 'coarse', one for all. They start at psi's, live in the
+        state and are stepped by inner, which then sees the tuple (params, pairs); w follows them.
 
     Returns:
       A transform. init raises ValueError where nothing is companded, or |w| >= psi.bound (with the a that fits). update
@@ -261,8 +261,8 @@ def _nonzero(x):
 def _check_elementwise(psi):
     if not isinstance(psi, Arctan | Arsinh | Erf | PowerProp):
         raise ValueError(
-            f"psi must be Arctan, Arsinh, Erf or PowerProp, found {psi!r}. For plain or weight-normalized networks use "
-            "optax.add_decayed_weights and the optimizer itself; under optax.inject_hyperparams pass static_args=('psi',)."
+            f"psi must be Arctan, Arsinh, Erf or PowerProp, found {psi!r}. Plain and weight-normalized networks take "
+            "optax's own transforms; under optax.inject_hyperparams pass static_args=('psi',)."
         )
 
 

@@ -1,8 +1,8 @@
 """From a plain parameter tree to a companded one and back.
 
-The name of a leaf says which form it is in: a weight called 'kernel' is stored as 'v', with 'a' and 'b' beside it where
-they are learned or 'g' under weight normalization. A weight of another name keeps it behind a colon ('w' becomes 'v:w'),
-so that fold restores exactly the plain network's tree.
+The name of a leaf says which form it is in: a weight called 'kernel' is stored as 'v', with 'a' and 'b' beside it
+where they are learned or 'g' under weight normalization. A weight of another name keeps it behind a colon ('w' becomes
+'v:w'), so that fold restores exactly the plain network's tree.
 """
 
 import collections
@@ -22,7 +22,7 @@ LEARN = ("none", "fine")
 
 
 def name_of(key) -> str:
-    """The plain name of one entry of a JAX key path: 'kernel' for DictKey('kernel'), GetAttrKey('kernel') and the like."""
+    """The plain name of one entry of a JAX key path: 'kernel' for DictKey('kernel') and GetAttrKey('kernel')."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -37,9 +37,9 @@ def path_str(path) -> str:
 def is_kernel(path, leaf) -> bool:
     """Whether a leaf is the weight of a linear map: a float array with two or more axes, called kernel, weight or w.
 
-    path: a JAX key path, as jax.tree_util.tree_map_with_path gives it. Biases and the scales of norms are never kernels.
-    A 'weight' of a module whose name has 'norm' or 'embed' in it is none either (Equinox and PyTorch name them so);
-    to compand an embedding, pass a `where` of your own.
+    path: a JAX key path, as jax.tree_util.tree_map_with_path gives it. Biases and the scales of norms are never
+    kernels. A 'weight' of a module whose name has 'norm' or 'embed' in it is none either (Equinox and PyTorch name them
+    so); to compand an embedding, pass a `where` of your own.
     """
     names = [name_of(key) for key in path]
     if names and names[-1] in ("value", "raw_value"):  # the last step into a flax.nnx variable
@@ -54,7 +54,7 @@ def is_kernel(path, leaf) -> bool:
 def check_bound(path, w, psi) -> None:
     """Raises ValueError where a concrete weight w does not lie inside (−bound, bound) of psi, with the a that fits.
 
-    A margin of 4 roundings is kept: the float32 next to the bound can lie beyond the true bound, where Ψ⁻¹ changes sign.
+    A margin of 4 roundings is kept: the float32 next to the bound can lie beyond the true one, where Ψ⁻¹ changes sign.
     Tracers and arrays that other processes hold cannot be looked at, and pass.
     """
     if isinstance(psi, WeightNorm) or not getattr(w, "is_fully_addressable", True):
@@ -110,8 +110,8 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
             if _is_leaf(node):
                 return node
             raise ValueError(
-                f"{path_str(path)} is a {type(node).__name__}, and the leaves of only mappings, lists and tuples can be "
-                "renamed. Unbox it first, or use wcjax.compand, which works on any pytree."
+                f"{path_str(path)} is a {type(node).__name__}, but leaves can be renamed only in mappings, lists and "
+                "tuples. Unbox it first, or use wcjax.compand, which works on any pytree."
             )
         out = {}
         for name, leaf in node.items():

@@ -23,7 +23,7 @@ from wcjax import elementary
 
 
 def _check(psi, field, lowest, inclusive):
-    """Raises ValueError where a Python number is out of range; arrays and tracers pass (learned values may leave it)."""
+    """Raises ValueError for a Python number out of range; arrays and tracers pass, as learned values may leave it."""
     x = getattr(psi, field)
     if isinstance(x, bool | str) or x is None:
         raise ValueError(f"{type(psi).__name__}: {field} must be a number, found {x!r}.")

@@ -29,7 +29,8 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
       reparam: the Ψ of every convolution and linear weight, WeightNorm() or None; batch norm and biases have none.
       learn: 'none'; 'fine', a learned (a, b) for each layer; 'coarse', one for the whole network.
       dtype: of the computation. Parameters and batch-norm statistics are float32, and so is Ψ.
-      chosen: options of this network. ResNets: stem='cifar' | 'imagenet', kernel_init='kaiming' (uniform, gain √2) | 'torch'.
+      chosen: options of this network. ResNets: stem='cifar' | 'imagenet', kernel_init='kaiming' (uniform, gain √2) |
+        'torch' (its default).
 
     Returns:
       A Flax module. Images (batch, height, width, channels), normalized floats; logits (batch, num_classes), float32.

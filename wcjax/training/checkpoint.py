@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints in one folder, one for each finished epoch; the newest two and the best two (by val_accuracy) are kept.
+    """The checkpoints in one folder, one for each finished epoch; the newest two and the two best on val are kept.
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
     rename after everything in it is written, and carries a fingerprint of its arrays that is checked when it is read.

@@ -154,7 +154,8 @@ def _merge(full, given, prefix):
             value = tuple(value)
         if type(value) is not type(default):
             raise InputError(
-                f"config.{prefix}{key} must be of type {type(default).__name__}, found {value!r} ({type(value).__name__})."
+                f"config.{prefix}{key} must be of type {type(default).__name__}, found {value!r} of type "
+                f"{type(value).__name__}."
             )
         full[key] = value
 

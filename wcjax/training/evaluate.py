@@ -27,8 +27,8 @@ def evaluate(eval_step, params, batch_stats, data: steps.Images, batch_size: int
 def load_folded(run, num_classes: int | None = None):
     """(model, variables) of a finished run: the plain network and its best weights.
 
-    run: the run folder. variables: {'params', 'batch_stats'} for model.apply(variables, images, train=False), with images
-    normalized as in training. num_classes: of the data set, found out from the weights where it is left out.
+    run: the run folder. variables: {'params', 'batch_stats'} for model.apply(variables, images, train=False), with
+    images normalized as in training. num_classes: of the data set, found out from the weights where it is left out.
     Raises InputError where run holds no finished run.
     """
     config = load_config(run)

@@ -129,7 +129,8 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
             writer.write(line)
             checkpoints.save(epoch, state, record, val["accuracy"])
             progress.say(
-                f"epoch {epoch}/{config.epochs}   train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.2%}   "
+                f"epoch {epoch}/{config.epochs}   "
+                f"train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.2%}   "
                 f"val loss {val['loss']:.4f} accuracy {val['accuracy']:.2%}   {line['images_per_second']:,.0f} images/s"
             )
     return state, record, compiled.seconds
@@ -171,7 +172,7 @@ def _train_epoch(config, compiled, state, data, steps_per_epoch, progress):
 
 
 def check_workdir(workdir, config) -> None:
-    """Raises InputError where workdir cannot be a run folder of config: another config lies there (with the difference)."""
+    """Raises InputError where workdir cannot be a run folder of config, with the difference to the config there."""
     workdir = pathlib.Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir {workdir} is a file; give a folder.")
@@ -221,8 +222,8 @@ def _check_finite(totals, val, schedule, epoch, steps_per_epoch) -> None:
     if bad >= 0:
         kept = f"The checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "There is no checkpoint yet"
         raise DivergedError(
-            f"the loss became nan or inf at step {bad} (epoch {epoch}), learning rate {float(schedule(bad)):g}. {kept}. "
-            "Try a lower learning_rate, in a new workdir."
+            f"the loss became nan or inf at step {bad} (epoch {epoch}), learning rate {float(schedule(bad)):g}. "
+            f"{kept}. Try a lower learning_rate, in a new workdir."
         )
 
 

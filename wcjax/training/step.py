@@ -14,7 +14,7 @@ from wcjax.reparam import WeightNorm
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on; every field is a JAX array or a tree of them, so that it can be donated and saved."""
+    """All that a run needs to go on, as JAX arrays and trees of them, so that it can be donated and saved."""
 
     step: jax.Array  # steps done, int32, shape ()
     key: jax.Array  # random key data of the run, uint32, shape (2,): with step it decides order and augmentation
@@ -49,7 +49,7 @@ class Images(NamedTuple):
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """Step count -> learning rate: times schedule.factor from the first step of each epoch in schedule.milestones on."""
+    """Step count -> learning rate: times schedule.factor from the start of each epoch in schedule.milestones on."""
     boundaries = {epoch * steps_per_epoch: config.schedule.factor for epoch in config.schedule.milestones}
     return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
 

@@ -1,0 +1,34 @@
+# Set-up and everyday commands. Each target installs what it needs into .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test help
+
+help:  ## Lists the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: .venv/installed  ## Trains a companded ResNet-8 and its plain twin on digits, and compares them
+	$(BIN)/python train.py --config configs/digits.py:resnet8,wc --workdir runs/demo/wc
+	$(BIN)/python train.py --config configs/digits.py:resnet8,plain --workdir runs/demo/plain
+	$(BIN)/python -m wcjax.analysis.compare runs/demo/wc runs/demo/plain --png runs/demo/first_layer.png
+
+test: .venv/installed-test  ## Runs ruff and pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  (echo "wcjax needs Python 3.11 or newer; $(PYTHON) is older. Say: make PYTHON=python3.12" && exit 1)
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv (about 2 minutes the first time) ..."
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv with the test extras (about 3 minutes the first time) ..."
+	$(INSTALL) -e '.[test]'
+	@touch $@ .venv/installed

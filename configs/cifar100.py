@@ -1,0 +1,34 @@
+"""CIFAR-100 with the ResNets of the paper, arXiv 2306.16993.
+
+    python train.py --config configs/cifar100.py:resnet50,wc --workdir runs/r50_wc --config.data_dir=DIR
+    python train.py --config configs/cifar100.py:resnet50,plain --workdir runs/r50_plain --config.data_dir=DIR
+
+DIR: as in configs/cifar10.py. Test accuracy in % (mean ± std of 5 seeds, 200 epochs):
+
+    | model    | plain       | pp           | wn          | wc          | arsinh | erf   |
+    | resnet18 | 76.47 ± .20 | 74.70 ± 1.32 | 76.83 ± .22 | 76.73 ± .09 | 76.59  | 76.80 |
+    | resnet34 | 77.07 ± .45 | (see below)  | 76.98 ± .39 | 77.54 ± .42 | 77.21  | 77.26 |
+    | resnet50 | 76.17 ± .69 | 75.23 ± .25  | 76.10 ± .25 | 77.73 ± .40 | 76.76  | 77.51 |
+
+The paper prints ResNet18's number for PP once more for ResNet34. Time: these are networks for a GPU or TPU.
+OPEN in the paper, and how it is read here: as in configs/cifar10.py.
+"""
+
+from wcjax.training import default_config, with_variant
+
+BEST_AB = {"resnet18": (0.6, 0.6), "resnet34": (0.7, 0.8), "resnet50": (1.0, 0.8)}  # table I
+
+
+def get_config(argument: str = "resnet18,wc"):
+    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    config = default_config()
+    config.dataset = "cifar100"
+    config.model = argument.partition(",")[0]
+    config.reparam.a, config.reparam.b = BEST_AB.get(config.model, BEST_AB["resnet18"])
+    config.batch_size = 128
+    config.learning_rate = 0.1
+    config.momentum = 0.9
+    config.weight_decay = 5e-4
+    config.epochs = 200
+    config.schedule = {"milestones": (60, 120, 160), "factor": 0.2}
+    return with_variant(config, argument)
