@@ -4,20 +4,21 @@
     python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/r18_plain --config.data_dir=DIR
     python train.py --config configs/cifar10.py:resnet8,wc --workdir runs/r8_wc --config.data_dir=DIR
 
-DIR: a tensorflow-datasets folder in which cifar10 is prepared as array_record, or one with a cifar10.npz; without it the
-error says how to make one. Test accuracy in % (mean ± std of 5 seeds, 200 epochs):
+DIR: a tensorflow-datasets folder in which cifar10 is prepared as array_record, or one with a cifar10.npz; without it
+the error says how to make one. Test accuracy in % (mean ± std of 5 seeds, 200 epochs):
 
     | model    | plain       | pp          | wn          | wc          | arsinh | erf   | learned     |
     | resnet18 | 94.04 ± .08 | 92.94 ± .17 | 94.26 ± .14 | 94.44 ± .12 | 94.34  | 94.36 | 94.16 ± .08 |
     | resnet34 | 93.69 ± .30 | 93.29 ± .16 | 94.17 ± .22 | 94.43 ± .25 | 94.68  | 94.52 | 94.46 ± .07 |
     | resnet50 | 93.31 ± .36 | 93.47 ± .14 | 93.89 ± .23 | 94.06 ± .27 | 93.82  | 93.87 | 94.80 ± .14 |
 
-Not in the paper: resnet8 (78,042 parameters) and resnet20, trained for 20 epochs, with a and b of ResNet18. Measured on 2
-CPU cores: 2 minutes an epoch for resnet8 (450 images/s); after 5 epochs 70 to 72 % on test. ResNet18 takes 16 s a step
-there: it is for a GPU or TPU.
+Not in the paper: resnet8 (78,042 parameters) and resnet20, trained for 20 epochs, with a and b of ResNet18. Measured
+on 2 CPU cores: 2 minutes an epoch for resnet8 (450 images/s); after 5 epochs 70 to 72 % on test. ResNet18 takes 16 s a
+step there: it is for a GPU or TPU.
 
 OPEN in the paper, and how it is read here: the augmentation (4-pixel zero pad, random crop, flip), the gain of
-Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), what decays (all parameters, the gradient gets λ·w).
+Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), what decays (all parameters; the gradient gets
+λ·w).
 """
 
 from wcjax.training import default_config, with_variant
