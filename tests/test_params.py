@@ -60,7 +60,9 @@ def test_v_is_the_inverse_of_w_and_the_name_says_the_form():
     chex.assert_trees_all_equal(companded["conv"]["a"], jnp.float32(A))
     normed = reparameterize(plain, WeightNorm())
     assert set(normed["conv"]) == {"v", "g", "bias"}
-    np.testing.assert_allclose(normed["conv"]["g"], np.linalg.norm(plain["conv"]["kernel"].reshape(-1, 4), axis=0), 1e-6)
+    np.testing.assert_allclose(
+        normed["conv"]["g"], np.linalg.norm(plain["conv"]["kernel"].reshape(-1, 4), axis=0), 1e-6
+    )
 
 
 def test_a_custom_where_chooses_the_weights():
@@ -84,7 +86,9 @@ def test_fold_of_stacked_layers_is_the_stack_of_their_folds(psi, rows):
     # nn.scan over depth and vmap over seeds stack every leaf, a and b and g too.
     single = [{"x": {"kernel": weights(rows, 3) * (i + 1)}} for i in range(3)]
     learn = "none" if isinstance(psi, WeightNorm) else "fine"
-    companded = [jax.tree.map(lambda x, i=i: x * (1 + i), reparameterize(p, psi, learn=learn)) for i, p in enumerate(single)]
+    companded = [
+        jax.tree.map(lambda x, i=i: x * (1 + i), reparameterize(p, psi, learn=learn)) for i, p in enumerate(single)
+    ]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *companded)
     folded = jax.tree.map(lambda *x: jnp.stack(x), *[fold(c, psi) for c in companded])
     chex.assert_trees_all_close(fold(stacked, psi), folded, rtol=1e-6)
@@ -129,7 +133,10 @@ MISTAKES = {
     "fine PowerProp": (lambda: reparameterize({"kernel": W}, PowerProp(), learn="fine"), "PowerProp has no a and b"),
     "fine WeightNorm": (lambda: reparameterize({"kernel": W}, WeightNorm(), learn="fine"), "WeightNorm has no a and b"),
     "fold a plain tree": (lambda: fold({"kernel": W}, PSI), "plain already"),
-    "two shared pairs": (lambda: fold({"p": {"a": 1.0, "b": 1.0}, "q": {"a": 1.0, "b": 1.0}, "v": W}, PSI), "more than one"),
+    "two shared pairs": (
+        lambda: fold({"p": {"a": 1.0, "b": 1.0}, "q": {"a": 1.0, "b": 1.0}, "v": W}, PSI),
+        "more than one",
+    ),
     # These names would be read as learned values, and lost by fold.
     "a, b beside": (lambda: reparameterize({"kernel": W, "a": W[0], "b": W[0]}, PSI), "kernel: the names .* taken"),
     "a module of a, b": (lambda: reparameterize({"x": {"kernel": W}, "s": {"a": W[0, 0], "b": W[0, 0]}}, PSI), "s"),

@@ -46,5 +46,7 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
             raise unknown(f"option of {name}", option, allowed)
         if value not in allowed[option]:
             raise InputError(f"{option} must be one of {', '.join(map(repr, allowed[option]))}, found {value!r}.")
+    if reparam is None and learn != "none":
+        raise InputError(f"learn={learn!r} needs a reparam whose a and b can be learned, found None.")
     check_learnable(reparam, learn, allowed=(*LEARN, "coarse"))
     return constructor(num_classes=num_classes, reparam=reparam, learn=learn, dtype=dtype, **chosen)

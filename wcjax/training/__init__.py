@@ -2,10 +2,10 @@
 
 import importlib
 
-from wcjax.training.config import check_config, default_config, with_variant
+from wcjax.training.config import check_config, check_keys, default_config, with_variant
 
 _LATER = {"train": "loop", "evaluate_folded": "evaluate", "load_folded": "evaluate"}  # these import Orbax and optax
-__all__ = ["check_config", "default_config", "with_variant", *_LATER]
+__all__ = ["check_config", "check_keys", "default_config", "with_variant", *_LATER]
 
 
 def __getattr__(name):

@@ -59,15 +59,19 @@ class Checkpoints:
     def restore_newest(self, like):
         """(state, record) of the newest epoch that can be read, or None where there is none yet.
 
-        A damaged one is reported and deleted, and the one before it is tried. Raises InputError if all are damaged.
+        A damaged one is reported, and the one before it is tried; once one can be read, the damaged ones are deleted.
+        Raises InputError if all are damaged, and deletes none.
         """
         epochs = sorted(self._manager.all_steps(), reverse=True)
-        for epoch in epochs:
+        for i, epoch in enumerate(epochs):
             try:
-                return self.restore(epoch, like)
+                found = self.restore(epoch, like)
             except InputError as error:
                 log.warning("%s Falling back to the one before.", error)
-                self._manager.delete(epoch)
+                continue
+            for damaged in epochs[:i]:
+                self._manager.delete(damaged)
+            return found
         if epochs:
             raise InputError(
                 f"none of the checkpoints in {self._manager.directory} can be read. Start in a new workdir."
@@ -101,6 +105,7 @@ def fingerprint(tree):
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         leaf = jnp.asarray(leaf)
+        leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
         width = max(8, min(32, 8 * leaf.dtype.itemsize))
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}")).astype(jnp.uint32).reshape(-1)
         odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1

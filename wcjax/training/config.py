@@ -1,10 +1,11 @@
 """The configuration of a run: every key with its default, and the checks that come before any work."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import ml_collections
+from flax import traverse_util
 
 from wcjax import data, models
 from wcjax.errors import InputError, unknown
@@ -74,6 +75,14 @@ def with_variant(config: ml_collections.ConfigDict, argument: str) -> ml_collect
     return config
 
 
+def check_keys(keys: Iterable[str]) -> None:
+    """Raises InputError for a key like 'reparam.aa' that no config has, with the nearest."""
+    known = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
+    for key in keys:
+        if key not in known:
+            raise unknown("config key", key, known)
+
+
 def check_config(config: Mapping) -> ml_collections.ConfigDict:
     """A complete copy of config: missing keys get their defaults.
 
@@ -90,8 +99,9 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _one_of(full, "dtype", DTYPES)
     _one_of(full, "reparam.name", REPARAMS)
     _one_of(full, "reparam.learn", LEARN)
-    for key, lowest in {"epochs": 1, "batch_size": 1, "seed": 0, "split_seed": 0, "augment.padding": 0}.items():
+    for key, lowest in {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}.items():
         _in_range(full, key, lowest, math.inf)
+    _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
     _in_range(full, "val_fraction", 0, 1, open_ends=True)
     _in_range(full, "learning_rate", 0, math.inf, open_ends=True)
     _in_range(full, "schedule.factor", 0, math.inf, open_ends=True)

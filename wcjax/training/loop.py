@@ -137,7 +137,7 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
 
 
 class _Compiled(NamedTuple):
-    order: Callable
+    start_epoch: Callable
     train: Callable
     evaluate: Callable
     seconds: float  # to trace and compile all three
@@ -145,20 +145,21 @@ class _Compiled(NamedTuple):
 
 def _compile(config, dataset, model, tx, state, train_data, val_data) -> _Compiled:
     began = time.perf_counter()
-    num_images, totals = len(dataset.train.labels), steps.Totals.zero()
-    steps_per_epoch = num_images // config.batch_size
+    num_images = len(dataset.train.labels)
     statistics = {"mean": dataset.mean, "std": dataset.std}
-    order = functools.partial(steps.epoch_order, num_images=num_images, steps_per_epoch=steps_per_epoch)
-    order = jax.jit(order).lower(state).compile()
+    start_epoch = functools.partial(
+        steps.start_epoch, num_images=num_images, steps_per_epoch=num_images // config.batch_size
+    )
+    start_epoch = jax.jit(start_epoch).lower(state).compile()
+    order, totals = start_epoch(state)
     train = functools.partial(steps.train_step, model=model, tx=tx, config=config, **statistics)
-    train = jax.jit(train, donate_argnums=(0, 1)).lower(state, totals, train_data, order(state)).compile()
+    train = jax.jit(train, donate_argnums=(0, 1)).lower(state, totals, train_data, order).compile()
     evaluate = steps.compile_eval_step(model, config, dataset, state.params, state.batch_stats, val_data)
-    return _Compiled(order, train, evaluate, time.perf_counter() - began)
+    return _Compiled(start_epoch, train, evaluate, time.perf_counter() - began)
 
 
 def _train_epoch(config, compiled, state, data, steps_per_epoch, progress):
-    order = compiled.order(state)
-    totals = steps.Totals.zero()
+    order, totals = compiled.start_epoch(state)
     in_flight = collections.deque()
     for _ in range(steps_per_epoch):
         state, totals, loss = compiled.train(state, totals, data, order)
@@ -174,8 +175,9 @@ def _train_epoch(config, compiled, state, data, steps_per_epoch, progress):
 def check_workdir(workdir, config) -> None:
     """Raises InputError where workdir cannot be a run folder of config, with the difference to the config there."""
     workdir = pathlib.Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"workdir {workdir} is a file; give a folder.")
+    existing = next(path for path in (workdir, *workdir.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"workdir {workdir}: {existing} is a file; give a folder.")
     path = workdir / "config.json"
     if not path.exists():
         if (workdir / "checkpoints").exists():
@@ -213,6 +215,7 @@ def _check_initial_weights(state, config, dataset) -> None:
         reparameterize(weights, make_psi(config))
     except ValueError as error:
         raise InputError(f"initial weights: {error}") from error
+    raise InputError(f"initial weights: v = Ψ⁻¹(w) overflows under {make_psi(config)}. Choose a larger a.")
 
 
 def _check_finite(totals, val, schedule, epoch, steps_per_epoch) -> None:

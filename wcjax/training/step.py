@@ -89,10 +89,11 @@ def init_state(model, tx, image_shape, seed: int) -> TrainState:
     return jax.jit(init, compiler_options=options)(jax.random.key(seed))
 
 
-def epoch_order(state: TrainState, num_images: int, steps_per_epoch: int) -> jax.Array:
-    """The order of the images in the epoch that state is in: int32 (num_images,)."""
+def start_epoch(state: TrainState, num_images: int, steps_per_epoch: int):
+    """(order, totals) of the epoch that state is in: the order of the images, int32 (num_images,), and zero totals."""
     key, _ = jax.random.split(jax.random.wrap_key_data(state.key))
-    return jax.random.permutation(jax.random.fold_in(key, state.step // steps_per_epoch), num_images)
+    order = jax.random.permutation(jax.random.fold_in(key, state.step // steps_per_epoch), num_images)
+    return order, Totals.zero()
 
 
 def train_step(state: TrainState, totals: Totals, data: Images, order, *, model, tx, config, mean, std):

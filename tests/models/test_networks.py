@@ -1,0 +1,244 @@
+"""The networks are those of the paper: sizes, shapes, what is companded, and what they compute."""
+
+import collections
+import functools
+import math
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax.extend.core import jaxprs_in_params
+
+from tests.models import numpy_resnet
+from wcjax import Arctan, PowerProp, WeightNorm, fold, models
+from wcjax.errors import InputError
+from wcjax.models import layers, resnet
+
+PSI = Arctan(0.8, 0.6)
+SMALL = functools.partial(resnet.ResNet, num_classes=10, stages=(1, 1), width=4, block=resnet.BasicBlock)
+WAYS = {  # of companding a network
+    "fixed": {"reparam": PSI},
+    "fine": {"reparam": PSI, "learn": "fine"},
+    "coarse": {"reparam": PSI, "learn": "coarse"},
+    "weightnorm": {"reparam": WeightNorm()},
+}
+
+
+def initial(model, seed):
+    """The parameters that model draws, compiled without the optimizations that would take seconds."""
+    init = lambda key: model.init(key, images())["params"]
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
+
+
+def images(height=32, width=32, batch=1):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, height, width, 3)), jnp.float32)
+
+
+def shapes(model, *, folded_by=None):
+    """{'stem/kernel': ShapeDtypeStruct, ...} of the parameters, without computing them."""
+
+    def init():
+        params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+        return params if folded_by is None else fold(params, folded_by)
+
+    return traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+
+
+def flat(tree):
+    return {name: np.asarray(leaf, np.float64) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+@pytest.mark.parametrize(
+    "name, options, count",
+    [
+        ("resnet8", {}, 78_042),
+        ("resnet20", {}, 272_474),
+        ("resnet18", {}, 11_173_962),
+        ("resnet34", {}, 21_282_122),
+        ("resnet50", {}, 23_520_842),
+        ("resnet50", {"stem": "imagenet", "num_classes": 1000}, 25_557_032),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, options, count):
+    model = models.create(name, **{"num_classes": 10} | options)
+    assert sum(math.prod(leaf.shape) for leaf in shapes(model).values()) == count
+
+
+@pytest.mark.parametrize("stem", resnet.STEMS)
+@pytest.mark.parametrize("name", models.NAMES)
+def test_folding_the_companded_network_leaves_exactly_the_tree_of_the_plain_one(name, stem):
+    plain = shapes(models.create(name, 10, stem=stem))
+    assert shapes(models.create(name, 10, PSI, learn="fine", stem=stem), folded_by=PSI) == plain
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_convolution_and_linear_weight_is_companded_and_nothing_else(way):
+    plain, companded = shapes(SMALL()), shapes(SMALL(**WAYS[way]))
+    weights = {name for name, leaf in plain.items() if leaf.ndim > 1}
+    assert weights == {
+        f"{layer}/kernel"
+        for layer in ("stem", "head", *(f"stage{i}_block1/conv{j}" for i in (1, 2) for j in (1, 2)))
+        + ("stage2_block1/shortcut",)
+    }
+    expected = {name.replace("kernel", "v") if name in weights else name: leaf for name, leaf in plain.items()}
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    if way == "fine":
+        expected |= {name.replace("kernel", letter): scalar for name in weights for letter in "ab"}
+    if way == "coarse":
+        expected |= {"pair/a": scalar, "pair/b": scalar}
+    if way == "weightnorm":
+        expected |= {name.replace("kernel", "g"): plain[name].update(shape=plain[name].shape[-1:]) for name in weights}
+    assert companded == expected
+
+
+@pytest.fixture(scope="module")
+def plain_weights():
+    return initial(SMALL(), seed=3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_from_the_same_key_the_companded_network_starts_at_the_weights_of_the_plain_one(way, plain_weights):
+    start = fold(initial(SMALL(**WAYS[way]), seed=3), WAYS[way]["reparam"])
+    chex.assert_trees_all_close(start, plain_weights, rtol=1e-6, atol=1e-8)
+
+
+def fan_in(shape):
+    return math.prod(shape[:-1])
+
+
+@pytest.mark.parametrize(
+    "kernel_init, bound",
+    [("kaiming", lambda n: math.sqrt(6 / n)), ("torch", lambda n: 1 / math.sqrt(n))],
+)
+def test_initial_weights_fill_the_interval_of_their_fan_in_uniformly(kernel_init, bound):
+    params = flat(initial(resnet.resnet8(num_classes=10, kernel_init=kernel_init), seed=0))
+    kernels = {name: w for name, w in params.items() if name.endswith("kernel")}
+    assert len(kernels) == 10
+    for name, w in kernels.items():
+        end = bound(fan_in(w.shape))
+        # Chances of a uniform sample to fail: below e^-12 for its largest, below 1e-6 for its mean and variance.
+        assert (1 - 12 / w.size) * end < np.max(np.abs(w)) <= end * (1 + 1e-6), name
+        assert abs(np.mean(w)) < 5 * end / math.sqrt(3 * w.size), name
+        assert abs(np.var(w) / (end**2 / 3) - 1) < 5 * math.sqrt(0.8 / w.size), name
+    bias, end = params["head/bias"], bound(64)
+    if kernel_init == "kaiming":
+        assert not np.any(bias)
+    else:
+        assert 0.5 * end < np.max(np.abs(bias)) <= end
+    norms = {name: leaf for name, leaf in params.items() if "norm" in name}
+    assert all(np.all(leaf == (1 if name.endswith("scale") else 0)) for name, leaf in norms.items())
+
+
+def random_variables(model, shape):
+    """Variables in which no bias, scale or statistic has its initial value, so that leaving one out shows."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        return (rng.normal(size=leaf.shape) * (0.3 if leaf.ndim > 1 else 0.5)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+@pytest.mark.parametrize("stem", resnet.STEMS)
+@pytest.mark.parametrize("block, kind", [(resnet.BasicBlock, "basic"), (resnet.Bottleneck, "bottleneck")])
+@pytest.mark.parametrize("size", [(12, 14), (9, 13)], ids=["even", "odd"])
+def test_logits_are_those_of_the_network_written_in_numpy(stem, block, kind, size):
+    model = resnet.ResNet(num_classes=5, stages=(1, 2), width=3, block=block, stem=stem)
+    x = images(*size, batch=2)
+    variables = random_variables(model, x.shape)
+    found = jax.jit(model.apply)(variables, x)
+    expected = numpy_resnet.logits(jax.tree.map(np.float64, variables), np.float64(x), stem, kind)
+    assert found.shape == (2, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
+
+
+def test_batch_norm_normalizes_by_the_batch_in_training_and_moves_its_statistics_by_a_tenth():
+    x = np.random.default_rng(0).normal(2, 3, (8, 4, 4, 5)).astype(np.float32)
+    norm = layers.norm(True, jnp.float32)()
+    y, updated = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    mean, var = x.mean((0, 1, 2), np.float64), x.var((0, 1, 2), np.float64)
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-5)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.fixture(scope="module")
+def bfloat16_network():
+    """(variables, jaxpr of the forward pass) of a companded network in bfloat16."""
+    model = SMALL(reparam=PSI, dtype=jnp.bfloat16)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images())
+    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    return variables, jax.make_jaxpr(apply, return_shape=True)(variables, images())
+
+
+def test_bfloat16_is_the_dtype_of_convolutions_and_products_only(bfloat16_network):
+    variables, (jaxpr, (logits, updated)) = bfloat16_network
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, updated))} == {jnp.dtype("float32")}
+    products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name in ("conv_general_dilated", "dot_general")]
+    assert len(products) == 7
+    assert {x.aval.dtype for e in products for x in e.invars} == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_networks_compute_psi_in_float32_and_round_w_once(bfloat16_network):
+    variables, (jaxpr, _) = bfloat16_network
+    weights = collections.Counter(leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1)
+    rounded = collections.Counter()
+    for equation in equations(jaxpr.jaxpr):
+        out = equation.outvars[0].aval
+        if out.shape in weights and out.dtype == jnp.bfloat16 and not any(jaxprs_in_params(equation.params)):
+            assert equation.primitive.name == "convert_element_type", "arithmetic in bfloat16 on the way from v to w"
+            assert equation.invars[0].aval.dtype == jnp.float32
+            rounded[out.shape] += 1
+    assert rounded == weights
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": "resnet19"}, "unknown network 'resnet19'. Did you mean 'resnet18'? Known: resnet8, resnet20, "),
+        ({"steam": "cifar"}, "unknown option of resnet8 'steam'. Did you mean 'stem'? Known: stem, kernel_init."),
+        ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
+        ({"kernel_init": "zeros"}, "kernel_init must be one of 'kaiming', 'torch', found 'zeros'."),
+    ],
+)
+def test_unknown_networks_and_options_are_named_with_the_known_ones(arguments, message):
+    with pytest.raises(InputError) as error:
+        models.create(**{"name": "resnet8", "num_classes": 10} | arguments)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "reparam, learn, message",
+    [
+        (PSI, "all", "learn must be one of 'none', 'fine', 'coarse', found 'all'."),
+        (PowerProp(2.0), "fine", "PowerProp has no a and b to learn: use learn='none'."),
+        (WeightNorm(), "coarse", "WeightNorm has no a and b to learn: use learn='none'."),
+        (None, "fine", "learn='fine' needs a reparam whose a and b can be learned, found None."),
+    ],
+)
+def test_what_cannot_learn_a_and_b_is_refused(reparam, learn, message):
+    with pytest.raises(ValueError) as error:
+        models.create("resnet8", 10, reparam, learn)
+    assert str(error.value) == message
+
+
+def test_networks_are_flax_modules_that_other_code_can_use():
+    model = models.create("resnet8", 7, PSI)
+    assert isinstance(model, nn.Module)
+    assert jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], images(batch=3)).shape == (3, 7)

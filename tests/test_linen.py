@@ -1,0 +1,241 @@
+"""Layers that hold v, against the plain Flax layers and closed forms in NumPy."""
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from wcjax import Arctan, Arsinh, Erf, PowerProp, WeightNorm, fold, linen
+
+A, B = 1.6, 1.3
+PSI = Arctan(A, B)
+KEY = jax.random.key(0, impl="rbg")  # compiles faster than threefry
+BIAS = nn.initializers.normal()  # a random bias shows whether the key that it is drawn from is the plain layer's
+
+LAYERS = {
+    "Dense": (nn.Dense, {"features": 3}, (2, 4)),
+    "Conv": (nn.Conv, {"features": 3, "kernel_size": (2, 2)}, (2, 3, 3, 2)),
+    "ConvTranspose": (nn.ConvTranspose, {"features": 3, "kernel_size": (2,)}, (2, 3, 2)),
+    "ConvLocal": (nn.ConvLocal, {"features": 3, "kernel_size": (2,)}, (2, 3, 2)),
+    "DenseGeneral": (nn.DenseGeneral, {"features": (3, 2), "axis": (-2, -1)}, (2, 4, 3)),
+    "Einsum": (nn.Einsum, {"shape": (4, 3), "einsum_str": "...d,df->...f"}, (2, 4)),
+}
+FORMS = {
+    "fixed": lambda: {"reparam": PSI},
+    "fine": lambda: {"reparam": PSI, "learn": "fine"},
+    "coarse": lambda: {"reparam": linen.LearnedPair(PSI)},
+    "arsinh": lambda: {"reparam": Arsinh(A, B), "learn": "fine"},
+    "erf": lambda: {"reparam": Erf(A, B)},
+    "powerprop": lambda: {"reparam": PowerProp(2.0)},
+    "weightnorm": lambda: {"reparam": WeightNorm()},
+}
+LEAVES = {
+    "fixed": {"v"},
+    "fine": {"v", "a", "b"},
+    "coarse": {"v", "reparam"},
+    "arsinh": {"v", "a", "b"},
+    "erf": {"v"},
+    "powerprop": {"v"},
+    "weightnorm": {"v", "g"},
+}
+
+
+def layer_of(name):
+    return getattr(linen, name, None) or linen.companded(LAYERS[name][0])
+
+
+def inputs(shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def psi_of(arguments):
+    return getattr(arguments["reparam"], "psi", arguments["reparam"])
+
+
+@pytest.mark.parametrize("name, form", [("Dense", f) for f in FORMS] + [(n, "fine") for n in LAYERS if n != "Dense"])
+def test_a_layer_starts_with_the_plain_layers_weights_and_computes_what_it_does(name, form):
+    cls, arguments, shape = LAYERS[name]
+    x, more = inputs(shape), FORMS[form]()
+    plain, layer = cls(**arguments, bias_init=BIAS), layer_of(name)(**arguments, bias_init=BIAS, **more)
+    expected, found = (model.init(KEY, x)["params"] for model in (plain, layer))
+    assert set(found) == LEAVES[form] | {"bias"}
+    folded = fold(found, psi_of(more))
+    chex.assert_trees_all_equal(folded["bias"], expected["bias"])
+    chex.assert_trees_all_close(folded, expected, rtol=2e-6)
+
+    trained = jax.tree.map(lambda p: p * 1.2 + 0.01, found)
+    of_plain = plain.apply({"params": fold(trained, psi_of(more))}, x)
+    chex.assert_trees_all_close(layer.apply({"params": trained}, x), of_plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_without_reparam_it_is_the_flax_layer_to_the_bit(name):
+    cls, arguments, shape = LAYERS[name]
+    x = inputs(shape)
+    plain, layer = (c(**arguments, bias_init=BIAS) for c in (cls, layer_of(name)))
+    out_of_plain, out = (model.init_with_output(KEY, x) for model in (plain, layer))
+    chex.assert_trees_all_equal(out, out_of_plain)
+
+
+class Small(nn.Module):
+    """The same network in plain (psi None) and companded layers, named automatically."""
+
+    psi: object = None
+    plain: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        conv, dense, transposed = linen.Conv, linen.Dense, linen.companded(nn.ConvTranspose)
+        more = {"reparam": self.psi}
+        if self.plain:
+            conv, dense, transposed, more = nn.Conv, nn.Dense, nn.ConvTranspose, {}
+        x = conv(2, (2, 2), **more)(conv(2, (2, 2), **more)(x))
+        x = nn.LayerNorm()(transposed(2, (2, 2), **more)(x))
+        return dense(3, **more)(nn.relu(dense(4, **more)(x.reshape(len(x), -1))))
+
+
+@pytest.mark.parametrize("psi", [PSI, WeightNorm(), None], ids=repr)
+def test_folded_params_have_the_plain_networks_automatic_names(psi):
+    x = jnp.zeros((1, 3, 3, 1))
+    plain = jax.eval_shape(Small(plain=True).init, KEY, x)["params"]
+    init = lambda key: Small(psi).init(key, x)["params"]
+    found = jax.eval_shape(init if psi is None else lambda key: fold(init(key), psi), KEY)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, plain)
+    assert {"Conv_0", "Conv_1", "ConvTranspose_0", "Dense_1"} < set(found)
+
+
+class Stack(nn.Module):
+    """Layers that share one learned pair, under a lifted transformation; psi None: the plain network."""
+
+    how: str
+    psi: object = None
+
+    @nn.compact
+    def __call__(self, x):
+        pair = self.psi and linen.LearnedPair(self.psi, name="pair")
+        if self.how == "scan":  # the pair is called by the parent, and its Ψ broadcast over the layers
+            deep = nn.scan(
+                ScanBody, variable_axes={"params": 0}, split_rngs={"params": True}, length=3, in_axes=nn.broadcast
+            )
+            x, _ = deep()(x, pair and pair())
+            return linen.Dense(2, reparam=pair)(x)
+        dense = nn.remat(linen.Dense) if self.how == "remat" else linen.Dense
+        layers = [dense(4, reparam=pair, bias_init=BIAS), nn.tanh, dense(2, reparam=pair)]
+        if self.how == "sequential":
+            return nn.Sequential(layers)(x)
+        return layers[2](layers[1](layers[0](x)))
+
+
+class ScanBody(nn.Module):
+    @nn.compact
+    def __call__(self, x, psi):
+        return nn.tanh(linen.Dense(4, reparam=psi)(x)), None
+
+
+@pytest.mark.parametrize("how", ["compact", "sequential", "remat", "scan"])
+def test_a_learned_pair_is_one_pair_for_all_layers(how):
+    x, learned, plain = inputs((2, 4)), Stack(how, PSI), Stack(how)
+    params = learned.init(KEY, x)["params"]
+    chex.assert_trees_all_equal(params["pair"], {"a": jnp.float32(A), "b": jnp.float32(B)})
+    pairs = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key in ("a", "b")]
+    assert len(pairs) == 2
+    chex.assert_trees_all_close(fold(params, PSI), plain.init(KEY, x)["params"], rtol=2e-6)
+
+    params = jax.tree.map(lambda p: p * 1.2 + 0.01, params)
+    loss = lambda model, params: jnp.sum(jnp.sin(model.apply({"params": params}, x)))
+    value, grads = jax.jit(jax.value_and_grad(lambda params: loss(learned, params)))(params)
+    through_fold = lambda params: loss(plain, fold(params, PSI))
+    value_of_fold, grads_of_fold = jax.jit(jax.value_and_grad(through_fold))(params)
+    chex.assert_trees_all_close((value, grads), (value_of_fold, grads_of_fold), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["fixed", "fine", "coarse"])
+def test_gradients_are_those_of_w_times_the_derivatives_of_psi(form):
+    x, layer = inputs((5, 4)), linen.Dense(3, **FORMS[form](), bias_init=BIAS)
+    params = layer.init(KEY, x)["params"]
+    loss = lambda model, params: jnp.sum(jnp.sin(model.apply({"params": params}, x)))
+    found = jax.grad(lambda params: loss(layer, params))(params)
+    of_w = jax.grad(lambda params: loss(nn.Dense(3), params))(fold(params, PSI))
+    v, g = np.asarray(params["v"], np.float64), np.asarray(of_w["kernel"])
+    expected = {"v": g * A * B / (B**2 + v**2), "bias": of_w["bias"]}
+    pair = {"a": np.sum(g * np.arctan(v / B)), "b": np.sum(-g * A * v / (B**2 + v**2))}
+    expected |= {"fixed": {}, "fine": pair, "coarse": {"reparam": pair}}[form]
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form, extra", [("fixed", {}), ("fine", {"a", "b"}), ("weightnorm", {"g"})])
+@pytest.mark.parametrize("name", ["Dense", "DenseGeneral"])
+def test_partitioning_names_stay_on_v(name, form, extra):
+    _, arguments, shape = LAYERS[name]
+    init = nn.initializers.lecun_normal()
+    make = lambda kernel_init: layer_of(name)(**arguments, kernel_init=kernel_init, **FORMS[form]())
+    boxed = make(nn.with_partitioning(init, ("in", "out"))).init(KEY, inputs(shape))
+    spec = nn.get_partition_spec(boxed)["params"]
+    assert spec == {"v": PartitionSpec("in", "out"), "bias": PartitionSpec()} | {k: PartitionSpec() for k in extra}
+    chex.assert_trees_all_equal(nn.unbox(boxed), make(init).init(KEY, inputs(shape)))
+    layer = make(nn.with_partitioning(init, ("in", "out")))
+    chex.assert_trees_all_equal(layer.apply(boxed, inputs(shape)), layer.apply(nn.unbox(boxed), inputs(shape)))
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_psi_runs_in_float32_and_casts_once_whatever_the_dtypes(param_dtype):
+    x, layer = inputs((5, 4)), linen.Dense(8, dtype=jnp.bfloat16, param_dtype=param_dtype, reparam=PSI, learn="fine")
+    params = layer.init(KEY, x)["params"]
+    assert all(p.dtype == param_dtype for p in jax.tree.leaves(params))
+    a, b, v = (np.asarray(params[k], np.float32) for k in "abv")
+    kernel = jnp.asarray(a * jnp.arctan(v / b)).astype(param_dtype)
+    plain = nn.Dense(8, dtype=jnp.bfloat16, param_dtype=param_dtype)
+    expected = plain.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, x)
+    assert expected.dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(layer.apply({"params": params}, x), expected)
+
+
+def test_an_initial_weight_beyond_the_bound_gives_nan_there_and_only_there():
+    w = nn.Dense(8).init(KEY, inputs((1, 8)))["params"]["kernel"]
+    psi = Arctan(0.2, 1.0)
+    v = jax.jit(linen.Dense(8, reparam=psi).init)(KEY, inputs((1, 8)))["params"]["v"]
+    beyond = np.abs(w) >= psi.bound
+    assert 0 < beyond.sum() < w.size
+    np.testing.assert_array_equal(np.isnan(v), beyond)
+
+
+WRONG = {
+    "a class": ({"reparam": Arctan}, "reparam must be a Ψ.*found <class"),
+    "a name": ({"reparam": "arctan"}, "found 'arctan'"),
+    "unknown learn": ({"reparam": PSI, "learn": "coarse"}, "'none', 'fine', found 'coarse'"),
+    "unknown learn of a plain layer": ({"learn": "fnie"}, "'none', 'fine', found 'fnie'"),
+    "fine PowerProp": ({"reparam": PowerProp(), "learn": "fine"}, "PowerProp has no a and b"),
+    "fine WeightNorm": ({"reparam": WeightNorm(), "learn": "fine"}, "WeightNorm has no a and b"),
+    "pair of PowerProp": ({"reparam": linen.LearnedPair(PowerProp())}, "PowerProp has no a and b"),
+    "pair, and fine": ({"reparam": linen.LearnedPair(PSI), "learn": "fine"}, "LearnedPair"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_argument_is_an_error_that_names_it(case):
+    arguments, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(linen.Dense(3, **arguments).init, KEY, jnp.zeros((1, 2)))
+
+
+def test_plain_and_companded_params_are_never_taken_for_each_other():
+    x = jnp.zeros((1, 2))
+    plain, companded = nn.Dense(3), linen.Dense(3, reparam=PSI)
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match='"v"'):
+        companded.apply(plain.init(KEY, x), x)
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match='"kernel"'):
+        plain.apply(companded.init(KEY, x), x)
+
+
+def test_a_network_can_be_tabulated_and_is_traced_once():
+    x, model = inputs((2, 4)), Stack("sequential", PSI)
+    assert "pair" in model.tabulate(KEY, x, console_kwargs={"width": 200})
+    chex.clear_trace_counter()
+    apply = jax.jit(chex.assert_max_traces(lambda params: model.apply({"params": params}, x), n=1))
+    params = model.init(KEY, x)["params"]
+    for factor in (1.0, 1.1, -1.0):  # a learned a below zero is no new program, and no error
+        chex.assert_tree_all_finite(apply(jax.tree.map(lambda p, factor=factor: p * factor, params)))

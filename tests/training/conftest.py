@@ -1,0 +1,50 @@
+import functools
+
+import jax
+import pytest
+
+from tests.training import runs
+from wcjax import models, training
+from wcjax.models import resnet
+
+CACHE = {  # every compiled program is kept, for this process and for those that it starts
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), **CACHE}
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_network():
+    """The network 'tiny': the stem and the head of a ResNet, which compile in a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8)
+        patch.setitem(models._NETWORKS, "tiny", (tiny, models._RESNET_OPTIONS))
+        patch.setattr(models, "NAMES", (*models.NAMES, "tiny"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(folder, summary) of a finished run of configs/digits.py, with fewer epochs."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, training.train(runs.digits(), folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """(folder, summary) of a finished run of runs.tiny()."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    return folder, training.train(runs.tiny(), folder)

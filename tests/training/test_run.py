@@ -1,0 +1,218 @@
+"""What a run leaves behind: its folder, its numbers, and a folded network that is the trained one."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from tests.training import runs
+from wcjax import data, training
+from wcjax.data import augment
+from wcjax.errors import InputError
+from wcjax.training import evaluate, loop
+from wcjax.training import step as steps
+from wcjax.training.checkpoint import load_tree
+
+METRICS = {
+    "epoch",
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "learning_rate",
+    "images_per_second",
+    "seconds",
+}
+SUMMARY = {
+    "best_epoch",
+    "best_val_accuracy",
+    "test_accuracy",
+    "test_loss",
+    "epochs",
+    "images_per_second",
+    "train_seconds",
+    "compile_seconds",
+    "num_parameters",
+    "device",
+    "jax_version",
+}
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load("digits")
+
+
+def test_the_run_folder_holds_what_the_docs_list_and_nothing_else(finished):
+    run, _ = finished
+    documented = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "folded", "summary.json"}
+    assert {path.name for path in run.iterdir()} == documented
+
+
+def test_metrics_has_one_line_for_each_epoch_with_the_documented_keys(finished):
+    run, _ = finished
+    found = lines(run)
+    steps_per_epoch = 1293 // 64
+    assert [line["epoch"] for line in found] == list(range(1, runs.EPOCHS + 1))
+    assert [line["step"] for line in found] == [epoch * steps_per_epoch for epoch in range(1, runs.EPOCHS + 1)]
+    for line in found:
+        assert line.keys() == METRICS
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["images_per_second"] > 0 < line["seconds"]
+
+
+def test_training_learns_the_digits(finished):
+    run, summary = finished
+    losses = [line["train_loss"] for line in lines(run)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] / 4
+    assert summary["test_accuracy"] > 0.9
+
+
+def test_the_summary_names_the_first_of_the_best_epochs(finished):
+    run, summary = finished
+    accuracies = [line["val_accuracy"] for line in lines(run)]
+    assert summary.keys() == SUMMARY
+    assert summary["best_val_accuracy"] == max(accuracies)
+    assert summary["best_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert summary["epochs"] == runs.EPOCHS
+    assert summary["num_parameters"] == 78_042 - 2 * 9 * 16  # the stem sees one channel, not three
+    assert json.loads((run / "summary.json").read_text()) == summary
+
+
+def test_config_json_is_the_whole_config_of_the_run(finished):
+    run, _ = finished
+    stored = json.loads((run / "config.json").read_text())
+    assert training.check_config(stored) == training.check_config(runs.digits())
+    assert stored.keys() == training.default_config().to_dict().keys()
+
+
+def test_the_learning_rate_in_the_metrics_changes_after_each_milestone(tiny_run):
+    run, _ = tiny_run
+    np.testing.assert_allclose([line["learning_rate"] for line in lines(run)], [0.1, 0.1, 0.05, 0.025], rtol=1e-6)
+
+
+def test_tensorboard_shows_every_number_of_the_metrics(tiny_run):
+    run, _ = tiny_run
+    (path,) = (run / "tensorboard").iterdir()
+    raw, found = path.read_bytes(), {}
+    while raw:  # a record: length (8 bytes), its checksum (4), an event, its checksum (4)
+        length = int.from_bytes(raw[:8], "little")
+        event, raw = Event.FromString(raw[12 : 12 + length]), raw[16 + length :]
+        for value in event.summary.value:
+            found[event.step, value.tag] = value.simple_value
+    expected = {(line["epoch"], name): np.float32(value) for line in lines(run) for name, value in line.items()}
+    assert found == expected
+
+
+def test_the_folded_network_is_the_companded_one_with_w_in_place_of_v(finished, dataset):
+    run, summary = finished
+    config = training.check_config(runs.digits())
+    trained = runs.checkpoint(run, summary["best_epoch"])
+    plain, variables = training.load_folded(run)
+
+    def folded(v):
+        return config.reparam.a * np.arctan(np.float64(v) / config.reparam.b)
+
+    def compare(path, leaf):
+        owner = trained["params"]
+        for key in path[:-1]:
+            owner = owner[key.key]
+        name = path[-1].key
+        expected = folded(owner["v"]) if name == "kernel" else owner[name]
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(compare, variables["params"])
+    runs.assert_same_bits(variables["batch_stats"], trained["batch_stats"])
+
+    images = augment.normalize(dataset.test.images, dataset.mean, dataset.std)
+    companded = loop.make_model(config, dataset.num_classes)
+    expected = companded.apply({"params": trained["params"], "batch_stats": trained["batch_stats"]}, images)
+    np.testing.assert_allclose(plain.apply(variables, images), expected, atol=1e-4)
+
+
+def test_accuracy_and_loss_of_the_summary_are_those_of_the_folded_network(finished, dataset):
+    run, summary = finished
+    model, variables = training.load_folded(run)
+    pixels = (dataset.test.images / 255 - dataset.mean) / dataset.std
+    logits = np.float64(model.apply(variables, jnp.asarray(pixels, jnp.float32)))
+    log_p = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+    n = len(dataset.test.labels)
+    assert n == 360
+    assert summary["test_accuracy"] == np.mean(logits.argmax(1) == dataset.test.labels)
+    np.testing.assert_allclose(summary["test_loss"], -np.mean(log_p[np.arange(n), dataset.test.labels]), rtol=1e-4)
+
+
+def test_evaluate_finds_the_numbers_of_the_summary_again(finished, capsys):
+    run, summary = finished
+    found = training.evaluate_folded(run)
+    assert found["test"] == {"accuracy": summary["test_accuracy"], "loss": summary["test_loss"]}
+    assert found["val"]["accuracy"] == summary["best_val_accuracy"]
+
+    assert evaluate.main([str(run)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| split | accuracy | loss |"
+    assert table[2] == f"| val | {summary['best_val_accuracy']:.2%} | {found['val']['loss']:.4f} |"
+    assert table[3] == f"| test | {summary['test_accuracy']:.2%} | {summary['test_loss']:.4f} |"
+
+
+def test_evaluate_on_a_folder_without_a_run_is_an_error_of_one_line(tmp_path, capsys):
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} is no run folder: it has no config.json.\n"
+
+
+def test_evaluate_before_the_run_has_ended_says_so(tmp_path):
+    config = training.check_config(runs.tiny()).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="folded does not exist: the run has not ended yet"):
+        training.load_folded(tmp_path)
+
+
+def test_a_finished_run_called_again_returns_its_summary_and_does_nothing(finished, monkeypatch):
+    run, summary = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    monkeypatch.setattr(loop, "load_dataset", lambda config: pytest.fail("it looked at the data"))
+    monkeypatch.setattr(steps, "init_state", lambda *args: pytest.fail("it made a network"))
+    assert training.train(runs.digits(), run) == summary
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("learn, owners", [("fine", {"stem", "head"}), ("coarse", {"pair"})])
+def test_learned_a_and_b_are_in_the_metrics_of_each_epoch_and_not_in_the_folded_network(tmp_path, learn, owners):
+    run = tmp_path / "run"
+    training.train(runs.tiny(epochs=2, reparam__learn=learn, reparam__a=0.6), run)
+    for line in lines(run):
+        params = runs.checkpoint(run, line["epoch"])["params"]
+        expected = {owner: {letter: float(params[owner][letter]) for letter in "ab"} for owner in owners}
+        assert line["pairs"] == expected
+        assert all(pair["a"] != np.float32(0.6) and pair["b"] != 1 for pair in expected.values()), "they did not move"
+    assert {owner: set(leaves) for owner, leaves in load_tree(run / "folded")["params"].items()} == {
+        "stem": {"kernel"},
+        "stem_norm": {"scale", "bias"},
+        "head": {"kernel", "bias"},
+    }
+
+
+VARIANTS = [(variant, "sgd") for variant in training.config.VARIANTS]
+VARIANTS += [(variant, "adam") for variant in ("wc", "coarse", "plain")]
+
+
+@pytest.mark.parametrize("variant, optimizer", VARIANTS)
+def test_every_variant_trains_an_epoch_and_folds_into_the_plain_network(tmp_path, variant, optimizer):
+    config = training.check_config(runs.tiny(epochs=1, optimizer=optimizer, learning_rate=0.01))
+    config = training.with_variant(config, f"tiny,{variant}")
+    config.reparam.a = 1.0
+    summary = training.train(config, tmp_path / "run")
+    (line,) = lines(tmp_path / "run")
+    assert 0 < line["train_loss"] < 5
+    assert 0 < line["val_loss"] < 5
+    assert summary["num_parameters"] == 9 * 8 + 2 * 8 + 8 * 10 + 10

@@ -1,0 +1,213 @@
+"""The jitted work of a run: which images it sees, what it counts, and what it leaves to the device."""
+
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.training import runs
+from wcjax import training
+from wcjax.training import evaluate, loop
+from wcjax.training import step as steps
+from wcjax.training.config import make_model, make_psi
+
+N, BATCH = 23, 5  # four batches of 5 in an epoch, and three images left out
+
+
+class Recorder(nn.Module):
+    """Counts how often it was shown each image, whose first pixel is its number."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        shown = self.variable("batch_stats", "shown", lambda: jnp.zeros(N, jnp.int32))
+        if train:
+            shown.value = shown.value.at[jnp.round(images[:, 0, 0, 0] * 255).astype(int)].add(1)
+        return jnp.zeros((len(images), 2)) + self.param("logits", nn.initializers.zeros, (2,))
+
+
+def start(seed):
+    return steps.init_state(Recorder(), optax.sgd(0.1), (2, 2, 1), seed)
+
+
+def order(state):
+    return np.asarray(steps.start_epoch(state, N, N // BATCH)[0])
+
+
+def in_epoch(state, epoch):
+    """state at the first step of an epoch, counted from 0."""
+    return state._replace(step=jnp.int32(epoch * (N // BATCH)))
+
+
+def test_the_order_of_each_epoch_is_a_permutation_of_its_own_which_only_the_seed_decides():
+    orders = [order(in_epoch(start(seed), epoch)) for seed in (0, 1) for epoch in (0, 1, 2)]
+    for found in orders:
+        np.testing.assert_array_equal(np.sort(found), np.arange(N))
+    assert len({found.tobytes() for found in orders}) == 6
+    again = [order(in_epoch(start(seed), epoch)) for seed in (0, 1) for epoch in (0, 1, 2)]
+    np.testing.assert_array_equal(orders, again)
+
+
+def test_the_order_does_not_change_within_an_epoch():
+    first = in_epoch(start(0), 1)
+    for step in range(1, N // BATCH):
+        np.testing.assert_array_equal(order(first._replace(step=first.step + step)), order(first))
+
+
+def test_an_epoch_shows_each_image_of_its_order_once_but_for_those_that_fill_no_batch():
+    images = np.zeros((N, 2, 2, 1), np.uint8) + np.arange(N, dtype=np.uint8)[:, None, None, None]
+    images = steps.Images(jnp.asarray(images), jnp.zeros(N, jnp.int32))
+    config = types.SimpleNamespace(batch_size=BATCH, dtype="float32", augment={"padding": 0, "flip": True})
+    fixed = {"model": Recorder(), "tx": optax.sgd(0.1), "config": config, "mean": 0.0, "std": 1.0}
+    train_step = jax.jit(functools.partial(steps.train_step, **fixed))
+    state, expected = start(0), np.zeros(N)
+    for _ in range(2):
+        permutation, totals = order(state), steps.Totals.zero()
+        for _ in range(N // BATCH):
+            state, totals, _ = train_step(state, totals, images, permutation)
+        expected[permutation[: N - N % BATCH]] += 1
+        assert int(totals.seen) == N - N % BATCH
+    np.testing.assert_array_equal(state.batch_stats["shown"], expected)
+
+
+class Lookup(nn.Module):
+    """Reads its logits from the pixels: an arbitrary network whose answers are known."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return images[:, 0, :, 0] * 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
+def test_evaluation_counts_every_image_once_also_in_a_short_last_batch(batch_size):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (N, 1, 4, 1), np.uint8), rng.integers(0, 4, N, np.int32)
+    mean, std = np.float32([0.4]), np.float32([0.2])
+    dataset = types.SimpleNamespace(mean=mean, std=std)
+    config = types.SimpleNamespace(batch_size=batch_size, dtype="float32")
+    split = steps.Images(jnp.asarray(pixels), jnp.asarray(labels))
+    eval_step = steps.compile_eval_step(Lookup(), config, dataset, {}, {}, split)
+    found = evaluate.evaluate(eval_step, {}, {}, split, batch_size)
+
+    logits = 5 * (np.float64(pixels[:, 0, :, 0]) / 255 - mean) / std
+    losses = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(N), labels]
+    assert found["accuracy"] == np.mean(logits.argmax(1) == labels)
+    np.testing.assert_allclose(found["loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_the_learning_rate_is_times_the_factor_from_the_first_step_after_each_milestone():
+    config = training.check_config({"learning_rate": 0.4, "schedule": {"milestones": (2, 5), "factor": 0.1}})
+    schedule = steps.learning_rate_schedule(config, steps_per_epoch=10)
+    expected = {0: 0.4, 19: 0.4, 20: 0.04, 49: 0.04, 50: 0.004, 1000: 0.004}
+    np.testing.assert_allclose([schedule(step) for step in expected], list(expected.values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("reparam", ["arctan", "weightnorm", "none"])
+def test_biases_and_norms_decay_unless_the_config_says_that_they_do_not(reparam, optimizer):
+    params = {
+        "conv": {"kernel" if reparam == "none" else "v": jnp.full((3, 3, 1, 2), 0.5)},
+        "norm": {"scale": jnp.ones(2), "bias": jnp.full(2, 0.3)},
+        "head": {"kernel" if reparam == "none" else "v": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.3)},
+    }
+    moved = {}
+    for decays in (True, False):
+        config = {"optimizer": optimizer, "decay_norm_and_bias": decays, "reparam": {"name": reparam}}
+        config = training.check_config(config | {"weight_decay": 0.1})
+        tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch=1)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        flat = jax.tree_util.tree_leaves_with_path(updates)
+        moved[decays] = {jax.tree_util.keystr(path) for path, update in flat if np.any(update)}
+        assert all(np.all(np.asarray(update) <= 0) for _, update in flat), "decay is towards zero"
+    everything = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    assert moved[True] == everything
+    assert moved[False] == {path for path in everything if "norm" not in path and "bias" not in path}
+
+
+def test_the_config_decides_decay_rate_and_momentum_of_sgd():
+    config = {"learning_rate": 0.2, "momentum": 0.5, "weight_decay": 0.1, "reparam": {"a": 0.7, "b": 0.6}}
+    config = training.check_config(config)
+    tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch=1)
+    v, bias, g = np.float64([[0.4, -0.2]]), np.float64([0.3, 0.1]), 0.05
+    params = {"v": jnp.asarray(v, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    grads, state = jax.tree.map(lambda p: jnp.full_like(p, g), params), tx.init(params)
+    first, state = tx.update(grads, state, params)
+    second, state = tx.update(grads, state, params)
+    w, slope = 0.7 * np.arctan(v / 0.6), 0.7 * 0.6 / (0.6**2 + v**2)
+    for name, gradient in (("v", g + 0.1 * w * slope), ("bias", g + 0.1 * bias)):
+        np.testing.assert_allclose(first[name], -0.2 * gradient, rtol=1e-5)
+        np.testing.assert_allclose(second[name], -0.2 * 1.5 * gradient, rtol=1e-5)
+
+
+def test_the_learned_model_of_the_config_is_companded_and_the_plain_one_is_not():
+    config = training.check_config(runs.tiny(reparam__learn="fine"))
+    leaves = {}
+    for plain in (False, True):
+        model = make_model(config, 10, plain=plain)
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+        leaves[plain] = set(params["head"])
+    assert leaves == {False: {"v", "a", "b", "bias"}, True: {"kernel", "bias"}}
+
+
+@pytest.fixture
+def watched_epochs(monkeypatch, tmp_path):
+    """watched_epochs(watch) trains two epochs, each inside watch(state): a context manager."""
+
+    def train(watch):
+        train_epoch = loop._train_epoch
+
+        def watched(config, compiled, state, *more):
+            with watch(state):
+                return train_epoch(config, compiled, state, *more)
+
+        monkeypatch.setattr(loop, "_train_epoch", watched)
+        return training.train(runs.tiny(epochs=2), tmp_path / "run")
+
+    return train
+
+
+def test_nothing_moves_between_host_and_device_inside_an_epoch(watched_epochs):
+    guarded = []
+
+    def watch(state):
+        guarded.append(state)
+        return jax.transfer_guard("disallow")
+
+    watched_epochs(watch)
+    assert len(guarded) == 2
+
+
+def test_the_buffers_of_the_state_are_donated_to_the_next_step(watched_epochs):
+    states = []
+
+    def watch(state):
+        states.append(state)
+        return jax.transfer_guard("allow")
+
+    watched_epochs(watch)
+    # Those of a later epoch may still be read by the save of the epoch before, and are copied then.
+    leaves = jax.tree.leaves((states[0].params, states[0].opt_state, states[0].batch_stats))
+    assert leaves
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_training_and_evaluation_are_traced_once_for_the_whole_run(monkeypatch, tmp_path):
+    traces = {"train_step": 0, "eval_step": 0}
+
+    def counted(name, function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            traces[name] += 1
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for name in traces:
+        monkeypatch.setattr(steps, name, counted(name, getattr(steps, name)))
+    monkeypatch.setattr(loop, "evaluate_folded", lambda *_: {"test": {"accuracy": 0.0, "loss": 0.0}})
+    training.train(runs.tiny(epochs=3), tmp_path / "run")
+    assert traces == {"train_step": 1, "eval_step": 1}
