@@ -1,0 +1,71 @@
+"""Run folders side by side. The runs here are written by hand: analysis reads folders and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from wcjax import Arctan
+from wcjax.analysis import compare, plots
+from wcjax.training.checkpoint import save_tree
+
+SUMMARY = {
+    "best_val_accuracy": 0.9722,
+    "test_accuracy": 0.9611,
+    "best_epoch": 5,
+    "epochs": 10,
+    "train_seconds": 4.6,
+    "images_per_second": 2827.3,
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "wc"
+    folder.mkdir()
+    reparam = {"name": "arctan", "a": 0.6, "b": 1.0, "alpha": 2.0, "learn": "fine"}
+    (folder / "config.json").write_text(json.dumps({"model": "resnet8", "reparam": reparam}))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 1, 16)).astype(np.float32)
+    save_tree(folder / "folded", {"params": {"stem": {"kernel": kernel}}})
+    return folder
+
+
+def test_the_table_has_a_row_for_each_run_with_its_numbers(run):
+    rows = compare.table([run, run]).splitlines()
+    assert len(rows) == 4
+    cells = [cell.strip() for cell in rows[2].strip("|").split("|")]
+    assert cells == ["wc", "resnet8", "arctan(a=0.6, b=1, learned fine)", "97.22%", "96.11%", "5 of 10", "5 s", "2,827"]
+
+
+@pytest.mark.parametrize(
+    "reparam, text",
+    [
+        ({"name": "erf", "a": 1.0, "b": 0.5, "learn": "none"}, "erf(a=1, b=0.5)"),
+        ({"name": "powerprop", "alpha": 1.5}, "powerprop(α=1.5)"),
+        ({"name": "weightnorm"}, "weightnorm"),
+        ({"name": "none"}, "none"),
+    ],
+)
+def test_a_reparam_is_named_with_the_numbers_that_matter(reparam, text):
+    assert compare.describe_reparam(reparam) == text
+
+
+def test_the_command_prints_the_table_and_plots_the_first_layer(run, tmp_path, capsys):
+    png = tmp_path / "plots" / "first.png"
+    assert compare.main([str(run), "--png", str(png)]) == 0
+    assert compare.table([run]) in capsys.readouterr().out
+    pixels = image.imread(png)[..., :3]
+    assert min(pixels.shape[:2]) > 300
+    assert pixels.std() > 0.05  # something is drawn
+
+
+def test_a_folder_without_a_finished_run_is_an_error_that_names_it(tmp_path, capsys):
+    assert compare.main([str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no config.json: give the folder of a finished run" in capsys.readouterr().err
+
+
+def test_the_picture_of_psi_is_drawn(tmp_path):
+    pixels = image.imread(plots.plot_psi(tmp_path / "psi.png", Arctan(0.5, 1.0)))[..., :3]
+    assert pixels.std() > 0.05
