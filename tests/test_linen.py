@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from wcjax import Arctan, Arsinh, Erf, PowerProp, WeightNorm, fold, linen
+from wcjax import Arctan, PowerProp, WeightNorm, fold, linen
 
 A, B = 1.6, 1.3
 PSI = Arctan(A, B)
@@ -28,8 +28,6 @@ FORMS = {
     "fixed": lambda: {"reparam": PSI},
     "fine": lambda: {"reparam": PSI, "learn": "fine"},
     "coarse": lambda: {"reparam": linen.LearnedPair(PSI)},
-    "arsinh": lambda: {"reparam": Arsinh(A, B), "learn": "fine"},
-    "erf": lambda: {"reparam": Erf(A, B)},
     "powerprop": lambda: {"reparam": PowerProp(2.0)},
     "weightnorm": lambda: {"reparam": WeightNorm()},
 }
@@ -37,8 +35,6 @@ LEAVES = {
     "fixed": {"v"},
     "fine": {"v", "a", "b"},
     "coarse": {"v", "reparam"},
-    "arsinh": {"v", "a", "b"},
-    "erf": {"v"},
     "powerprop": {"v"},
     "weightnorm": {"v", "g"},
 }
@@ -124,10 +120,7 @@ class Stack(nn.Module):
             x, _ = deep()(x, pair and pair())
             return linen.Dense(2, reparam=pair)(x)
         dense = nn.remat(linen.Dense) if self.how == "remat" else linen.Dense
-        layers = [dense(4, reparam=pair, bias_init=BIAS), nn.tanh, dense(2, reparam=pair)]
-        if self.how == "sequential":
-            return nn.Sequential(layers)(x)
-        return layers[2](layers[1](layers[0](x)))
+        return nn.Sequential([dense(4, reparam=pair), nn.tanh, dense(2, reparam=pair)])(x)
 
 
 class ScanBody(nn.Module):
@@ -136,21 +129,23 @@ class ScanBody(nn.Module):
         return nn.tanh(linen.Dense(4, reparam=psi)(x)), None
 
 
-@pytest.mark.parametrize("how", ["compact", "sequential", "remat", "scan"])
+@pytest.mark.parametrize("how", ["sequential", "remat", "scan"])
 def test_a_learned_pair_is_one_pair_for_all_layers(how):
     x, learned, plain = inputs((2, 4)), Stack(how, PSI), Stack(how)
     params = learned.init(KEY, x)["params"]
     chex.assert_trees_all_equal(params["pair"], {"a": jnp.float32(A), "b": jnp.float32(B)})
     pairs = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key in ("a", "b")]
     assert len(pairs) == 2
-    chex.assert_trees_all_close(fold(params, PSI), plain.init(KEY, x)["params"], rtol=2e-6)
 
     params = jax.tree.map(lambda p: p * 1.2 + 0.01, params)
     loss = lambda model, params: jnp.sum(jnp.sin(model.apply({"params": params}, x)))
-    value, grads = jax.jit(jax.value_and_grad(lambda params: loss(learned, params)))(params)
-    through_fold = lambda params: loss(plain, fold(params, PSI))
-    value_of_fold, grads_of_fold = jax.jit(jax.value_and_grad(through_fold))(params)
-    chex.assert_trees_all_close((value, grads), (value_of_fold, grads_of_fold), rtol=1e-4, atol=1e-6)
+
+    @jax.jit
+    def found_and_expected(params):
+        found = jax.value_and_grad(lambda params: loss(learned, params))(params)
+        return found, jax.value_and_grad(lambda params: loss(plain, fold(params, PSI)))(params)
+
+    chex.assert_trees_all_close(*found_and_expected(params), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["fixed", "fine", "coarse"])

@@ -11,44 +11,23 @@ import pytest
 import scipy.special
 from absl.testing import parameterized
 
+from tests import numpy_reference as reference
 from wcjax import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
 A, B = 0.7, 1.3
 V = np.concatenate([[0.0, 1e-20, 1e-4], np.linspace(0.01, 3, 50), [20.0, 1e4]])
 V = np.concatenate([-V[:0:-1], V])
 
-# psi, and its Ψ, Ψ⁻¹, Ψ′ in NumPy
-CLOSED = {
-    "arctan": (
-        Arctan(A, B),
-        lambda v: A * np.arctan(v / B),
-        lambda w: B * np.tan(w / A),
-        lambda v: A * B / (B**2 + v**2),
-    ),
-    "arsinh": (
-        Arsinh(A, B),
-        lambda v: A * np.arcsinh(v / B),
-        lambda w: B * np.sinh(w / A),
-        lambda v: A / np.sqrt(B**2 + v**2),
-    ),
-    "erf": (
-        Erf(A, B),
-        lambda v: A * scipy.special.erf(v / B),
-        lambda w: B * scipy.special.erfinv(w / A),
-        lambda v: 2 / np.sqrt(np.pi) * A / B * np.exp(-((v / B) ** 2)),
-    ),
+CLOSED = {  # psi, Ψ and Ψ′ in NumPy, Ψ⁻¹ in NumPy
+    "arctan": (Arctan(A, B), reference.Arctan(A, B), lambda w: B * np.tan(w / A)),
+    "arsinh": (Arsinh(A, B), reference.Arsinh(A, B), lambda w: B * np.sinh(w / A)),
+    "erf": (Erf(A, B), reference.Erf(A, B), lambda w: B * scipy.special.erfinv(w / A)),
 } | {
-    f"powerprop{alpha}": (
-        PowerProp(alpha),
-        lambda v, alpha=alpha: np.sign(v) * np.abs(v) ** alpha,
-        lambda w, alpha=alpha: np.sign(w) * np.abs(w) ** (1 / alpha),
-        lambda v, alpha=alpha: alpha * np.abs(v) ** (alpha - 1),
-    )
-    for alpha in (1.0, 1.5, 2.0)
+    f"powerprop{p}": (PowerProp(p), reference.PowerProp(p), lambda w, p=p: np.sign(w) * np.abs(w) ** (1 / p))
+    for p in (1.0, 1.5, 2.0)
 }
 PSIS = {name: closed[0] for name, closed in CLOSED.items()}
 each_psi = pytest.mark.parametrize("psi", PSIS.values(), ids=PSIS.keys())
-each_name = pytest.mark.parametrize("name", CLOSED)
 
 
 @pytest.fixture
@@ -66,15 +45,16 @@ class ClosedForm(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.product(name=list(CLOSED), dtype=(np.float32, np.float64))
     def test_psi_inverse_and_derivative_are_the_closed_forms(self, name, dtype):
-        psi, w_of, v_of, slope_of = CLOSED[name]
+        psi, truth, inverse = CLOSED[name]
         rtol = 4e-6 if dtype == np.float32 else 2e-14  # PowerProp's pow and Erf's exp at large arguments are the worst
         with jax.enable_x64(dtype == np.float64):
             v, w = V.astype(dtype), weights_inside(psi, dtype)
             out = self.variant(lambda v, w: (psi(v), psi.inverse(w), psi.derivative(v)))(v, w)
-            expected = w_of(v.astype(np.float64)), v_of(w.astype(np.float64)), slope_of(v.astype(np.float64))
             chex.assert_trees_all_equal_dtypes(out, (v, w, v))
-            for found, truth in zip(out, expected, strict=True):  # below the smallest normal number both flush to 0
-                np.testing.assert_allclose(np.asarray(found, np.float64), truth, rtol, atol=np.finfo(dtype).tiny)
+            v, w = v.astype(np.float64), w.astype(np.float64)
+            for found, expected in zip(out, (truth(v), inverse(w), truth.slope(v)), strict=True):
+                # Below the smallest normal number both flush to 0.
+                np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol, atol=np.finfo(dtype).tiny)
 
 
 @each_psi
@@ -226,20 +206,18 @@ def test_arrays_may_leave_the_range_that_numbers_may_not():
     assert Arctan(A, B) == Arctan(A, B) and hash(Arctan(A, B)) == hash(Arctan(A, B))
 
 
-@each_psi
-def test_tree_functions_may_put_anything_in_place_of_the_parameters(psi):
-    # Masks hold bools and equinox.partition holds None, which are not values of a and b.
-    for stand_in in (None, True, -1.0, "label"):
-        assert all(x is stand_in for x in vars(jax.tree.map(lambda _, x=stand_in: x, psi)).values())
+@pytest.mark.parametrize("stand_in", [None, True, -1.0, "label"], ids=repr)
+def test_tree_functions_may_put_anything_in_place_of_the_parameters(stand_in):
+    # Masks hold bools, labels strings, and equinox.partition puts None.
+    assert vars(jax.tree.map(lambda _: stand_in, Arctan(A, B))) == {"a": stand_in, "b": stand_in}
+    assert vars(jax.tree.map(lambda _: stand_in, PowerProp(2.0))) == {"alpha": stand_in}
 
 
-BAD = [0, 0.0, -1, -0.5, np.float32(-2), math.nan, math.inf, -math.inf, True, None, "1"]
+BAD = [0, 0.0, -1, np.float32(-2), math.nan, math.inf, -math.inf, True, None, "1"]
 
 
 @pytest.mark.parametrize("value", BAD, ids=repr)
-@pytest.mark.parametrize(
-    "cls, field", [(Arctan, "a"), (Arctan, "b"), (Arsinh, "a"), (Erf, "b"), (PowerProp, "alpha"), (Erf, "a")]
-)
+@pytest.mark.parametrize("cls, field", [(Arctan, "a"), (Arctan, "b"), (Arsinh, "a"), (Erf, "b"), (PowerProp, "alpha")])
 def test_a_number_out_of_range_is_an_error_that_names_it(cls, field, value):
     with pytest.raises(ValueError, match=f"{cls.__name__}: {field} must be .*found .*{value}"):
         cls(**{field: value})
@@ -251,28 +229,26 @@ def test_alpha_below_one_is_an_error_and_one_is_the_identity():
     chex.assert_trees_all_equal(PowerProp(1)(V.astype(np.float32)), V.astype(np.float32))
 
 
-def weight_norm_case():
-    draw = np.random.default_rng(0)
-    return jnp.float32(draw.normal(size=(3, 3, 4, 5))), jnp.float32(draw.normal(size=5))
+WEIGHT_NORM_CASE = tuple(jnp.float32(np.random.default_rng(0).normal(size=s)) for s in ((3, 3, 4, 5), 5))
 
 
-def test_weight_norm_keeps_the_initial_w_and_gives_each_channel_the_norm_g():
-    v, g = weight_norm_case()
+def test_weight_norm_is_the_closed_form_keeps_the_initial_w_and_gives_each_channel_the_norm_g():
+    v, g = WEIGHT_NORM_CASE
     chex.assert_trees_all_close(WeightNorm()(*WeightNorm().inverse(v)), v, rtol=1e-6)
     w = np.asarray(WeightNorm()(v, g))
+    np.testing.assert_allclose(w, reference.WeightNorm()(v, g), rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(w.reshape(-1, 5), axis=0), np.abs(g), rtol=1e-6)
-    np.testing.assert_allclose(w / np.asarray(v), (w / np.asarray(v))[:1, :1, :1] * np.ones(v.shape), rtol=1e-5)
     half = v.astype(jnp.bfloat16)
     chex.assert_trees_all_equal(WeightNorm()(half, g), WeightNorm()(half.astype(jnp.float32), g).astype(jnp.bfloat16))
 
 
 def test_weight_norm_gradient_is_orthogonal_to_v_and_finite_for_a_zero_column():
-    v, g = weight_norm_case()
-    loss = lambda v, g: jnp.sum(jnp.sin(WeightNorm()(v, g) * np.arange(v.size).reshape(v.shape)))
-    gradient_of = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    gradient, _ = gradient_of(v, g)
-    assert np.linalg.norm(gradient) > 1
-    chex.assert_trees_all_close(jnp.sum(gradient * v, (0, 1, 2)), jnp.zeros(5), atol=1e-4)
+    (v, g), cotangent = WEIGHT_NORM_CASE, np.random.default_rng(1).normal(size=(3, 3, 4, 5)).astype(np.float32)
+    gradient_of = jax.jit(lambda v, g: jax.vjp(WeightNorm(), v, g)[1](cotangent))
+    gradient = gradient_of(v, g)
+    chex.assert_trees_all_close(gradient, reference.WeightNorm().backward(v, g, cotangent), rtol=1e-4, atol=1e-6)
+    assert np.abs(gradient[0]).max() > 0.1
+    np.testing.assert_allclose(np.sum(gradient[0] * v, (0, 1, 2)), 0, atol=1e-5)
     zero = v.at[..., 2].set(0)
     chex.assert_trees_all_equal(WeightNorm()(zero, g)[..., 2], jnp.zeros((3, 3, 4)))
     chex.assert_tree_all_finite(gradient_of(zero, g))

@@ -17,6 +17,7 @@ from wcjax.training import step as steps
 from wcjax.training.config import make_model, make_psi
 
 N, BATCH = 23, 5  # four batches of 5 in an epoch, and three images left out
+STEPS = 718 // 64  # in an epoch of runs.tiny()
 
 
 class Recorder(nn.Module):
@@ -72,6 +73,34 @@ def test_an_epoch_shows_each_image_of_its_order_once_but_for_those_that_fill_no_
         expected[permutation[: N - N % BATCH]] += 1
         assert int(totals.seen) == N - N % BATCH
     np.testing.assert_array_equal(state.batch_stats["shown"], expected)
+
+
+class Keeper(nn.Module):
+    """Keeps the images that it was shown last."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        self.variable("batch_stats", "images", lambda: jnp.zeros((BATCH, 6, 6, 1))).value = images
+        return jnp.zeros((len(images), 2)) + self.param("logits", nn.initializers.zeros, (2,))
+
+
+def test_augmentation_is_drawn_anew_in_each_step_and_only_seed_and_step_decide_it():
+    image = np.random.default_rng(0).integers(1, 256, (1, 6, 6, 1), np.uint8)
+    images = steps.Images(jnp.asarray(np.repeat(image, N, axis=0)), jnp.zeros(N, jnp.int32))
+    config = types.SimpleNamespace(batch_size=BATCH, dtype="float32", augment={"padding": 2, "flip": True})
+    fixed = {"model": Keeper(), "tx": optax.sgd(0.1), "config": config, "mean": 0.0, "std": 1.0}
+    train_step = jax.jit(functools.partial(steps.train_step, **fixed))
+
+    def shown(seed, step):
+        state = steps.init_state(Keeper(), optax.sgd(0.1), (6, 6, 1), seed)
+        state = state._replace(step=jnp.int32(step), batch_stats={"images": jnp.zeros((BATCH, 6, 6, 1))})
+        state, _, _ = train_step(state, steps.Totals.zero(), images, jnp.arange(N))
+        return np.asarray(state.batch_stats["images"]).tobytes()
+
+    cases = [(seed, step) for seed in (0, 1) for step in (0, 1, 4, 5)]  # 4 and 5: the same batches an epoch later
+    found = [shown(*case) for case in cases]
+    assert len(set(found)) == len(cases)
+    assert found == [shown(*case) for case in cases]
 
 
 class Lookup(nn.Module):
@@ -153,46 +182,37 @@ def test_the_learned_model_of_the_config_is_companded_and_the_plain_one_is_not()
     assert leaves == {False: {"v", "a", "b", "bias"}, True: {"kernel", "bias"}}
 
 
-@pytest.fixture
-def watched_epochs(monkeypatch, tmp_path):
-    """watched_epochs(watch) trains two epochs, each inside watch(state): a context manager."""
+def test_nothing_moves_between_host_and_device_inside_an_epoch(monkeypatch, tmp_path):
+    train_epoch, guarded = loop._train_epoch, []
 
-    def train(watch):
-        train_epoch = loop._train_epoch
+    def watched(*args):
+        guarded.append(True)
+        with jax.transfer_guard("disallow"):
+            return train_epoch(*args)
 
-        def watched(config, compiled, state, *more):
-            with watch(state):
-                return train_epoch(config, compiled, state, *more)
-
-        monkeypatch.setattr(loop, "_train_epoch", watched)
-        return training.train(runs.tiny(epochs=2), tmp_path / "run")
-
-    return train
-
-
-def test_nothing_moves_between_host_and_device_inside_an_epoch(watched_epochs):
-    guarded = []
-
-    def watch(state):
-        guarded.append(state)
-        return jax.transfer_guard("disallow")
-
-    watched_epochs(watch)
+    monkeypatch.setattr(loop, "_train_epoch", watched)
+    training.train(runs.tiny(epochs=2), tmp_path / "run")
     assert len(guarded) == 2
 
 
-def test_the_buffers_of_the_state_are_donated_to_the_next_step(watched_epochs):
-    states = []
+def test_every_step_takes_over_the_buffers_of_the_state_before(monkeypatch, tmp_path):
+    compile_all, kept = loop._compile, []
 
-    def watch(state):
-        states.append(state)
-        return jax.transfer_guard("allow")
+    def watched(*args):
+        compiled = compile_all(*args)
 
-    watched_epochs(watch)
-    # Those of a later epoch may still be read by the save of the epoch before, and are copied then.
-    leaves = jax.tree.leaves((states[0].params, states[0].opt_state, states[0].batch_stats))
-    assert leaves
-    assert all(leaf.is_deleted() for leaf in leaves)
+        def step(state, *more):
+            result = compiled.train(state, *more)
+            kept.append([leaf for leaf in jax.tree.leaves(state) if not leaf.is_deleted()])
+            return result
+
+        return compiled._replace(train=step)
+
+    monkeypatch.setattr(loop, "_compile", watched)
+    training.train(runs.tiny(epochs=2), tmp_path / "run")
+    first = [0, STEPS]  # the checkpoint of the state before the first step of an epoch may still be on its way to disk
+    assert len(kept) == 2 * STEPS
+    assert not any(leaves for step, leaves in enumerate(kept) if step not in first)
 
 
 def test_training_and_evaluation_are_traced_once_for_the_whole_run(monkeypatch, tmp_path):

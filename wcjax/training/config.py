@@ -1,6 +1,8 @@
 """The configuration of a run: every key with its default, and the checks that come before any work."""
 
+import json
 import math
+import pathlib
 from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
@@ -115,6 +117,17 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     except ValueError as error:
         raise InputError(str(error)) from error
     return full
+
+
+def read_config(path) -> dict:
+    """What a config.json holds. Raises InputError where that is no JSON object."""
+    try:
+        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); give another folder.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not the config of a run, found {values!r}; give another folder.")
+    return values
 
 
 def make_psi(config):

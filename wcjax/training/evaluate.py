@@ -4,7 +4,6 @@ python -m wcjax.training.evaluate RUN [--data_dir DIR]
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -13,7 +12,7 @@ import jax
 from wcjax.errors import InputError
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import load_tree
-from wcjax.training.config import check_config, load_dataset, make_model
+from wcjax.training.config import check_config, load_dataset, make_model, read_config
 
 
 def evaluate(eval_step, params, batch_stats, data: steps.Images, batch_size: int) -> dict:
@@ -43,7 +42,7 @@ def load_config(run):
     path = pathlib.Path(run, "config.json")
     if not path.exists():
         raise InputError(f"{run} is no run folder: it has no config.json.")
-    return check_config(json.loads(path.read_text(encoding="utf-8")))
+    return check_config(read_config(path))
 
 
 def evaluate_folded(run, dataset=None, data_dir: str | None = None) -> dict:

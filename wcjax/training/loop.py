@@ -19,7 +19,7 @@ from wcjax.errors import DivergedError, InputError
 from wcjax.params import fold, name_of, path_str, reparameterize
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
-from wcjax.training.config import check_config, load_dataset, make_model, make_psi
+from wcjax.training.config import check_config, load_dataset, make_model, make_psi, read_config
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.metrics import MetricsWriter, Progress, write_json
 
@@ -183,11 +183,7 @@ def check_workdir(workdir, config) -> None:
         if (workdir / "checkpoints").exists():
             raise InputError(f"workdir {workdir} holds checkpoints but no config.json; give a new folder.")
         return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); give a new folder.") from error
-    there, asked = (dict(_flat(c)) for c in (there, json.loads(json.dumps(config.to_dict()))))
+    there, asked = (dict(_flat(c)) for c in (read_config(path), json.loads(json.dumps(config.to_dict()))))
     # The same data may lie elsewhere on another machine.
     differing = [k for k in sorted(there | asked) if k != "data_dir" and there.get(k) != asked.get(k)]
     if differing:

@@ -1,0 +1,343 @@
+"""compand: the run of the layers from an optimizer, around any optax optimizer, in any wrapper, safe at the bound."""
+
+import os
+import subprocess
+import sys
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from sklearn.datasets import load_digits
+
+import wcjax
+import wcjax.linen
+from benchmarks import compand_gap
+from wcjax import Arctan, Arsinh, Erf, PowerProp, compand
+
+PSIS = {"arctan": Arctan(0.9, 0.6), "arsinh": Arsinh(0.7, 0.6), "erf": Erf(1.4, 0.6), "powerprop": PowerProp(2.0)}
+PSI = PSIS["arctan"]
+each_psi = pytest.mark.parametrize("psi", PSIS.values(), ids=PSIS)
+KERNEL = np.float32([[0.3, -0.5, 0.7], [-0.2, 0.1, -0.6]])
+PARAMS = {"conv": {"kernel": KERNEL, "bias": np.float32([0.1, -0.2, 0.3])}, "out": {"kernel": -KERNEL}}
+TARGET = {"conv": {"kernel": np.sign(KERNEL) * 0.4, "bias": -np.ones(3)}, "out": {"kernel": -np.sign(KERNEL) * 0.5}}
+
+
+def parabola(params):
+    return sum(jax.tree.leaves(jax.tree.map(lambda p, t: jnp.sum(jnp.square(p - t)), params, TARGET)))
+
+
+def train(optimizer, params, gradient, batches):
+    """(params, state) after one step on each batch; the step is traced once."""
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(grads, state, params):
+        updates, state = optimizer.update(grads, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jax.tree.map(jnp.asarray, (params, optimizer.init(params)))
+    for batch in batches:
+        before = state
+        params, state = step(gradient(params, *batch), state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
+    return params, state
+
+
+def descend(optimizer, steps=10, params=PARAMS):
+    return train(optimizer, params, jax.jit(jax.grad(parabola)), [()] * steps)
+
+
+class Net(nn.Module):
+    reparam: object = None
+    learn: str = "none"
+
+    @nn.compact
+    def __call__(self, x):
+        coarse = self.learn == "coarse"
+        reparam = wcjax.linen.LearnedPair(self.reparam, jnp.float64, name="pair") if coarse else self.reparam
+        settings = {"reparam": reparam, "learn": "none" if coarse else self.learn, "param_dtype": jnp.float64}
+        x = nn.tanh(wcjax.linen.Conv(4, (3, 3), **settings)(x))
+        return wcjax.linen.Dense(3, **settings)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("name", "learn"),
+    [(n, how) for how in ("none", "fine", "coarse") for n in PSIS if how == "none" or n != "powerprop"],
+)
+def test_the_run_is_that_of_the_layers(name, learn, adaptive):
+    rng, psi, decay = np.random.default_rng(0), PSIS[name], 0.01
+    batches = [(rng.normal(size=(16, 5, 5, 2)), rng.integers(0, 3, 16)) for _ in range(60)]
+    inner = optax.adam(1e-2) if adaptive else optax.sgd(0.1, momentum=0.9)
+
+    def gradient(net):
+        logits = lambda params, images: net.apply({"params": params}, images)
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels
+        return jax.jit(jax.grad(lambda p, images, labels: loss(logits(p, images), labels).mean()))
+
+    with jax.enable_x64(True):
+        layers = Net(psi, learn)
+        start = layers.init(jax.random.key(0), batches[0][0])["params"]
+        scaled = wcjax.optim.scale_by_derivative(inner, psi) if adaptive else inner
+        chain = optax.chain(wcjax.optim.add_decayed_weights(decay, psi), scaled)
+        expected, _ = train(chain, start, gradient(layers), batches)
+        optimizer = compand(inner, psi, adaptive=adaptive, weight_decay=decay, learn=learn)
+        found, state = train(optimizer, wcjax.fold(start, psi), gradient(Net()), batches)
+        chex.assert_trees_all_close(found, wcjax.fold(expected, psi), rtol=0, atol=1e-9)
+        if learn == "coarse":
+            chex.assert_trees_all_close(state.pairs, expected["pair"], rtol=1e-9)
+
+
+def test_in_float32_the_run_strays_no_further_than_ten_times_what_one_rounding_at_the_start_does():
+    layers, found, others = compand_gap.runs(jnp.tanh, [100], 1)
+    assert 0 < compand_gap.gap(layers[100], found[100]) < 10 * compand_gap.gap(layers[100], others[0][100])
+
+
+RATE = optax.linear_schedule(0.1, 0.0, 300)
+INNER = {
+    "sgd": (optax.sgd(RATE), False),
+    "nesterov": (optax.sgd(RATE, momentum=0.9, nesterov=True), False),
+    "adam": (optax.adam(RATE), True),
+    "adamw": (optax.adamw(RATE), True),
+    "lamb": (optax.lamb(RATE), True),
+    "lion": (optax.lion(RATE), True),
+    "rmsprop": (optax.rmsprop(RATE), True),
+    "muon": (optax.contrib.muon(RATE), True),
+}
+
+
+@each_psi
+@pytest.mark.parametrize("inner", INNER)
+def test_every_psi_around_every_optimizer_finds_the_minimum_of_a_parabola(psi, inner):
+    optimizer, adaptive = INNER[inner]
+    params, _ = descend(compand(optimizer, psi, adaptive=adaptive), steps=300)
+    chex.assert_trees_all_close(params, TARGET, rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("inner", INNER)
+def test_updates_have_the_dtype_and_shape_of_their_leaf(inner, dtype):
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
+    optimizer = compand(INNER[inner][0], PSI, adaptive=INNER[inner][1], weight_decay=0.1, learn="fine")
+    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+
+
+ALONE = compand(optax.sgd(0.1, momentum=0.9), PSI, weight_decay=0.01)
+LABELS = {"conv": {"kernel": "wc", "bias": "plain"}, "out": {"kernel": "wc"}}
+STATIC = ("inner", "psi", "adaptive", "mask", "where", "learn")
+WRAPPED = {
+    "chain": optax.chain(optax.clip_by_global_norm(1e9), ALONE, optax.identity()),
+    "multi_transform": optax.multi_transform(
+        {"wc": ALONE, "plain": optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9))}, LABELS
+    ),
+    "inject_hyperparams inside": compand(
+        optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9), PSI, weight_decay=0.01
+    ),
+    "inject_hyperparams outside": optax.inject_hyperparams(compand, static_args=STATIC)(
+        inner=optax.sgd(0.1, momentum=0.9), psi=PSI, weight_decay=0.01
+    ),
+    "apply_if_finite": optax.apply_if_finite(ALONE, 5),
+    "schedules": compand(optax.sgd(lambda count: 0.1, momentum=0.9), PSI, weight_decay=lambda count: 0.01),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_inside_and_around_other_transforms_it_does_what_it_does_alone(wrapper):
+    chex.assert_trees_all_close(descend(WRAPPED[wrapper])[0], descend(ALONE)[0], rtol=1e-6)
+
+
+def test_multi_steps_takes_every_second_step():
+    slow = optax.MultiSteps(ALONE, every_k_schedule=2).gradient_transformation()
+    chex.assert_trees_all_close(descend(slow, steps=20)[0], descend(ALONE)[0], rtol=1e-6)
+
+
+def test_an_injected_learning_rate_can_be_set_and_a_gradient_of_nan_be_skipped():
+    optimizer = WRAPPED["inject_hyperparams inside"]
+    state, grads = optimizer.init(PARAMS), jax.grad(parabola)(PARAMS)
+    state.inner.hyperparams["learning_rate"] = jnp.float32(0.0)
+    chex.assert_trees_all_equal(optimizer.update(grads, state, PARAMS)[0], jax.tree.map(np.zeros_like, PARAMS))
+    optimizer = WRAPPED["apply_if_finite"]
+    updates, _ = optimizer.update(jax.tree.map(lambda x: x * np.nan, grads), optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(np.zeros_like, PARAMS))
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import optax, wcjax
+from tests.test_compand import PARAMS, PSI, parabola
+optimizer = wcjax.compand(optax.adam(0.01), PSI, adaptive=True, weight_decay=0.01, learn="coarse")
+def step(params, state):
+    updates, state = optimizer.update(jax.grad(parabola)(params), state, params)
+    return optax.apply_updates(params, updates), state
+step = jax.jit(step, donate_argnums=(0, 1))
+mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+spread = lambda x: NamedSharding(mesh, PartitionSpec("x") if x.ndim > 1 else PartitionSpec())
+found = []
+for shardings in (jax.devices()[0], jax.tree.map(spread, PARAMS)):
+    params = jax.device_put(PARAMS, shardings)
+    state = jax.jit(optimizer.init)(params)
+    for _ in range(20):
+        old, (params, state) = params, step(params, state)
+    assert old["conv"]["kernel"].is_deleted()
+    found.append(params)
+assert len(found[1]["conv"]["kernel"].sharding.device_set) == 2
+assert not found[1]["conv"]["kernel"].sharding.is_fully_replicated
+jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), *found)
+"""
+
+
+def test_on_two_devices_with_donated_and_sharded_state_the_result_is_that_of_one():
+    subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, check=True)
+
+
+@pytest.mark.parametrize("learn", ["none", "fine", "coarse"])
+def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(learn, tmp_path):
+    optimizer = compand(optax.adam(0.01), PSI, adaptive=True, learn=learn)
+    gradient = jax.jit(jax.grad(parabola))
+    params, state = descend(optimizer, steps=5)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run", (params, state))
+        checkpointer.wait_until_finished()
+        found, found_state = checkpointer.restore(tmp_path / "run", jax.eval_shape(lambda: (params, state)))
+    chex.assert_trees_all_equal((found, found_state), (params, state))
+    for go_on in ((params, state), (found, found_state)):
+        chex.assert_trees_all_equal(
+            optimizer.update(gradient(go_on[0]), go_on[1], go_on[0]), optimizer.update(gradient(params), state, params)
+        )
+
+
+@each_psi
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_step_is_large_enough_for_inf_nan_or_the_bound(psi, adaptive, dtype, sign):
+    params = {"kernel": jnp.asarray([[0.0, 1e-30, 0.5], [-0.5, 0.7, -0.8]], dtype)}
+    optimizer = compand(optax.sgd(1e10), psi, adaptive=adaptive)
+    steps = [(sign,)] * 50 + [(-sign,)] * 50 + [(sign * 1e-30,)] * 5
+    gradient = lambda params, scale: jax.tree.map(lambda x: jnp.full_like(x, 1e30 * scale), params)
+    for part in (steps[:50], steps):
+        w = np.asarray(train(optimizer, params, gradient, part)[0]["kernel"], np.float64)
+        assert np.all(np.isfinite(w)) and np.all(np.abs(w) < psi.bound)
+    there = np.asarray(train(optimizer, params, gradient, steps[:50])[0]["kernel"], np.float64)[1]
+    back = np.asarray(train(optimizer, params, gradient, steps[:100])[0]["kernel"], np.float64)[1]
+    assert np.all(np.sign(there) == -sign) and np.all(sign * back > sign * there)
+
+
+def recording():
+    """An optimizer that does nothing and keeps what it sees."""
+    return optax.GradientTransformation(
+        lambda params: (params, params), lambda grads, state, params: (optax.tree.zeros_like(grads), (grads, params))
+    )
+
+
+def test_the_inner_optimizer_sees_dl_dv_and_v_or_where_adaptive_dl_dw_and_w():
+    w, grads = KERNEL.astype(np.float64), jax.tree.map(np.ones_like, PARAMS)
+    slope, v = 0.9 / 0.6 * np.cos(w / 0.9) ** 2, 0.6 * np.tan(w / 0.9)
+    for adaptive, seen, params in ((False, slope * (1 + 0.01 * w), v), (True, 1 + 0.01 * w, w)):
+        optimizer = compand(recording(), PSI, adaptive=adaptive, weight_decay=0.01)
+        state = optimizer.init(PARAMS)
+        np.testing.assert_allclose(state.inner[0]["conv"]["kernel"], params, rtol=1e-6)
+        _, state = optimizer.update(grads, state, PARAMS)
+        np.testing.assert_allclose(state.inner[0]["conv"]["kernel"], seen, rtol=1e-6)
+        np.testing.assert_allclose(state.inner[1]["conv"]["kernel"], params, rtol=1e-6)
+        np.testing.assert_allclose(state.inner[0]["conv"]["bias"], 1 + 0.01 * PARAMS["conv"]["bias"], rtol=1e-6)
+
+
+def test_leaves_that_where_leaves_out_get_exactly_what_inner_alone_gives():
+    inner, out_only = optax.adam(0.1), lambda path, leaf: wcjax.params.path_str(path) == "out/kernel"
+    (found, _), (alone, _) = descend(compand(inner, PSI, adaptive=True, where=out_only)), descend(inner)
+    chex.assert_trees_all_equal(found["conv"], alone["conv"])
+    assert not np.allclose(found["out"]["kernel"], alone["out"]["kernel"])
+
+
+def test_a_mask_chooses_what_decays():
+    zeros, tree = jax.tree.map(np.zeros_like, PARAMS), {"conv": {"kernel": True, "bias": False}, "out": False}
+    for mask in (tree, lambda params: tree):
+        optimizer = compand(optax.sgd(0.1), PSI, weight_decay=0.5, mask=mask)
+        updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
+        assert np.all(updates["conv"]["kernel"] * KERNEL < 0)
+        chex.assert_trees_all_equal((updates["conv"]["bias"], updates["out"]), (np.zeros(3), zeros["out"]))
+
+
+def test_learned_pairs_are_read_from_the_state():
+    _, state = descend(compand(optax.sgd(0.01), PSI, learn="coarse"))
+    assert state.pairs.keys() == {"a", "b"} and state.pairs["a"].shape == () and state.pairs["a"] != 0.9
+    _, state = descend(compand(optax.sgd(0.01), PSI, learn="fine"))
+    assert state.pairs.keys() == {"conv/kernel", "out/kernel"}
+    assert state.pairs["conv/kernel"]["b"] != state.pairs["out/kernel"]["b"] != 0.6
+
+
+def test_weights_may_be_loaded_between_updates_since_nothing_is_kept_of_v():
+    _, state = descend(ALONE_PLAIN := compand(optax.sgd(0.1), PSI, weight_decay=0.01))
+    other = jax.tree.map(lambda x: x / 2, PARAMS)
+    grads = jax.grad(parabola)(other)
+    after, fresh = (ALONE_PLAIN.update(grads, s, other)[0] for s in (state, ALONE_PLAIN.init(other)))
+    chex.assert_trees_all_equal(after, fresh)
+
+
+@pytest.mark.parametrize(
+    ("psi", "settings", "params", "message"),
+    [
+        (PSI, {}, {"bias": np.ones(3)}, "selects no leaf"),
+        (PSI, {}, {"out": {"kernel": np.full((2, 2), 1.5)}}, r"out/kernel: largest \|w\| is 1.5,.* Choose a >= 1.1?"),
+        (PSI, {}, {"out": {"kernel": np.full((2, 2), np.nan)}}, "out/kernel: the weight holds nan"),
+        (wcjax.WeightNorm(), {}, PARAMS, "psi must be Arctan, Arsinh, Erf or PowerProp, found WeightNorm"),
+        (PSI, {"learn": "rough"}, PARAMS, "'none', 'fine', 'coarse', found 'rough'"),
+        (PowerProp(2.0), {"learn": "fine"}, PARAMS, "PowerProp has no a and b to learn"),
+    ],
+)
+def test_errors_name_the_thing_and_what_to_do(psi, settings, params, message):
+    with pytest.raises(ValueError, match=message):
+        compand(optax.sgd(0.1), psi, **settings).init(params)
+
+
+def test_update_without_params_is_an_error_and_the_a_that_is_advised_fits():
+    with pytest.raises(ValueError, match="needs the parameters"):
+        ALONE.update(PARAMS, ALONE.init(PARAMS))
+    params = {"kernel": np.full((2, 2), 1.5, np.float32)}
+    with pytest.raises(ValueError) as error:
+        ALONE.init(params)
+    advised = float(str(error.value).split("a >= ")[1].split(",")[0])
+    compand(optax.sgd(0.1), Arctan(advised, 0.6)).init(params)
+
+
+def test_describe_prints_counts_and_shares_of_the_bound(capsys):
+    wcjax.describe(PARAMS, psi=PSI)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["conv/bias", "(3,)"],
+        ["conv/kernel", "(2,", "3)", "yes", "0.7", "49.5%"],
+        ["out/kernel", "(2,", "3)", "yes", "0.7", "49.5%"],
+        ["2", "of", "3", "leaves", "companded:", "12", "of", "15", "parameters."],
+    ]
+
+
+def digits_in_bfloat16(reparam, optimizer, steps=200):
+    """Share of right answers of an MLP whose parameters are bfloat16."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    net = nn.Sequential([
+        wcjax.linen.Dense(64, reparam=reparam, param_dtype=jnp.bfloat16), nn.relu,
+        wcjax.linen.Dense(10, reparam=reparam, param_dtype=jnp.bfloat16),
+    ])  # fmt: skip
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    gradient = jax.jit(jax.grad(lambda p, x, y: loss(net.apply({"params": p}, x).astype(jnp.float32), y).mean()))
+    rng = np.random.default_rng(0)
+    batches = [(images[i], labels[i]) for i in rng.integers(1437, size=(steps, 64))]
+    params, _ = train(optimizer, net.init(jax.random.key(0), images[:1])["params"], gradient, batches)
+    return float(np.mean(np.argmax(net.apply({"params": params}, images[1437:]), -1) == labels[1437:]))
+
+
+def test_bfloat16_parameters_train_as_well_as_bfloat16_v_in_layers():
+    sgd = optax.sgd(0.1, momentum=0.9)
+    layers, found = digits_in_bfloat16(PSI, sgd), digits_in_bfloat16(None, compand(sgd, PSI))
+    assert found > 0.9 and abs(found - layers) < 0.03

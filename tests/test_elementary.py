@@ -1,0 +1,197 @@
+"""Polynomial sine, cosine and arctangent, and the moves of w that stand on them, against float64 closed forms."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from wcjax import Arctan, Arsinh, Erf, PowerProp, elementary
+
+STATED = 3e-7  # the relative error that elementary promises
+TINY = float(np.finfo(np.float32).tiny)  # below it XLA flushes to 0
+
+
+def normal_floats(largest, count):
+    """0 and positive float32 up to `largest`, evenly spread over their bit patterns: every exponent has its share."""
+    bits = np.linspace(np.float32(TINY).view(np.int32), np.float32(largest).view(np.int32), count).astype(np.int32)
+    return np.concatenate([[np.float32(0)], bits.view(np.float32)])
+
+
+def test_sine_and_cosine_keep_the_stated_error_for_every_exponent_and_up_to_the_zero_of_cosine():
+    below = np.float32(math.pi / 2) - np.logspace(-7, 0, 5001, dtype=np.float32)
+    x = np.concatenate([normal_floats(below.max(), 100_001), below])
+    x = np.concatenate([-x, x])
+    sin, cos = jax.jit(elementary.sincos)(x)
+    np.testing.assert_allclose(np.asarray(sin, np.float64), np.sin(x.astype(np.float64)), STATED, TINY)
+    np.testing.assert_allclose(np.asarray(cos, np.float64), np.cos(x.astype(np.float64)), STATED)
+
+
+def test_sine_keeps_the_sign_of_zero_and_cosine_never_falls_below_zero():
+    sin, cos = jax.jit(elementary.sincos)(np.float32([0.0, -0.0, math.pi / 2, -math.pi / 2, 1.6]))
+    np.testing.assert_array_equal(np.signbit(sin[:2]), [False, True])
+    np.testing.assert_array_equal(cos, [1, 1, 0, 0, 0])
+
+
+def test_arctan2_keeps_the_stated_error_in_all_quadrants_over_the_whole_range():
+    size = normal_floats(np.finfo(np.float32).max, 400)
+    size = np.concatenate([size[1:], np.float32([1.0, np.nextafter(np.float32(1), 2), 3e-8])])
+    y, x = np.meshgrid(np.concatenate([-size, size]), np.concatenate([-size, size]))
+    found = jax.jit(elementary.arctan2)(y, x)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), np.arctan2(y.astype(np.float64), x.astype(np.float64)), STATED, TINY
+    )
+
+
+def test_arctan2_on_the_axes_and_at_infinity():
+    y = np.float32([0, -0.0, 0, -0.0, 2, -2, 2, 1, -1, 1, 0, np.inf])
+    x = np.float32([3, 3, -3, -3, 0, 0, -0.0, np.inf, -np.inf, -np.inf, 0, np.inf])
+    expected = [0, 0, math.pi, math.pi, math.pi / 2, -math.pi / 2, math.pi / 2, 0, -math.pi, math.pi, np.nan, np.nan]
+    np.testing.assert_allclose(jax.jit(elementary.arctan2)(y, x), expected, STATED)
+
+
+def test_float64_is_exact_to_float64():
+    with jax.enable_x64(True):
+        x = np.linspace(-1.57, 1.57, 1001)
+        sin, cos = elementary.sincos(x)
+        y, x = np.meshgrid(np.linspace(-3, 3, 41), np.linspace(-3, 3, 40))
+        np.testing.assert_allclose(elementary.arctan2(y, x), np.arctan2(y, x), 1e-15)
+        x = np.linspace(-1.57, 1.57, 1001)
+        np.testing.assert_allclose((sin, cos), (np.sin(x), np.cos(x)), 1e-13)
+
+
+# Ψ, Ψ⁻¹ and Ψ′ in NumPy.
+CLOSED = {
+    Arctan: (
+        lambda v, a, b: a * np.arctan(v / b),
+        lambda w, a, b: b * np.tan(w / a),
+        lambda v, a, b: a / b / (1 + (v / b) ** 2),
+    ),
+    Arsinh: (
+        lambda v, a, b: a * np.arcsinh(v / b),
+        lambda w, a, b: b * np.sinh(w / a),
+        lambda v, a, b: a / b / np.sqrt(1 + (v / b) ** 2),
+    ),
+    Erf: (
+        lambda v, a, b: a * special.erf(v / b),
+        lambda w, a, b: b * special.erfinv(w / a),
+        lambda v, a, b: 2 / np.sqrt(np.pi) * a / b * np.exp(-((v / b) ** 2)),
+    ),
+    PowerProp: (
+        lambda v, p: np.sign(v) * np.abs(v) ** p,
+        lambda w, p: np.sign(w) * np.abs(w) ** (1 / p),
+        lambda v, p: p * np.abs(v) ** (p - 1),
+    ),
+}
+PAIRS = [(0.625, 0.75), (-0.625, 0.75), (0.625, -0.75), (-0.625, -0.75)]  # exact in float32; learned ones cross 0
+SIGMOID = [(cls, pair) for cls in (Arctan, Arsinh, Erf) for pair in PAIRS]
+ALL = [*SIGMOID, (PowerProp, (2.0,)), (PowerProp, (1.5,))]
+name = lambda x: x.__name__ if isinstance(x, type) else ",".join(map(str, x))
+each_psi = pytest.mark.parametrize(("cls", "pair"), ALL, ids=name)
+each_sigmoid = pytest.mark.parametrize(("cls", "pair"), SIGMOID, ids=name)
+
+
+def closed(cls, pair):
+    return [lambda x, f=f: f(x, *pair) for f in CLOSED[cls]]
+
+
+def made(cls, pair, dtype):
+    return cls(*(jnp.asarray(x, dtype) for x in pair))
+
+
+def weights(cls, pair, dtype, share=0.9, count=81):
+    return np.linspace(-1, 1, count).astype(dtype) * np.abs(float(bound(cls, pair)) * share).astype(dtype)
+
+
+def bound(cls, pair):
+    limit = cls(*map(abs, pair)).bound
+    return limit if math.isfinite(limit) else 2.0
+
+
+def moves(cls, pair, dtype, share):
+    """w, u, and Ψ(Ψ⁻¹(w) + u) − w in float64, for u of all sizes and both signs."""
+    u = np.logspace(-6, 6, 49).astype(dtype)
+    w, u = np.meshgrid(weights(cls, pair, dtype, share), np.concatenate([-u, u]))
+    psi, inverse, slope = closed(cls, pair)
+    v = inverse(w.astype(np.float64))
+    after = psi(v + u)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        amplified = np.where(slope(v) == 0, 1, np.maximum(1, np.abs(slope(v + u) / slope(v))))
+    unit = np.maximum(np.abs(after), np.abs(w)) * float(np.finfo(dtype).eps) * amplified
+    return w, u, after - w, unit
+
+
+@each_psi
+@pytest.mark.parametrize(("dtype", "share"), [(np.float32, 0.9), (np.float32, 0.999), (np.float64, 0.99)])
+def test_increment_is_off_by_a_few_roundings_of_w_however_large_the_step(cls, pair, dtype, share):
+    """In units of what one rounding of w itself does to the result: times Ψ′(v + u) / Ψ′(v) where that exceeds 1."""
+    stated = 6 if dtype == np.float32 else 5e4 if cls is Erf else 100  # the rule of Gauss in Erf is good to 1e-11
+    with jax.enable_x64(dtype == np.float64):
+        w, u, expected, unit = moves(cls, pair, dtype, share)
+        found = np.asarray(jax.jit(made(cls, pair, dtype).increment)(w, u))
+    assert found.dtype == dtype
+    assert np.max(np.abs(found - expected) / unit) < stated
+
+
+@each_psi
+def test_small_increments_keep_a_small_relative_error_where_a_difference_would_cancel(cls, pair):
+    w, u, expected, _ = moves(cls, pair, np.float32, 0.9)
+    small = (np.abs(u) <= 1e-2) & (np.abs(expected) > 1e-12)
+    found = np.asarray(jax.jit(made(cls, pair, np.float32).increment)(w, u), np.float64)
+    np.testing.assert_allclose(found[small], expected[small], 3e-6)
+
+
+@each_psi
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_no_step_is_exactly_no_increment(cls, pair, dtype):
+    w = weights(cls, pair, dtype)
+    np.testing.assert_array_equal(jax.jit(made(cls, pair, dtype).increment)(w, jnp.zeros_like(w)), 0)
+
+
+@each_psi
+def test_an_increment_is_finite_for_any_finite_step(cls, pair):
+    w = weights(cls, pair, np.float32, share=0.999)
+    psi = made(cls, pair, np.float32)
+    for u in (1e30, -1e30, 1e-38, -1e-38) if cls is not PowerProp else (1e15, -1e15):
+        found = psi.increment(w, np.float32(u))
+        assert np.all(np.isfinite(found))
+        assert np.all(np.abs(w + found) <= np.abs(np.float32(psi.bound)) * (1 + 1e-6))
+
+
+@each_psi
+def test_slope_is_the_derivative_by_way_of_v(cls, pair):
+    with jax.enable_x64(True):
+        w = weights(cls, pair, np.float64, share=0.99)
+        _, inverse, slope = closed(cls, pair)
+        np.testing.assert_allclose(made(cls, pair, np.float64).slope(w), slope(inverse(w)), 1e-11)
+
+
+@each_sigmoid
+def test_derivatives_by_a_and_b_are_finite_differences_at_fixed_v(cls, pair):
+    with jax.enable_x64(True):
+        psi, w, h = made(cls, pair, np.float64), weights(cls, pair, np.float64), 1e-6
+        (forward, _, _), (a, b) = CLOSED[cls], pair
+        v = CLOSED[cls][1](w, a, b)
+        by_a = (forward(v, a + h, b) - forward(v, a - h, b)) / (2 * h)
+        by_b = (forward(v, a, b + h) - forward(v, a, b - h)) / (2 * h)
+        np.testing.assert_allclose(psi.derivative_a(w), by_a, 1e-8, 1e-9)
+        np.testing.assert_allclose(psi.derivative_b(w), by_b, 1e-8, 1e-9)
+
+
+@each_sigmoid
+@pytest.mark.parametrize("new", [(0.5, 0.8), (-1e-3, 0.75), (0.625, -2.0), (-0.7, -0.1)], ids=name)
+def test_change_follows_a_new_pair_at_fixed_v(cls, pair, new):
+    with jax.enable_x64(True):
+        w = weights(cls, pair, np.float64)
+        expected = CLOSED[cls][0](CLOSED[cls][1](w, *pair), *new) - w
+        found = made(cls, pair, np.float64).change(w, made(cls, new, np.float64))
+        np.testing.assert_allclose(found, expected, 1e-11, 1e-13)
+
+
+@each_sigmoid
+def test_the_same_pair_changes_nothing(cls, pair):
+    w, psi = weights(cls, pair, np.float32), made(cls, pair, np.float32)
+    off = np.abs(jax.jit(psi.change)(w, psi))
+    assert np.all(off == 0 if cls is Arctan else off <= 4e-7 * np.abs(w))

@@ -1,0 +1,301 @@
+"""The transforms that know Ψ, against NumPy by hand, optax on plain weights, and optax's own contract."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+
+from tests import numpy_reference as reference
+from wcjax import Arctan, Arsinh, Erf, PowerProp, WeightNorm, optim
+
+A, B = 0.7, 1.3
+PSI = Arctan(A, B)
+TRUTH = {  # Ψ and Ψ′ in NumPy
+    PSI: reference.Arctan(A, B),
+    Arsinh(A, B): reference.Arsinh(A, B),
+    Erf(A, B): reference.Erf(A, B),
+    PowerProp(1.5): reference.PowerProp(1.5),
+}
+LR, DECAY = 0.05, 0.1
+
+
+def network(pair=None):
+    """Two companded weights and two plain leaves; pair: 'own' or 'shared' puts a learned a and b there."""
+    draw = lambda *shape: jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+    learned = {"a": jnp.float32(-0.4), "b": jnp.float32(0.9)}  # a learned a may cross zero
+    conv = {"v": draw(2, 2, 3), "bias": draw(3)}
+    params = {"conv": conv, "norm": {"scale": draw(3) + 2}, "head": {"v:w": 0.5 - draw(2, 2, 3)}}
+    if pair == "own":
+        params["conv"] |= learned
+    return params | {"pair": learned} if pair == "shared" else params
+
+
+def gradients(params):
+    return jax.tree.map(lambda p: jnp.sin(3 * p) + 0.2, params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def updates_of(tx, params, grads, times=1):
+    state = tx.init(params)
+    for _ in range(times):
+        updates, state = tx.update(grads, state, params)
+    return updates
+
+
+class DecayClosedForm(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(*TRUTH)
+    def test_decay_is_the_gradient_of_the_penalty_on_w(self, psi):
+        params, truth = network(), TRUTH[psi]
+        tx = optim.add_decayed_weights(DECAY, psi)
+        found, _ = self.variant(tx.update)(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+        expected = jax.tree.map(lambda p: 1 + DECAY * p, params)
+        for module, name in (("conv", "v"), ("head", "v:w")):
+            v = np.asarray(params[module][name], np.float64)
+            expected[module][name] = (1 + DECAY * truth(v) * truth.slope(v)).astype(np.float32)
+        chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+MASKS = {
+    "tree": {"conv": {"v": True, "bias": False}, "norm": {"scale": False}, "head": {"v:w": True}},
+    "prefix": {"conv": {"v": True, "bias": False}, "norm": False, "head": True},
+    "function": lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_mask_chooses_what_decays(mask):
+    params = network()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    everything = updates_of(optim.add_decayed_weights(DECAY, PSI), params, zero)
+    found = updates_of(optim.add_decayed_weights(DECAY, PSI, MASKS[mask]), params, zero)
+    expected = {"conv": {"v": everything["conv"]["v"], "bias": jnp.zeros(3)}, "norm": zero["norm"]}
+    chex.assert_trees_all_equal(found, expected | {"head": everything["head"]})
+    assert jnp.all(everything["conv"]["v"] != 0)
+
+
+def test_the_decay_follows_its_schedule():
+    params = network()
+    zero, once = jax.tree.map(jnp.zeros_like, params), optim.add_decayed_weights(DECAY, PSI)
+    found = updates_of(optim.add_decayed_weights(lambda count: DECAY * count, PSI), params, zero, times=4)
+    chex.assert_trees_all_close(found, jax.tree.map(lambda u: 3 * u, updates_of(once, params, zero)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("pair", ["own", "shared"])
+def test_with_a_learned_pair_v_decays_as_v_and_the_pair_not_at_all(pair):
+    params = network(pair)
+    found = updates_of(optim.add_decayed_weights(DECAY, PSI), params, jax.tree.map(jnp.zeros_like, params))
+    home = "conv" if pair == "own" else "pair"
+    assert found[home].pop("a") == 0 and found[home].pop("b") == 0
+    del params[home]["a"], params[home]["b"]
+    if pair == "own":  # only conv learns its pair
+        v = np.asarray(params["head"].pop("v:w"))
+        chex.assert_trees_all_close(found["head"].pop("v:w"), DECAY * TRUTH[PSI](v) * TRUTH[PSI].slope(v), rtol=1e-5)
+    chex.assert_trees_all_close(found, jax.tree.map(lambda p: DECAY * p, params), rtol=1e-6)
+
+
+def test_boxed_params_are_no_plain_params():
+    # flax.linen.Partitioned puts a step 'value' at the end of the path.
+    params, boxed = network("own"), jax.tree.map(lambda p: nn.Partitioned(p, (None,) * p.ndim), network("own"))
+    tx = optax.chain(optim.add_decayed_weights(DECAY, PSI), optim.scale_by_derivative(optax.adam(LR), PSI))
+    found = updates_of(tx, boxed, gradients(boxed))
+    chex.assert_trees_all_equal(nn.unbox(found), updates_of(tx, params, gradients(params)))
+
+
+def adam_by_hand(v, grads, slope, steps):
+    """v after some steps of Adam on w, in float64, with the same gradient of v at every step; slope(v, step)."""
+    m = s = 0
+    for t in range(1, steps + 1):
+        g = grads / slope(v, t)
+        m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2
+        v = v - LR * (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-8) * slope(v, t)
+    return v
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def train(tx, params, grads, steps):
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("psi, pair", [*((psi, None) for psi in TRUTH), (PSI, "own"), (PSI, "shared")], ids=repr)
+def test_three_steps_of_adam_are_those_by_hand(psi, pair):
+    params = network(pair)
+    grads = gradients(params)
+
+    def fixed(v, step):
+        return TRUTH[psi].slope(v)
+
+    def learned(v, step):  # the pair has moved by Adam's own steps
+        pair = train(optax.adam(LR), params, grads, step - 1)["conv" if "a" in params["conv"] else "pair"]
+        return reference.Arctan(float(pair["a"]), float(pair["b"])).slope(v)
+
+    slopes = {("conv", "v"): learned if pair else fixed, ("head", "v:w"): learned if pair == "shared" else fixed}
+    found = train(optim.scale_by_derivative(optax.adam(LR), psi), params, grads, 3)
+    expected = train(optax.adam(LR), params, grads, 3)  # every leaf without Ψ, and learned a and b
+    for (module, name), of_leaf in slopes.items():
+        v, g = (np.asarray(tree[module][name], np.float64) for tree in (params, grads))
+        expected[module][name] = adam_by_hand(v, g, of_leaf, 3).astype(np.float32)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_inner_sees_w_and_its_gradient_under_the_name_v():
+    record = lambda grads, state, params: (grads, state | {"params": params, "grads": grads})
+    recorder = optax.GradientTransformation(lambda params: {"at init": params}, record)
+    params, truth = network(), TRUTH[PSI]
+    grads, tx = gradients(params), optim.scale_by_derivative(recorder, PSI)
+    updates, seen = tx.update(grads, tx.init(params), params)
+    expected, expected_grads = (jax.tree.map(np.asarray, tree) for tree in (params, grads))
+    for module, name in (("conv", "v"), ("head", "v:w")):
+        v = expected[module][name]
+        expected[module][name], expected_grads[module][name] = truth(v), grads[module][name] / truth.slope(v)
+    chex.assert_trees_all_close(seen["at init"], expected, rtol=1e-6)
+    chex.assert_trees_all_close(seen["params"], expected, rtol=1e-6)
+    chex.assert_trees_all_close(seen["grads"], expected_grads, rtol=1e-5)
+    chex.assert_trees_all_close(updates, grads, rtol=1e-5)  # divided, then multiplied
+
+
+def test_powerprop_at_zero_rests_without_nan():
+    params = {"v": jnp.array([[0.0, 0.5]])}
+    new = train(optim.scale_by_derivative(optax.adam(LR), PowerProp(2.0)), params, {"v": jnp.array([[0.0, 1.0]])}, 2)
+    assert new["v"][0, 0] == 0 and new["v"][0, 1] < 0.5
+
+
+def test_decay_before_the_step_and_decay_inside_it_agree():
+    params = network()
+    before = optax.chain(optim.add_decayed_weights(DECAY, PSI), optim.scale_by_derivative(optax.adam(LR), PSI))
+    inside = optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LR)), PSI)
+    new = train(before, params, gradients(params), 3)
+    chex.assert_trees_all_close(new, train(inside, params, gradients(params), 3), rtol=1e-5)
+
+
+def test_bfloat16_params_stay_bfloat16_and_near_the_float32_step():
+    params, tx = network("own"), optim.scale_by_derivative(optax.adam(LR), PSI)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    tx = optax.chain(optim.add_decayed_weights(DECAY, PSI), tx)
+    found = updates_of(tx, half, gradients(half), times=2)
+    chex.assert_trees_all_equal_dtypes(found, half)
+    wide = jax.tree.map(lambda p: p.astype(jnp.float32), half)
+    expected = updates_of(tx, wide, gradients(wide), times=2)
+    chex.assert_trees_all_close(jax.tree.map(jnp.float32, found), expected, atol=0.1 * LR)
+
+
+def adam_on(psi, learning_rate=LR, weight_decay=DECAY):
+    adam = optim.scale_by_derivative(optax.adam(learning_rate), psi)
+    return optax.chain(optim.add_decayed_weights(weight_decay, psi), adam)
+
+
+GROUPS = {"conv": "wc", "norm": "plain", "head": "wc", "pair": "wc"}
+WRAPPERS = {
+    "schedule": lambda: adam_on(PSI, lambda count: LR + 0 * count),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(adam_on, static_args=("psi",))(PSI, LR, DECAY),
+    "apply_if_finite": lambda: optax.apply_if_finite(adam_on(PSI), 3),
+    "multi_transform": lambda: optax.multi_transform(
+        {"wc": adam_on(PSI), "plain": optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LR))},
+        lambda params: {module: jax.tree.map(lambda _, m=module: GROUPS[m], leaf) for module, leaf in params.items()},
+    ),
+    "MultiSteps": lambda: optax.MultiSteps(adam_on(PSI), 1),
+    "masked": lambda: optax.masked(adam_on(PSI), True),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_by_optax_the_steps_are_the_same_under_jit_with_donated_state(wrapper):
+    params = network("shared")
+    expected, tx = train(adam_on(PSI), params, gradients(params), 3), WRAPPERS[wrapper]()
+    chex.clear_trace_counter()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @chex.assert_max_traces(n=1)
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    grads, state = gradients(params), tx.init(params)
+    for i in range(3):
+        if i == 1:  # a checkpoint: leaves to disk and back
+            leaves, structure = jax.tree.flatten((params, state))
+            params, state = structure.unflatten([jnp.asarray(np.array(x)) for x in leaves])
+        params, state = step(params, state, grads)
+    chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_and_skipping_of_nan_leave_params_at_rest():
+    params = network()
+    grads, tx = gradients(params), optax.MultiSteps(adam_on(PSI), 2)
+    first, state = tx.update(grads, tx.init(params), params)
+    chex.assert_trees_all_equal(first, jax.tree.map(jnp.zeros_like, params))
+    second, _ = tx.update(grads, state, params)
+    chex.assert_trees_all_close(second, updates_of(adam_on(PSI), params, grads), rtol=1e-5)
+    nan = updates_of(optax.apply_if_finite(adam_on(PSI), 3), params, jax.tree.map(lambda g: g * jnp.nan, grads))
+    chex.assert_trees_all_equal(nan, first)
+
+
+def on_masked_pair(pair, make):
+    """Gives a and b to another optimizer than their v."""
+    params = network(pair)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: "pair" if path[-1].key in "ab" else "rest", params)
+    optax.multi_transform({"rest": make(), "pair": optax.sgd(LR)}, labels).init(params)
+
+
+ADAM = lambda psi=PSI: optim.scale_by_derivative(optax.adam(LR), psi)
+MISUSES = {
+    "decay without params": (lambda: optim.add_decayed_weights(0.1, PSI).update({}, optax.EmptyState()), "params"),
+    "adam without params": (lambda: ADAM().update({}, ADAM().init({})), "needs the parameters"),
+    "decay of WeightNorm": (lambda: optim.add_decayed_weights(0.1, WeightNorm()), "found WeightNorm"),
+    "adam of WeightNorm": (lambda: ADAM(WeightNorm()), "found WeightNorm"),
+    "decay of None": (lambda: optim.add_decayed_weights(0.1, None), "psi must be .* found None"),
+    "adam of a class": (lambda: ADAM(Arctan), "psi must be .* found <class"),
+    "psi not static": (lambda: optax.inject_hyperparams(adam_on)(PSI).init(network()), "static_args=.'psi'"),
+    "own pair hidden": (lambda: on_masked_pair("own", ADAM), "hides the learned a and b"),
+    "shared pair hidden": (lambda: on_masked_pair("shared", ADAM), "hides the learned a and b"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuse_is_an_error_that_says_what_to_do(misuse):
+    call, message = MISUSES[misuse]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+SHRINKING = optax.exponential_decay(0.03, 150, 0.6)
+OPTIMIZERS = {
+    "sgd": lambda: optax.sgd(0.3),
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9),
+    "adam": lambda: optax.adam(SHRINKING),
+    "adamw": lambda: optax.adamw(SHRINKING, weight_decay=1e-4),
+    "lion": lambda: optax.lion(SHRINKING),
+    "rmsprop": lambda: optax.rmsprop(SHRINKING),
+    "lamb": lambda: optax.lamb(SHRINKING),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("psi", [Arctan(1.0, 1.0), Arsinh(0.5, 0.5), Erf(1.0, 1.0), PowerProp(2.0)], ids=repr)
+def test_contract_of_optax_holds_for_every_psi_and_inner_optimizer(psi, optimizer):
+    start, goal = jnp.array([[-0.5, 0.8, 0.3]]), jnp.array([[0.4, -0.3, 0.6]])
+    if isinstance(psi, PowerProp):  # Ψ′(0) = 0 keeps the sign of w
+        goal = jnp.abs(goal) * jnp.sign(start)
+    params = {"v": psi.inverse(start), "bias": jnp.array([-0.5, 0.7])}
+    loss = lambda p: jnp.sum((psi(p["v"]) - goal) ** 2) + jnp.sum((p["bias"] - 0.5) ** 2)
+    tx = optax.chain(optim.add_decayed_weights(1e-5, psi), optim.scale_by_derivative(OPTIMIZERS[optimizer](), psi))
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params, an_unexpected_extra_argument=1)
+        return (optax.apply_updates(params, updates), state), None
+
+    state = optax.tree.map_params(tx, lambda x: x, tx.init(params))
+    (new, new_state), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=1000))((params, state))
+    chex.assert_trees_all_equal_shapes_and_dtypes((new, new_state), (params, state))
+    chex.assert_trees_all_close((psi(new["v"]), new["bias"]), (goal, jnp.full(2, 0.5)), atol=3e-2)
