@@ -21,7 +21,7 @@ test: .venv/installed-test  ## Runs ruff and pytest
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  (echo "wcjax needs Python 3.11 or newer; $(PYTHON) is older. Say: make PYTHON=python3.12" && exit 1)
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || (rm -rf .venv; echo "On Debian and Ubuntu: apt install python3-venv" && exit 1)
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (about 2 minutes the first time) ..."

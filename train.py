@@ -57,6 +57,8 @@ def main(argv):
         sys.exit(f"error: {error}")
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on after the last finished epoch.")
     print(json.dumps(summary, indent=2))
 
 

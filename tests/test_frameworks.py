@@ -375,9 +375,16 @@ def test_describe_counts_what_is_companded(make, capsys):
 @pytest.mark.parametrize("make", [nnx_net, equinox_mlp, plain_jax], ids=lambda make: make.__name__)
 def test_a_and_b_of_each_leaf_can_be_learned_whatever_the_key_paths_are_made_of(make):
     model = make()
-    history = model.train(wcjax.compand(optax.sgd(0.05, momentum=0.9), PSI, learn="fine"))
+    seen = set()
+
+    def where(path, leaf):
+        seen.add(jax.tree_util.keystr(path))
+        return wcjax.is_kernel(path, leaf)
+
+    history = model.train(wcjax.compand(optax.sgd(0.05, momentum=0.9), PSI, learn="fine", where=where))
     assert history.losses[-1] < 0.95 * history.losses[0]
     assert history.traces == 1
+    assert len(seen) == len(jax.tree.leaves(model.params))  # one path for each leaf, at init and at update
 
 
 def with_embeddings(path, leaf):

@@ -40,7 +40,7 @@ class LearnedPair(nn.Module):
 
 
 def companded(cls: type[nn.Module]) -> type[nn.Module]:
-    """The Flax layer class `cls`, any with a parameter 'kernel', with two more arguments.
+    """The Flax layer class `cls`, any with a parameter 'kernel' of its own (not of submodules), with two more arguments.
 
     reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm (over the kernel's last axis), a LearnedPair, or None for the
       plain layer.
@@ -51,11 +51,15 @@ def companded(cls: type[nn.Module]) -> type[nn.Module]:
     """
 
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
+        if name == "kernel" and self.reparam is None and self.learn != "none":
+            raise ValueError(f"learn={self.learn!r} needs a reparam whose a and b can be learned, found None.")
         if name != "kernel" or self.reparam is None:
             return super(layer, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
         psi = self.reparam
         if not isinstance(psi, Psi | WeightNorm | LearnedPair):
             raise ValueError(f"reparam must be a Ψ, WeightNorm(), a LearnedPair or None, found {psi!r}.")
+        if isinstance(psi, LearnedPair) and self.learn != "none":
+            raise ValueError(f"a LearnedPair is learned and shared already: use learn='none', found {self.learn!r}.")
         check_learnable(psi, self.learn)
         start = psi.psi if isinstance(psi, LearnedPair) else psi
 

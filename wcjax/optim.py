@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wcjax.params import LEARN, Learned, check_bound, check_learnable, is_kernel, path_str, psi_tree
+from wcjax.params import LEARN_NETWORK, Learned, check_bound, check_learnable, is_kernel, path_str, psi_tree
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 
 NO_PARAMS = "This transform needs the parameters: call update(grads, state, params)."
@@ -48,7 +48,8 @@ def add_decayed_weights(
     def penalized(p, of_leaf):
         if isinstance(of_leaf, Learned):
             return jnp.zeros_like(p)
-        return of_leaf(p) * of_leaf.derivative(p) if of_leaf is psi else p
+        fixed = of_leaf is psi  # with learned a and b it is a copy that holds them
+        return of_leaf(p) * of_leaf.derivative(p) if fixed else p
 
     def update_fn(updates, state, params=None):
         if params is None:
@@ -83,7 +84,10 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
         return psis
 
     def init_fn(params):
-        return inner.init(_map(lambda p, v: p(v), psis_of(params), params))
+        psis = psis_of(params)
+        if not jax.tree.leaves(psis, is_leaf=lambda x: isinstance(x, type(psi) | optax.MaskedNode)):
+            raise ValueError("The params hold no leaf called 'v'. For plain weights use wcjax.compand(adaptive=True).")
+        return inner.init(_map(lambda p, v: p(v), psis, params))
 
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
@@ -144,7 +148,7 @@ def compand(
     A w that a step would carry to the bound stops a few roundings before it. Updates have the dtype of their leaf.
     """
     _check_elementwise(psi)
-    check_learnable(psi, learn, (*LEARN, "coarse"))
+    check_learnable(psi, learn, LEARN_NETWORK)
     inner = optax.with_extra_args_support(inner)
     decay = optax.add_decayed_weights(weight_decay, mask)
     learned = learn != "none"
@@ -164,8 +168,7 @@ def compand(
         leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if where(path, leaf)]
         if not leaves:
             raise ValueError("`where` selects no leaf of the params: see wcjax.describe(params, where).")
-        for path, leaf in leaves:
-            check_bound(path, leaf, psi)
+        check_bound(dict(leaves), psi)
         pairs = None
         if learned:
             of_leaves = {path_str(path): _pair(psi, leaf.dtype) for path, leaf in leaves}
@@ -217,8 +220,7 @@ def _map(f, psis, tree, *more):
     return jax.tree.map(of_leaf, tree, psis, *more)
 
 
-def _scale(p, x, slope):
-    del p
+def _scale(_, x, slope):
     return (x * slope).astype(x.dtype)
 
 

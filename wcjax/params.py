@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wcjax.reparam import WeightNorm
+from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
 KERNEL_NAMES = ("kernel", "weight", "w")
-LEARN = ("none", "fine")
+LEARN = ("none", "fine")  # of a layer
+LEARN_NETWORK = (*LEARN, "coarse")
 
 
 def name_of(key) -> str:
@@ -51,29 +52,43 @@ def is_kernel(path, leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and not of_other_module
 
 
-def check_bound(path, w, psi) -> None:
-    """Raises ValueError where a concrete weight w does not lie inside (−bound, bound) of psi, with the a that fits.
+def check_bound(weights, psi) -> None:
+    """Raises ValueError where a concrete weight does not lie inside (−bound, bound) of psi, with the a that fits all.
+
+    weights: {key path: w}.
 
     A margin of 4 roundings is kept: the float32 next to the bound can lie beyond the true one, where Ψ⁻¹ changes sign.
     Tracers and arrays that other processes hold cannot be looked at, and pass.
     """
-    if isinstance(psi, WeightNorm) or not getattr(w, "is_fully_addressable", True):
+    if isinstance(psi, WeightNorm) or isinstance(psi.bound, jax.core.Tracer):
         return
-    if any(isinstance(x, jax.core.Tracer) for x in (w, psi.bound)):
-        return
-    size = np.abs(np.asarray(w, np.float64))
-    if not np.all(np.isfinite(size)):
-        raise ValueError(f"{path_str(path)}: the weight holds nan or inf, which have no Ψ⁻¹.")
-    bound = np.asarray(psi.bound, np.float64)
-    share = np.max(size / bound, initial=0.0)
-    if share >= 1 - 4 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps):
+    bound, worst = np.asarray(psi.bound, np.float64), None
+    for path, w in weights.items():
+        if isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True):
+            continue
+        size = np.abs(np.asarray(w, np.float64))
+        if not np.all(np.isfinite(size)):
+            raise ValueError(f"{path_str(path)}: the weight holds nan or inf, which have no Ψ⁻¹.")
+        share = np.max(size / bound, initial=0.0)
+        margin = 4 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps)
+        if share >= 1 - margin and (worst is None or share > worst[0]):
+            worst = share, path, np.max(size)
+    if worst:
+        share, path, largest = worst
         a, b = (float(np.max(x)) for x in (psi.a, psi.b))
         unit = 10.0 ** (math.floor(math.log10(a * share)) - 1)
         fits = math.ceil(1.05 * a * share / unit) * unit
         raise ValueError(
-            f"{path_str(path)}: largest |w| is {np.max(size):.6g}, but {type(psi).__name__}(a={a:g}, b={b:g}) only "
+            f"{path_str(path)}: largest |w| is {largest:.6g}, but {type(psi).__name__}(a={a:g}, b={b:g}) only "
             f"reaches |w| < {np.max(bound):.6g}. Choose a >= {fits:.2g}, or smaller weights."
         )
+
+
+def check_psi(psi, allowed=(Arctan, Arsinh, Erf, PowerProp, WeightNorm)) -> None:
+    """Raises ValueError where psi is none of the allowed reparameterizations, a class in place of its object for one."""
+    if not isinstance(psi, allowed):
+        names = ", ".join(f"{cls.__name__}(...)" for cls in allowed)
+        raise ValueError(f"psi must be one of {names}; found {psi!r}.")
 
 
 def check_learnable(psi, learn: str, allowed=LEARN) -> None:
@@ -99,13 +114,13 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
     Raises:
       ValueError: no leaf is selected; |w| >= psi.bound; the tree is companded already; unknown `learn`.
     """
+    check_psi(psi)
     check_learnable(psi, learn)
-    found = 0
+    found = {}
 
     def convert(node, path):
-        nonlocal found
         if isinstance(node, list | tuple):
-            return type(node)([convert(x, (*path, jax.tree_util.SequenceKey(i))) for i, x in enumerate(node)])
+            return _rebuild(node, [convert(x, (*path, jax.tree_util.SequenceKey(i))) for i, x in enumerate(node)])
         if not isinstance(node, Mapping):
             if _is_leaf(node):
                 return node
@@ -122,8 +137,7 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
             if not (_is_leaf(leaf) and where(at, leaf)):
                 out[name] = convert(leaf, at)
                 continue
-            found += 1
-            check_bound(at, leaf, psi)
+            found[at] = leaf
             if isinstance(psi, WeightNorm):
                 new = dict(zip("vg", psi.inverse(leaf), strict=True))
             else:
@@ -140,6 +154,7 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
         return out
 
     out = convert(params, ())
+    check_bound(found, psi)
     if not found:
         names = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
@@ -155,18 +170,21 @@ def fold(params, psi):
       psi: the Ψ it was made with; a learned pair in the tree takes the place of its a and b.
 
     Raises:
-      ValueError: the tree holds no 'v'.
+      ValueError: the tree holds no 'v', or psi is none that it can have been made with.
     """
 
     def convert(node, psis):
         if isinstance(node, list | tuple):
-            return type(node)([convert(x, p) for x, p in zip(node, psis, strict=True)])
+            return _rebuild(node, [convert(x, p) for x, p in zip(node, psis, strict=True)])
         if not isinstance(node, Mapping):
             return node
         out = {}
         for name, leaf in node.items():
             kind, suffix = _kind(name)
             own = psis[name]
+            if isinstance(own, type(psi)) and isinstance(psi, WeightNorm) != ("g" + suffix in node):
+                kind = "made" if "g" + suffix in node else "not made"
+                raise ValueError(f"{name!r} among {sorted(node)} was {kind} by WeightNorm, but psi is {psi!r}.")
             if isinstance(own, WeightNorm):
                 out[suffix[1:] or "kernel"] = own(leaf, node["g" + suffix])
             elif isinstance(own, type(psi)):
@@ -181,6 +199,7 @@ def fold(params, psi):
                     out[name] = new
         return out
 
+    check_psi(psi)
     psis = psi_tree(params, psi)
     if not any(isinstance(x, type(psi)) for x in jax.tree.leaves(psis, is_leaf=lambda x: isinstance(x, type(psi)))):
         raise ValueError("fold found no leaf called 'v': the tree is plain already.")
@@ -205,7 +224,7 @@ def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi=None) ->
             continue
         companded, leaves = companded + size, leaves + 1
         largest = float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0.0))
-        share = f"{largest / float(psi.bound):.1%}" if psi is not None else ""
+        share = f"{largest / float(psi.bound):.1%}" if hasattr(psi, "bound") else ""
         rows.append((path_str(path), str(leaf.shape), "yes", f"{largest:.4g}", share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -243,6 +262,8 @@ def psi_tree(params, psi):
         owner, (kind, suffix) = path[:-1], _kind(name_of(path[-1]))
         inside = modules[owner]
         if kind == "v":
+            if (shared or "a" + suffix in inside) and not hasattr(psi, "a"):
+                raise ValueError(f"{path_str(path)} has learned a and b, but psi is {psi!r}.")
             if "a" + suffix in inside and "b" + suffix in inside:
                 return dataclasses.replace(psi, a=inside["a" + suffix], b=inside["b" + suffix])
             return dataclasses.replace(psi, **modules[shared[0]]) if shared else psi
@@ -251,6 +272,11 @@ def psi_tree(params, psi):
         return None
 
     return structure.unflatten([of_leaf(path, leaf) for path, leaf in flat])
+
+
+def _rebuild(node, children):
+    """A list, tuple or named tuple like node, of other children."""
+    return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
 
 
 def _is_leaf(x):

@@ -25,7 +25,7 @@ from wcjax import elementary
 def _check(psi, field, lowest, inclusive):
     """Raises ValueError for a Python number out of range; arrays and tracers pass, as learned values may leave it."""
     x = getattr(psi, field)
-    if isinstance(x, bool | str) or x is None:
+    if isinstance(x, bool | str | list | tuple | dict) or x is None:
         raise ValueError(f"{type(psi).__name__}: {field} must be a number, found {x!r}.")
     if isinstance(x, numbers.Real) and not (math.isfinite(x) and (x >= lowest if inclusive else x > lowest)):
         allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"

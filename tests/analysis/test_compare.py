@@ -36,7 +36,16 @@ def test_the_table_has_a_row_for_each_run_with_its_numbers(run):
     rows = compare.table([run, run]).splitlines()
     assert len(rows) == 4
     cells = [cell.strip() for cell in rows[2].strip("|").split("|")]
-    assert cells == ["wc", "resnet8", "arctan(a=0.6, b=1, learned fine)", "97.22%", "96.11%", "5 of 10", "5 s", "2,827"]
+    assert cells == [
+        str(run),
+        "resnet8",
+        "arctan(a=0.6, b=1, learned fine)",
+        "97.22%",
+        "96.11%",
+        "5 of 10",
+        "5 s",
+        "2,827",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def table(runs) -> str:
     for run in runs:
         config, summary = read_summary(run).values()
         lines.append(
-            f"| {pathlib.Path(run).name} | {config['model']} | {describe_reparam(config['reparam'])} "
+            f"| {run} | {config['model']} | {describe_reparam(config['reparam'])} "
             f"| {summary['best_val_accuracy']:.2%} | {summary['test_accuracy']:.2%} "
             f"| {summary['best_epoch']} of {summary['epochs']} | {summary['train_seconds']:.0f} s "
             f"| {summary['images_per_second']:,.0f} |"
@@ -68,7 +68,7 @@ def main(argv=None) -> int:
         if args.png:
             from wcjax.analysis.plots import plot_weights
 
-            weights = {f"{pathlib.Path(run).name} {_psi_of(run)}": first_layer(run) for run in args.runs}
+            weights = {f"{run}: {_psi_of(run)}": first_layer(run) for run in args.runs}
             path = plot_weights(args.png, weights, "Weights of the first layer after training")
             print(f"\nWeights of the first layer: {path}")
     except InputError as error:

@@ -11,7 +11,10 @@ from wcjax.reparam import Arctan
 
 
 def plot_psi(path, psi: Arctan | None = None) -> pathlib.Path:
-    """Ψ and Ψ′ over v in (−5, 5) beside the identity (figure 2 of the paper). psi: Arctan() where left out."""
+    """Ψ and Ψ′ over v in (−5, 5) beside the identity: figure 2 of the paper, and docs/psi.png.
+
+    psi: Arctan() where left out.
+    """
     psi = psi or Arctan()
     v = np.linspace(-5, 5, 501, dtype=np.float32)
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -47,5 +50,5 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
 def _save(figure, path) -> pathlib.Path:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     return path

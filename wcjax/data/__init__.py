@@ -6,12 +6,11 @@
 Augmentation and normalization run inside the train step: `wcjax.data.augment`.
 """
 
-import difflib
 import numbers
 
 from wcjax.data import cifar, digits
 from wcjax.data.splits import Dataset, Split, channel_statistics, hold_out
-from wcjax.errors import InputError
+from wcjax.errors import InputError, unknown
 
 __all__ = ["NAMES", "Dataset", "Split", "load"]
 
@@ -42,9 +41,7 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
         split that would be empty. The message says what to do.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"Unknown data set {name!r}; known are {', '.join(map(repr, NAMES))}.{hint}")
+        raise unknown("data set", name, NAMES)
     if not (isinstance(val_fraction, numbers.Real) and 0 < val_fraction < 1):
         raise InputError(f"val_fraction must be a number above 0 and below 1, found {val_fraction!r}.")
     if not (isinstance(seed, numbers.Integral) and seed >= 0):

@@ -1,11 +1,14 @@
-"""The networks of the paper in Flax Linen; every convolution and linear weight is companded on request."""
+"""The networks of the paper in Flax Linen; every convolution and linear weight is companded on request.
+
+In each the first layer is called 'stem' and the last 'head'.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from wcjax.errors import InputError, unknown
 from wcjax.models import layers, resnet
-from wcjax.params import LEARN, check_learnable
+from wcjax.params import LEARN_NETWORK, check_learnable, check_psi
 
 _RESNET_OPTIONS = {"stem": resnet.STEMS, "kernel_init": layers.KERNEL_INITS}
 _NETWORKS = {  # name: (constructor, {option: allowed values})
@@ -36,7 +39,7 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
       A Flax module. Images (batch, height, width, channels), normalized floats; logits (batch, num_classes), float32.
 
     Raises:
-      InputError (a ValueError): unknown name, option or value of one. ValueError: a Ψ that cannot learn as asked.
+      InputError (a ValueError): unknown name, option or value of one. ValueError: no Ψ, or one that cannot learn as asked.
     """
     if name not in _NETWORKS:
         raise unknown("network", name, NAMES)
@@ -46,7 +49,9 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
             raise unknown(f"option of {name}", option, allowed)
         if value not in allowed[option]:
             raise InputError(f"{option} must be one of {', '.join(map(repr, allowed[option]))}, found {value!r}.")
-    if reparam is None and learn != "none":
+    if reparam is not None:
+        check_psi(reparam)
+    elif learn != "none":
         raise InputError(f"learn={learn!r} needs a reparam whose a and b can be learned, found None.")
-    check_learnable(reparam, learn, allowed=(*LEARN, "coarse"))
+    check_learnable(reparam, learn, allowed=LEARN_NETWORK)
     return constructor(num_classes=num_classes, reparam=reparam, learn=learn, dtype=dtype, **chosen)

@@ -44,12 +44,12 @@ def conv(reparam, learn, dtype, kernel_init="kaiming"):
 
 
 def norm(train: bool, dtype):
-    """Batch norm as torch has it: statistics move by 0.1, epsilon 1e-5; statistics are float32 whatever the dtype."""
+    """Batch norm with torch's momentum (statistics move by 0.1) and epsilon, 1e-5; statistics are float32."""
     return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
 def dense(x, features: int, reparam, learn, dtype, kernel_init="kaiming", *, name: str):
-    """Applies a linear layer with bias to x, (..., inputs) -> (..., features); torch's init draws the bias too."""
+    """Applies a linear layer with bias to x, (..., inputs) -> (..., features); the bias starts at 0, or as torch draws it."""
     bound = 1 / math.sqrt(x.shape[-1])
 
     def torch_bias(key, shape, dtype=jnp.float32):

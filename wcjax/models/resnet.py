@@ -1,4 +1,7 @@
-"""Residual networks: He et al. 2015, arXiv 1512.03385, as torchvision builds them (stride on the 3x3 convolution)."""
+"""Residual networks: He et al. 2015, arXiv 1512.03385, as torchvision builds them (stride on the 3x3 convolution).
+
+The small ones, resnet8 and resnet20, have three stages and a 1x1 convolution in the shortcuts that change the shape.
+"""
 
 import functools
 from collections.abc import Callable, Sequence

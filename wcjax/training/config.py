@@ -11,10 +11,10 @@ from flax import traverse_util
 
 from wcjax import data, models
 from wcjax.errors import InputError, unknown
+from wcjax.params import LEARN_NETWORK
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
 REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
-LEARN = ("none", "fine", "coarse")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
 
@@ -49,13 +49,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.reparam = {"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"}
 
     config.optimizer = "sgd"  # 'sgd', or 'adam', whose steps are scaled by Ψ′(v)
-    config.learning_rate = 0.1
+    config.learning_rate = 0.1  # for adam say 1e-3
     config.momentum = 0.9  # of sgd
     config.schedule = {
         "milestones": (),
         "factor": 0.1,
     }  # the learning rate is times factor from each of these epochs on
-    config.weight_decay = 1e-4  # λ: the gradient of w gets λ·w
+    config.weight_decay = 1e-4  # λ: the gradient of w gets λ·w, before the step also with adam
     config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
 
     config.epochs = 10
@@ -81,6 +81,8 @@ def check_keys(keys: Iterable[str]) -> None:
     """Raises InputError for a key like 'reparam.aa' that no config has, with the nearest."""
     known = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
     for key in keys:
+        if inner := [k for k in known if k.startswith(f"{key}.")]:
+            raise InputError(f"config.{key} has keys of its own: {', '.join(inner)}.")
         if key not in known:
             raise unknown("config key", key, known)
 
@@ -100,7 +102,7 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _one_of(full, "optimizer", OPTIMIZERS)
     _one_of(full, "dtype", DTYPES)
     _one_of(full, "reparam.name", REPARAMS)
-    _one_of(full, "reparam.learn", LEARN)
+    _one_of(full, "reparam.learn", LEARN_NETWORK)
     for key, lowest in {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}.items():
         _in_range(full, key, lowest, math.inf)
     _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
@@ -110,7 +112,7 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _in_range(full, "momentum", 0, 1)
     _in_range(full, "weight_decay", 0, math.inf)
     milestones = full.schedule.milestones
-    if any(not isinstance(m, int) for m in milestones) or list(milestones) != sorted(set(milestones)):
+    if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
         raise InputError(f"schedule.milestones must be epochs in rising order, like (60, 120), found {milestones!r}.")
     try:
         make_model(full, num_classes=2)

@@ -45,7 +45,7 @@ def load_config(run):
     return check_config(read_config(path))
 
 
-def evaluate_folded(run, dataset=None, data_dir: str | None = None) -> dict:
+def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val", "test")) -> dict:
     """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
 
     dataset: where it is loaded already. data_dir: where it has moved since training.
@@ -56,7 +56,7 @@ def evaluate_folded(run, dataset=None, data_dir: str | None = None) -> dict:
     dataset = dataset or load_dataset(config)
     model, variables = load_folded(run, dataset.num_classes)
     result = {}
-    for name in ("val", "test"):
+    for name in splits:
         data = jax.device_put(steps.Images(*getattr(dataset, name)))
         eval_step = steps.compile_eval_step(model, config, dataset, variables["params"], variables["batch_stats"], data)
         result[name] = evaluate(eval_step, variables["params"], variables["batch_stats"], data, config.batch_size)

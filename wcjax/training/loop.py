@@ -54,6 +54,12 @@ def train(config, workdir) -> dict:
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     model = make_model(config, dataset.num_classes)
     tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch)
+    log.info(
+        "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
+        *(config.model, make_psi(config) or "none", config.dataset),
+        *(len(split.labels) for split in dataset[:3]),
+        jax.devices()[0].device_kind,
+    )
     state = steps.init_state(model, tx, dataset.train.images.shape[1:], config.seed)
     _check_initial_weights(state, config, dataset)
 
@@ -70,7 +76,7 @@ def train(config, workdir) -> dict:
     params = state.params if config.reparam.name == "none" else fold(state.params, make_psi(config))
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
 
-    tested = evaluate_folded(workdir, dataset)
+    tested = evaluate_folded(workdir, dataset, splits=("test",))
     summary = {
         "best_epoch": record["best_epoch"],
         "best_val_accuracy": record["best_val_accuracy"],
@@ -107,8 +113,10 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
             state, totals = _train_epoch(config, compiled, state, train_data, steps_per_epoch, progress)
             trained = totals.means()
             train_seconds = time.perf_counter() - began
+            _check_finite(int(totals.first_bad_step), schedule, epoch)
             val = evaluate(compiled.evaluate, state.params, state.batch_stats, val_data, config.batch_size)
-            _check_finite(totals, val, schedule, epoch, steps_per_epoch)
+            if not np.isfinite(val["loss"]):
+                _check_finite(epoch * steps_per_epoch - 1, schedule, epoch)
 
             record = record | {"epoch": epoch, "train_seconds": record["train_seconds"] + train_seconds}
             if val["accuracy"] > record["best_val_accuracy"]:
@@ -214,14 +222,12 @@ def _check_initial_weights(state, config, dataset) -> None:
     raise InputError(f"initial weights: v = Ψ⁻¹(w) overflows under {make_psi(config)}. Choose a larger a.")
 
 
-def _check_finite(totals, val, schedule, epoch, steps_per_epoch) -> None:
-    bad = int(totals.first_bad_step)
-    if bad < 0 and not np.isfinite(val["loss"]):
-        bad = epoch * steps_per_epoch - 1
-    if bad >= 0:
+def _check_finite(bad_step, schedule, epoch) -> None:
+    """Raises DivergedError unless bad_step is -1. It is looked at once an epoch, because a look waits for the device."""
+    if bad_step >= 0:
         kept = f"The checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "There is no checkpoint yet"
         raise DivergedError(
-            f"the loss became nan or inf at step {bad} (epoch {epoch}), learning rate {float(schedule(bad)):g}. "
+            f"the loss became nan or inf at step {bad_step} (epoch {epoch}), learning rate {float(schedule(bad_step)):g}. "
             f"{kept}. Try a lower learning_rate, in a new workdir."
         )
 
