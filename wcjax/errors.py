@@ -14,6 +14,6 @@ class DivergedError(RuntimeError):
 def unknown(what: str, found, known) -> InputError:
     """The error for a name that does not exist: names the nearest and lists the known ones."""
     known = list(known)
-    close = difflib.get_close_matches(str(found), known, 1)
+    close = difflib.get_close_matches(str(found).lower(), known, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return InputError(f"unknown {what} {found!r}.{hint} Known: {', '.join(known)}.")

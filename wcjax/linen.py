@@ -40,7 +40,7 @@ class LearnedPair(nn.Module):
 
 
 def companded(cls: type[nn.Module]) -> type[nn.Module]:
-    """The Flax layer class `cls`, any with a parameter 'kernel' of its own (not of submodules), with two more arguments.
+    """The Flax layer class `cls`, with two more arguments. It needs a parameter 'kernel' of its own.
 
     reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm (over the kernel's last axis), a LearnedPair, or None for the
       plain layer.

@@ -85,7 +85,7 @@ def check_bound(weights, psi) -> None:
 
 
 def check_psi(psi, allowed=(Arctan, Arsinh, Erf, PowerProp, WeightNorm)) -> None:
-    """Raises ValueError where psi is none of the allowed reparameterizations, a class in place of its object for one."""
+    """Raises ValueError where psi is no object of the allowed classes (a class itself is none)."""
     if not isinstance(psi, allowed):
         names = ", ".join(f"{cls.__name__}(...)" for cls in allowed)
         raise ValueError(f"psi must be one of {names}; found {psi!r}.")

@@ -78,14 +78,14 @@ def test_mean_and_std_are_of_the_training_split_alone(cifar_dir):
 
 @pytest.mark.parametrize("name, near", [("cifar_10", "cifar10"), ("CIFAR100", "cifar100"), ("digit", "digits")])
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(name, near):
-    message = f"'{name}'; . Did you mean '{near}'"
+    message = f"unknown data set '{name}'. Did you mean '{near}'\\? Known: digits, cifar10, cifar100"
     with pytest.raises(InputError, match=message):
         data.load(name)
 
 
 @pytest.mark.parametrize("name", ["imagenet", None])
 def test_a_name_near_to_none_gets_the_list_alone(name):
-    with pytest.raises(InputError, match=r"known are 'digits', 'cifar10', 'cifar100'\.$"):
+    with pytest.raises(InputError, match=r"unknown data set .*\. Known: digits, cifar10, cifar100\.$"):
         data.load(name)
 
 

@@ -39,7 +39,7 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
       A Flax module. Images (batch, height, width, channels), normalized floats; logits (batch, num_classes), float32.
 
     Raises:
-      InputError (a ValueError): unknown name, option or value of one. ValueError: no Ψ, or one that cannot learn as asked.
+      InputError (a ValueError): unknown name, option or value of one. ValueError: no Ψ, or one that cannot learn.
     """
     if name not in _NETWORKS:
         raise unknown("network", name, NAMES)

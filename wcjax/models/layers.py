@@ -49,7 +49,7 @@ def norm(train: bool, dtype):
 
 
 def dense(x, features: int, reparam, learn, dtype, kernel_init="kaiming", *, name: str):
-    """Applies a linear layer with bias to x, (..., inputs) -> (..., features); the bias starts at 0, or as torch draws it."""
+    """Applies a linear layer with bias to x, (..., inputs) -> (..., features). Its bias starts at 0, or as in torch."""
     bound = 1 / math.sqrt(x.shape[-1])
 
     def torch_bias(key, shape, dtype=jnp.float32):

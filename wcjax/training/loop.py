@@ -223,12 +223,12 @@ def _check_initial_weights(state, config, dataset) -> None:
 
 
 def _check_finite(bad_step, schedule, epoch) -> None:
-    """Raises DivergedError unless bad_step is -1. It is looked at once an epoch, because a look waits for the device."""
+    """Raises DivergedError unless bad_step is -1. Called once an epoch, because a look waits for the device."""
     if bad_step >= 0:
         kept = f"The checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "There is no checkpoint yet"
         raise DivergedError(
-            f"the loss became nan or inf at step {bad_step} (epoch {epoch}), learning rate {float(schedule(bad_step)):g}. "
-            f"{kept}. Try a lower learning_rate, in a new workdir."
+            f"the loss became nan or inf at step {bad_step} (epoch {epoch}), "
+            f"learning rate {float(schedule(bad_step)):g}. {kept}. Try a lower learning_rate, in a new workdir."
         )
 
 
