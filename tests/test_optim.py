@@ -62,8 +62,7 @@ class DecayClosedForm(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.parameters(*TRUTH)
     def test_decay_is_the_gradient_of_the_penalty_on_w(self, psi):
-        params, truth = network(), TRUTH[psi]
-        tx = optim.add_decayed_weights(DECAY, psi)
+        params, truth, tx = network(), TRUTH[psi], optim.add_decayed_weights(DECAY, psi)
         found, _ = self.variant(tx.update)(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
         expected = jax.tree.map(lambda p: 1 + DECAY * p, params)
         for module, name in (("conv", "v"), ("head", "v:w")):
@@ -106,8 +105,7 @@ def test_with_a_learned_pair_v_decays_as_v_and_the_pair_not_at_all(pair):
     chex.assert_trees_all_close(found, jax.tree.map(lambda p: DECAY * p, params), rtol=1e-6)
 
 
-def test_boxed_params_are_no_plain_params():
-    # flax.linen.Partitioned puts a step 'value' at the end of the path.
+def test_params_boxed_with_partitioning_names_are_known_by_their_names():
     params, boxed = network("own"), jax.tree.map(lambda p: nn.Partitioned(p, (None,) * p.ndim), network("own"))
     found = updates_of(WHOLE, boxed, gradients(boxed))
     chex.assert_trees_all_close(nn.unbox(found), updates_of(WHOLE, params, gradients(params)), rtol=1e-5)

@@ -51,8 +51,8 @@ def companded(cls: type[nn.Module]) -> type[nn.Module]:
     """
 
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
-        if name == "kernel" and self.reparam is None and self.learn != "none":
-            raise ValueError(f"learn={self.learn!r} needs a reparam whose a and b can be learned, found None.")
+        if name == "kernel" and self.reparam is None:
+            check_learnable(None, self.learn)
         if name != "kernel" or self.reparam is None:
             return super(layer, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
         psi = self.reparam

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wcjax.params import LEARN_NETWORK, Learned, check_bound, check_learnable, is_kernel, path_str, psi_tree
+from wcjax.params import LEARN_NETWORK, Learned, check_bound, check_learnable, is_kernel, path_str, plain_path, psi_tree
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 
 NO_PARAMS = "This transform needs the parameters: call update(grads, state, params)."
@@ -84,10 +84,7 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
         return psis
 
     def init_fn(params):
-        psis = psis_of(params)
-        if not jax.tree.leaves(psis, is_leaf=lambda x: isinstance(x, type(psi) | optax.MaskedNode)):
-            raise ValueError("The params hold no leaf called 'v'. For plain weights use wcjax.compand(adaptive=True).")
-        return inner.init(_map(lambda p, v: p(v), psis, params))
+        return inner.init(_map(lambda p, v: p(v), psis_of(params), params))
 
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
@@ -157,6 +154,7 @@ def compand(
         """Ψ for each companded leaf, None for the others, in the structure of params."""
 
         def of_leaf(path, leaf):
+            path = plain_path(path)
             if not where(path, leaf):
                 return None
             pair = pairs if learn == "coarse" else pairs[path_str(path)] if learned else {}
@@ -165,7 +163,8 @@ def compand(
         return jax.tree_util.tree_map_with_path(of_leaf, params)
 
     def init_fn(params):
-        leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if where(path, leaf)]
+        leaves = [(plain_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+        leaves = [(path, leaf) for path, leaf in leaves if where(path, leaf)]
         if not leaves:
             raise ValueError("`where` selects no leaf of the params: see wcjax.describe(params, where).")
         check_bound(dict(leaves), psi)

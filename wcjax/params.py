@@ -30,6 +30,12 @@ def name_of(key) -> str:
     return str(key)
 
 
+def plain_path(path):
+    """path without the step into a flax.nnx variable: nnx.Optimizer shows it to init, but not to update."""
+    inside = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name in ("value", "raw_value")
+    return path[:-1] if inside else path
+
+
 def path_str(path) -> str:
     """A key path as 'conv/kernel'."""
     return "/".join(map(name_of, path)) or "(the tree itself)"
@@ -73,6 +79,8 @@ def check_bound(weights, psi) -> None:
         margin = 4 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps)
         if share >= 1 - margin and (worst is None or share > worst[0]):
             worst = share, path, np.max(size)
+        if np.all(np.isinf(bound)) and not jnp.all(jnp.isfinite(psi.inverse(w))):
+            raise ValueError(f"{path_str(path)}: Ψ⁻¹(w) overflows for |w| = {np.max(size):.6g} under {psi!r}.")
     if worst:
         share, path, largest = worst
         a, b = (float(np.max(x)) for x in (psi.a, psi.b))
@@ -80,7 +88,7 @@ def check_bound(weights, psi) -> None:
         fits = math.ceil(1.05 * a * share / unit) * unit
         raise ValueError(
             f"{path_str(path)}: largest |w| is {largest:.6g}, but {type(psi).__name__}(a={a:g}, b={b:g}) only "
-            f"reaches |w| < {np.max(bound):.6g}. Choose a >= {fits:.2g}, or smaller weights."
+            f"reaches |w| < {np.max(bound):.6g}. Choose a >= {fits:.3g}, or smaller weights."
         )
 
 
@@ -96,7 +104,8 @@ def check_learnable(psi, learn: str, allowed=LEARN) -> None:
     if learn not in allowed:
         raise ValueError(f"learn must be one of {', '.join(map(repr, allowed))}, found {learn!r}.")
     if learn != "none" and not hasattr(psi, "a"):
-        raise ValueError(f"{type(psi).__name__} has no a and b to learn: use learn='none'.")
+        name = "None" if psi is None else type(psi).__name__
+        raise ValueError(f"{name} has no a and b to learn: use learn='none'.")
 
 
 def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, learn: str = "none"):
@@ -146,7 +155,7 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
                     new |= {"a": jnp.asarray(psi.a, leaf.dtype), "b": jnp.asarray(psi.b, leaf.dtype)}
             suffix = "" if name == "kernel" else f":{name}"
             new = {key + suffix: value for key, value in new.items()}
-            if taken := [key for key in new if key in node]:
+            if taken := [letter + suffix for letter in "vabg" if letter + suffix in node]:
                 raise ValueError(
                     f"{path_str(at)}: the names {taken}, which stand for its reparameterization, are taken."
                 )
@@ -155,6 +164,8 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
 
     out = convert(params, ())
     check_bound(found, psi)
+    if pairs := _shared_pairs(_modules(jax.tree_util.tree_leaves_with_path(params))):
+        raise ValueError(f"{path_str(pairs[0])} holds 'a' and 'b' alone, like a shared pair: rename them.")
     if not found:
         names = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
@@ -182,9 +193,6 @@ def fold(params, psi):
         for name, leaf in node.items():
             kind, suffix = _kind(name)
             own = psis[name]
-            if isinstance(own, type(psi)) and isinstance(psi, WeightNorm) != ("g" + suffix in node):
-                kind = "made" if "g" + suffix in node else "not made"
-                raise ValueError(f"{name!r} among {sorted(node)} was {kind} by WeightNorm, but psi is {psi!r}.")
             if isinstance(own, WeightNorm):
                 out[suffix[1:] or "kernel"] = own(leaf, node["g" + suffix])
             elif isinstance(own, type(psi)):
@@ -217,10 +225,11 @@ def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi=None) ->
     rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]
     total, companded, leaves = 0, 0, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = plain_path(path)
         size = getattr(leaf, "size", 0)
         total += size
         if not where(path, leaf):
-            rows.append((path_str(path), str(jnp.shape(leaf)), "", "", ""))
+            rows.append((path_str(path), str(getattr(leaf, "shape", "")), "", "", ""))
             continue
         companded, leaves = companded + size, leaves + 1
         largest = float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0.0))
@@ -246,32 +255,54 @@ def psi_tree(params, psi):
       ValueError: more than one shared pair.
     """
     flat, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_hole)
-    modules = collections.defaultdict(dict)
-    for path, leaf in flat:
-        if path:
-            modules[path[:-1]][name_of(path[-1])] = leaf
-    shared = [
-        m for m, x in modules.items() if set(x) == {"a", "b"} and all(not getattr(p, "ndim", 0) for p in x.values())
-    ]
+    modules = _modules(flat)
+    shared = _shared_pairs(modules)
     if len(shared) > 1:
         raise ValueError(f"more than one shared pair of a and b: {', '.join(map(path_str, shared))}.")
 
     def of_leaf(path, leaf):
+        path = plain_path(path)
         if not path or _is_hole(leaf):
             return leaf if path else None
         owner, (kind, suffix) = path[:-1], _kind(name_of(path[-1]))
         inside = modules[owner]
         if kind == "v":
+            if ("g" + suffix in inside) != isinstance(psi, WeightNorm):
+                state = "has a" if "g" + suffix in inside else "has no"
+                raise ValueError(f"{path_str(path)} {state} norm 'g{suffix}' beside it, but psi is {psi!r}.")
             if (shared or "a" + suffix in inside) and not hasattr(psi, "a"):
                 raise ValueError(f"{path_str(path)} has learned a and b, but psi is {psi!r}.")
             if "a" + suffix in inside and "b" + suffix in inside:
-                return dataclasses.replace(psi, a=inside["a" + suffix], b=inside["b" + suffix])
+                return dataclasses.replace(
+                    psi, a=_over(inside["a" + suffix], leaf), b=_over(inside["b" + suffix], leaf)
+                )
             return dataclasses.replace(psi, **modules[shared[0]]) if shared else psi
         if kind in ("a", "b") and (owner in shared or "v" + suffix in inside):
             return Learned()
         return None
 
     return structure.unflatten([of_leaf(path, leaf) for path, leaf in flat])
+
+
+def _modules(flat):
+    """{path of a module: {name: leaf}} for the (path, leaf) of a tree."""
+    modules = collections.defaultdict(dict)
+    for path, leaf in flat:
+        if path := plain_path(path):
+            modules[path[:-1]][name_of(path[-1])] = leaf
+    return modules
+
+
+def _shared_pairs(modules):
+    """Paths of the modules that hold scalars 'a' and 'b' and nothing else."""
+    scalar = lambda x: not getattr(x, "ndim", 0)
+    return [path for path, leaves in modules.items() if set(leaves) == {"a", "b"} and all(map(scalar, leaves.values()))]
+
+
+def _over(scalar, v):
+    """A learned a or b so that it broadcasts against v; both may have leading axes, of layers stacked by nn.scan."""
+    stacked = getattr(scalar, "ndim", 0)
+    return jnp.reshape(scalar, jnp.shape(scalar) + (1,) * (jnp.ndim(v) - stacked)) if stacked else scalar
 
 
 def _rebuild(node, children):

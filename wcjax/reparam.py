@@ -25,7 +25,7 @@ from wcjax import elementary
 def _check(psi, field, lowest, inclusive):
     """Raises ValueError for a Python number out of range; arrays and tracers pass, as learned values may leave it."""
     x = getattr(psi, field)
-    if isinstance(x, bool | str | list | tuple | dict) or x is None:
+    if isinstance(x, bool | str | list | dict | None):
         raise ValueError(f"{type(psi).__name__}: {field} must be a number, found {x!r}.")
     if isinstance(x, numbers.Real) and not (math.isfinite(x) and (x >= lowest if inclusive else x > lowest)):
         allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
@@ -44,6 +44,23 @@ def _float32_at_least(compute):
         return compute(psi, x, *more).astype(out)
 
     return wrapper
+
+
+def _pytree(cls):
+    """Registers a dataclass of leaves. Rebuilding skips its checks, because tree functions put anything there."""
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def flatten(psi):
+        return [(jax.tree_util.GetAttrKey(name), getattr(psi, name)) for name in names], None
+
+    def rebuild(_, leaves):
+        psi = object.__new__(cls)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(psi, name, leaf)
+        return psi
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, rebuild)
+    return cls
 
 
 class _Elementwise:
@@ -65,7 +82,7 @@ class _Elementwise:
         return new(self.inverse(w)) - w
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class _Sigmoid(_Elementwise):
     """w = a·s(v / b) for an odd increasing s, with a, b > 0."""
@@ -88,7 +105,7 @@ class _Sigmoid(_Elementwise):
         return -self.inverse(w) / self.b * self.slope(w)
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class Arctan(_Sigmoid):
     """Weight compander: w = a·arctan(v / b), |w| < a·π/2. Raises ValueError for a <= 0 or b <= 0."""
@@ -148,7 +165,7 @@ class Arctan(_Sigmoid):
         return (new.a - self.a) / self.a * w + new.a * turn
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class Arsinh(_Sigmoid):
     """w = a·arsinh(v / b), unbounded. Raises ValueError for a <= 0 or b <= 0."""
@@ -185,7 +202,7 @@ class Arsinh(_Sigmoid):
         return jnp.where(w < 0, -1, 1) * self.a * jnp.where(x < 0, far, near)
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class Erf(_Sigmoid):
     """w = a·erf(v / b), |w| <= a in floating point. Raises ValueError for a <= 0 or b <= 0."""
@@ -222,7 +239,7 @@ class Erf(_Sigmoid):
         return jnp.where(jnp.abs(z) < 0.5, near, self.a * jax.lax.erf(y + z) - w)
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class PowerProp(_Elementwise):
     """Powerpropagation: w = v·|v|^(α−1), unbounded. Raises ValueError for α < 1; α = 1 is the identity."""
@@ -281,15 +298,19 @@ def _signed_power_jvp(primals, tangents):
     return w, p * jnp.abs(x) ** (p - 1) * dx + w * log * dp
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class WeightNorm:
     """Weight normalization: w = g·v / ‖v‖ for each output channel (the last axis). Not elementwise."""
 
     def __call__(self, v, g):
-        """w = g·v / ‖v‖, shape and dtype of v; 0 where ‖v‖ = 0. v: (..., features), g: (features,)."""
+        """w = g·v / ‖v‖, shape and dtype of v; 0 where ‖v‖ = 0.
+
+        v: (..., features), g: (features,); both may have the same leading axes, of layers stacked by nn.scan.
+        """
         wide = v.astype(jnp.promote_types(v.dtype, jnp.float32))
-        square = jnp.sum(jnp.square(wide), axis=tuple(range(v.ndim - 1)))
+        square = jnp.sum(jnp.square(wide), axis=tuple(range(g.ndim - 1, v.ndim - 1)), keepdims=True)
+        g = jnp.reshape(g, square.shape)
         scale = jnp.where(square == 0, 0, g * jax.lax.rsqrt(jnp.where(square == 0, 1, square)))
         return (wide * scale).astype(v.dtype)
 

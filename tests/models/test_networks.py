@@ -229,7 +229,7 @@ def test_unknown_networks_and_options_are_named_with_the_known_ones(arguments, m
         (PSI, "all", "learn must be one of 'none', 'fine', 'coarse', found 'all'."),
         (PowerProp(2.0), "fine", "PowerProp has no a and b to learn: use learn='none'."),
         (WeightNorm(), "coarse", "WeightNorm has no a and b to learn: use learn='none'."),
-        (None, "fine", "learn='fine' needs a reparam whose a and b can be learned, found None."),
+        (None, "fine", "None has no a and b to learn: use learn='none'."),
     ],
 )
 def test_what_cannot_learn_a_and_b_is_refused(reparam, learn, message):

@@ -51,7 +51,5 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
             raise InputError(f"{option} must be one of {', '.join(map(repr, allowed[option]))}, found {value!r}.")
     if reparam is not None:
         check_psi(reparam)
-    elif learn != "none":
-        raise InputError(f"learn={learn!r} needs a reparam whose a and b can be learned, found None.")
     check_learnable(reparam, learn, allowed=LEARN_NETWORK)
     return constructor(num_classes=num_classes, reparam=reparam, learn=learn, dtype=dtype, **chosen)
