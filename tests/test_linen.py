@@ -189,6 +189,17 @@ def test_psi_runs_in_float32_and_casts_once_whatever_the_dtypes(param_dtype):
     chex.assert_trees_all_equal(layer.apply({"params": params}, x), expected)
 
 
+def test_a_layer_that_asks_for_its_boxed_kernel_gets_w_in_the_box():
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return self.param("kernel", nn.with_partitioning(nn.initializers.ones, ("in", "out")), (2, 2), unbox=False)
+
+    w, _ = linen.companded(Boxed)(reparam=PSI).init_with_output(KEY)
+    assert isinstance(w, nn.Partitioned) and w.names == ("in", "out")
+    chex.assert_trees_all_close(w.value, jnp.ones((2, 2)), rtol=1e-6)
+
+
 def test_an_initial_weight_beyond_the_bound_gives_nan_there_and_only_there():
     w = nn.Dense(8).init(KEY, inputs((1, 8)))["params"]["kernel"]
     psi = Arctan(0.2, 1.0)

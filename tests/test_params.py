@@ -93,6 +93,14 @@ def test_fold_of_stacked_layers_is_the_stack_of_their_folds(psi, rows):
     chex.assert_trees_all_close(fold(stacked, psi), folded, rtol=1e-6)
 
 
+def test_fold_of_stacked_networks_with_a_shared_pair_is_the_stack_of_their_folds():
+    # vmap over seeds; silently taking psi's own a and b instead would be wrong.
+    member = lambda a: {"pair": {"a": jnp.float32(a), "b": jnp.float32(2.0)}, "x": {"v": weights(2, 2)}}
+    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    found = fold(stack(member(0.4), member(-0.9)), PSI)
+    chex.assert_trees_all_close(found, stack(fold(member(0.4), PSI), fold(member(-0.9), PSI)), rtol=1e-6)
+
+
 SIZES = [0.096, 0.95, 0.96, 0.999, 1.0, 3.3, 9.51, 9.9, 9.9999, 9.999999, 99.5, 1234.5]
 
 
@@ -128,6 +136,7 @@ MISTAKES = {
     "a taken": (lambda: reparameterize({"kernel": W, "a": W}, PSI, learn="fine"), "kernel: the names .*'a'.* taken"),
     "g taken": (lambda: reparameterize({"kernel": W, "g": W}, WeightNorm()), "kernel: the names .*'g'.* taken"),
     "box": (lambda: reparameterize({"x": nn.Partitioned(W, (None, None))}, PSI), "x is a Partitioned.*Unbox"),
+    "fold a box": (lambda: fold({"x": {"v": nn.Partitioned(W, (None, None))}}, PSI), "Partitioned.*Unbox"),
     "unknown learn": (lambda: reparameterize({"kernel": W}, PSI, learn="coarse"), "'none', 'fine', found 'coarse'"),
     "fine PowerProp": (lambda: reparameterize({"kernel": W}, PowerProp(), learn="fine"), "PowerProp has no a and b"),
     "fine WeightNorm": (lambda: reparameterize({"kernel": W}, WeightNorm(), learn="fine"), "WeightNorm has no a and b"),

@@ -196,7 +196,7 @@ def compand(
             pairs = jax.tree.map(_nonzero, optax.apply_updates(state.pairs, pair_steps))
             new_psis = psis_of(params, pairs)
         if adaptive:
-            steps = _map(_scale, psis, steps, slopes)
+            steps = _map(lambda _, u, slope: _scale(_, jnp.clip(u, -_HUGE, _HUGE), slope), psis, steps, slopes)
 
         def change_of_w(p, u, w, new):
             delta = _keep_inside(p, w, p.increment(w, jnp.clip(u, -_HUGE, _HUGE)))
@@ -230,8 +230,8 @@ def _divide(x, slope):
 
 
 def _keep_inside(p, w, delta):
-    """delta, cut so that w + delta stays 4 roundings inside the bound of p."""
-    limit = jnp.abs(jnp.asarray(p.bound, jnp.float32)) * (1 - 4 * jnp.finfo(w.dtype).eps)
+    """delta, cut so that w + delta stays 6 roundings inside the bound of p."""
+    limit = jnp.abs(jnp.asarray(p.bound, jnp.float32)) * (1 - 6 * jnp.finfo(w.dtype).eps)
     limit = jnp.minimum(limit, jnp.finfo(w.dtype).max / 2).astype(w.dtype)
     target = w + delta
     return jnp.where(jnp.abs(target) > limit, jnp.sign(target) * limit - w, delta)

@@ -188,18 +188,19 @@ class Arsinh(_Sigmoid):
     @_float32_at_least
     def derivative(self, v):
         """dw/dv = a / sqrt(b² + v²)."""
-        return (self.a / self.b) * jax.lax.rsqrt(1 + jnp.square(v / self.b))
+        return (self.a / self.b) / _hypot1(v / self.b)
 
     @_float32_at_least
     def increment(self, w, u):
         """Ψ(Ψ⁻¹(w) + u) − w by log1p while v keeps its sign, where the difference of two arsinh would cancel."""
-        y, z = jnp.sinh(jnp.abs(w) / self.a), jnp.sign(w) * u / self.b
-        z = jnp.where(w == 0, u / self.b, z)
+        angle = jnp.abs(w / self.a)  # a learned a may be negative
+        sign = jnp.where(w / self.a < 0, -1, 1)
+        y, z = jnp.sinh(angle), sign * u / self.b
         x = y + z
         root_x, root_y = _hypot1(x), _hypot1(y)
         near = jnp.log1p(z * (1 + (x + y) / (root_x + root_y)) / (y + root_y))
-        far = jnp.arcsinh(x) - jnp.abs(w) / self.a
-        return jnp.where(w < 0, -1, 1) * self.a * jnp.where(x < 0, far, near)
+        far = jnp.arcsinh(x) - angle
+        return sign * self.a * jnp.where(x < 0, far, near)
 
 
 @_pytree

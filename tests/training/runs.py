@@ -38,6 +38,10 @@ def tiny(**changes):
     return config
 
 
+def adam(**changes):
+    return tiny(optimizer="adam", learning_rate=0.01, **changes)
+
+
 def metrics(run):
     """The lines of metrics.jsonl without what a clock measured."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

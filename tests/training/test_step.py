@@ -228,6 +228,6 @@ def test_training_and_evaluation_are_traced_once_for_the_whole_run(monkeypatch, 
 
     for name in traces:
         monkeypatch.setattr(steps, name, counted(name, getattr(steps, name)))
-    monkeypatch.setattr(loop, "evaluate_folded", lambda *_: {"test": {"accuracy": 0.0, "loss": 0.0}})
+    monkeypatch.setattr(loop, "evaluate_folded", lambda *_, **__: {"test": {"accuracy": 0.0, "loss": 0.0}})
     training.train(runs.tiny(epochs=3), tmp_path / "run")
     assert traces == {"train_step": 1, "eval_step": 1}
