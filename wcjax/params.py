@@ -199,6 +199,8 @@ def fold(params, psi):
                 out[suffix[1:] or "kernel"] = own(leaf)
             elif isinstance(own, Learned) or (kind == "g" and isinstance(psis.get("v" + suffix), WeightNorm)):
                 continue
+            elif kind == "v" and not isinstance(leaf, Mapping | list | tuple) and not _is_leaf(leaf):
+                raise ValueError(f"{name!r} is a {type(leaf).__name__}: unbox it first.")
             else:
                 new = convert(leaf, own)
                 if not (
@@ -276,7 +278,11 @@ def psi_tree(params, psi):
                 return dataclasses.replace(
                     psi, a=_over(inside["a" + suffix], leaf), b=_over(inside["b" + suffix], leaf)
                 )
-            return dataclasses.replace(psi, **modules[shared[0]]) if shared else psi
+            return (
+                dataclasses.replace(psi, **{k: _over(x, leaf) for k, x in modules[shared[0]].items()})
+                if shared
+                else psi
+            )
         if kind in ("a", "b") and (owner in shared or "v" + suffix in inside):
             return Learned()
         return None
@@ -295,7 +301,7 @@ def _modules(flat):
 
 def _shared_pairs(modules):
     """Paths of the modules that hold scalars 'a' and 'b' and nothing else."""
-    scalar = lambda x: not getattr(x, "ndim", 0)
+    scalar = lambda x: getattr(x, "ndim", 0) < 2  # one axis: of networks stacked by vmap
     return [path for path, leaves in modules.items() if set(leaves) == {"a", "b"} and all(map(scalar, leaves.values()))]
 
 

@@ -219,7 +219,6 @@ def _check_initial_weights(state, config, dataset) -> None:
         reparameterize(weights, make_psi(config))
     except ValueError as error:
         raise InputError(f"initial weights: {error}") from error
-    raise InputError(f"initial weights: v = Ψ⁻¹(w) overflows under {make_psi(config)}. Choose a larger a.")
 
 
 def _check_finite(bad_step, schedule, epoch) -> None:
