@@ -200,7 +200,7 @@ def fold(params, psi):
             elif isinstance(own, Learned) or (kind == "g" and isinstance(psis.get("v" + suffix), WeightNorm)):
                 continue
             elif kind == "v" and not isinstance(leaf, Mapping | list | tuple) and not _is_leaf(leaf):
-                raise ValueError(f"{name!r} is a {type(leaf).__name__}: unbox it first.")
+                raise ValueError(f"{name!r} is a {type(leaf).__name__}, whose leaf cannot be renamed. Unbox it first.")
             else:
                 new = convert(leaf, own)
                 if not (
