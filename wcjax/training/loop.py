@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from wcjax.errors import DivergedError, InputError
 from wcjax.params import fold, name_of, path_str, reparameterize
@@ -191,7 +192,8 @@ def check_workdir(workdir, config) -> None:
         if (workdir / "checkpoints").exists():
             raise InputError(f"workdir {workdir} holds checkpoints but no config.json; give a new folder.")
         return
-    there, asked = (dict(_flat(c)) for c in (read_config(path), json.loads(json.dumps(config.to_dict()))))
+    configs = (read_config(path), json.loads(json.dumps(config.to_dict())))
+    there, asked = (traverse_util.flatten_dict(c, sep=".") for c in configs)
     # The same data may lie elsewhere on another machine.
     differing = [k for k in sorted(there | asked) if k != "data_dir" and there.get(k) != asked.get(k)]
     if differing:
@@ -199,14 +201,6 @@ def check_workdir(workdir, config) -> None:
         raise InputError(
             f"workdir {workdir} holds a run with another config:\n{rows}\nGive a new folder, or that config."
         )
-
-
-def _flat(values, prefix=""):
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _check_initial_weights(state, config, dataset) -> None:

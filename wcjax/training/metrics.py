@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import tqdm
+from flax import traverse_util
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +52,12 @@ class MetricsWriter:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        for name, value in _flat(line):
+        for name, value in traverse_util.flatten_dict(line, sep="/").items():
             self._events.add_scalar(name, value, line["epoch"])
         self._events.flush()
 
     def close(self) -> None:
         self._events.close()
-
-
-def _flat(values, prefix=""):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
 
 
 class Progress:
