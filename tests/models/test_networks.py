@@ -13,10 +13,10 @@ import pytest
 from flax import traverse_util
 from jax.extend.core import jaxprs_in_params
 
-from tests.models import numpy_resnet
+from tests.models import numpy_networks
 from wcjax import Arctan, PowerProp, WeightNorm, fold, models
 from wcjax.errors import InputError
-from wcjax.models import layers, resnet
+from wcjax.models import layers, resnet, vgg, wide_resnet
 
 PSI = Arctan(0.8, 0.6)
 SMALL = functools.partial(resnet.ResNet, num_classes=10, stages=(1, 1), width=4, block=resnet.BasicBlock)
@@ -61,6 +61,10 @@ def flat(tree):
         ("resnet34", {}, 21_282_122),
         ("resnet50", {}, 23_520_842),
         ("resnet50", {"stem": "imagenet", "num_classes": 1000}, 25_557_032),
+        ("wrn28_10", {}, 36_479_194),
+        ("wrn28_10", {"num_classes": 100}, 36_536_884),
+        ("vgg16_bn", {}, 15_253_578),
+        ("vgg19_bn", {}, 20_565_834),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, options, count):
@@ -68,11 +72,16 @@ def test_parameter_counts_are_the_published_ones(name, options, count):
     assert sum(math.prod(leaf.shape) for leaf in shapes(model).values()) == count
 
 
-@pytest.mark.parametrize("stem", resnet.STEMS)
-@pytest.mark.parametrize("name", models.NAMES)
-def test_folding_the_companded_network_leaves_exactly_the_tree_of_the_plain_one(name, stem):
-    plain = shapes(models.create(name, 10, stem=stem))
-    assert shapes(models.create(name, 10, PSI, learn="fine", stem=stem), folded_by=PSI) == plain
+STEMS = [(name, {"stem": stem}) for name in models.NAMES if "stem" in models.options(name) for stem in resnet.STEMS]
+
+
+@pytest.mark.parametrize("name, options", STEMS + [(name, {}) for name in ("wrn28_10", "vgg16_bn", "vgg19_bn")])
+def test_folding_the_companded_network_leaves_exactly_the_tree_of_the_plain_one(name, options):
+    plain = shapes(models.create(name, 10, **options))
+    companded = models.create(name, 10, PSI, learn="fine", **options)
+    assert shapes(companded, folded_by=PSI) == plain
+    weights = sum(leaf.ndim > 1 for leaf in plain.values())
+    assert sum(name.endswith("/v") for name in shapes(companded)) == weights
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -155,9 +164,84 @@ def test_logits_are_those_of_the_network_written_in_numpy(stem, block, kind, siz
     x = images(*size, batch=2)
     variables = random_variables(model, x.shape)
     found = jax.jit(model.apply)(variables, x)
-    expected = numpy_resnet.logits(jax.tree.map(np.float64, variables), np.float64(x), stem, kind)
+    expected = numpy_networks.resnet(jax.tree.map(np.float64, variables), np.float64(x), stem, kind)
     assert found.shape == (2, 5)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize(
+    "model, expected, size",
+    [
+        (wide_resnet.WideResNet(5, depth=16, widen=1), numpy_networks.wide_resnet, (10, 13)),
+        (vgg.VGG(5, stages=(2, 1, 1, 1, 1)), numpy_networks.vgg, (32, 70)),
+    ],
+    ids=["wide_resnet", "vgg"],
+)
+def test_wide_resnet_and_vgg_are_those_written_in_numpy(model, expected, size):
+    x = images(*size, batch=2)
+    variables = random_variables(model, x.shape)
+    found = jax.jit(model.apply)(variables, x)
+    expected = expected(jax.tree.map(np.float64, variables), np.float64(x))
+    assert found.shape == (2, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize(
+    "model, shape",
+    [
+        (wide_resnet.WideResNet(5, depth=10, widen=1, dropout=0.6), (2, 8, 8, 3)),
+        (vgg.VGG(5, stages=(1,) * 5, width=16, dropout=0.6), (2, 32, 32, 3)),
+    ],
+    ids=["wide_resnet", "vgg"],
+)
+def test_dropout_acts_in_training_only_and_at_the_share_asked_for(model, shape):
+    seen = []
+
+    def watch(next_call, args, kwargs, context):
+        y = next_call(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            seen.append((args[0], y))
+        return y
+
+    def dropouts(variables, x, **kwargs):
+        seen.clear()
+        with nn.intercept_methods(watch):
+            model.apply(variables, x, **kwargs)
+        return list(seen)
+
+    x = images(*shape[1:3], batch=8)
+    variables = random_variables(model, x.shape)
+    evaluating = jax.jit(dropouts)(variables, x)
+    assert len(evaluating) == (3 if isinstance(model, wide_resnet.WideResNet) else 2)
+    assert all(np.array_equal(before, after) for before, after in evaluating)
+    train = functools.partial(dropouts, train=True, mutable=["batch_stats"])
+    training = jax.jit(train, compiler_options={"xla_backend_optimization_level": 0})(
+        variables, x, rngs={"dropout": jax.random.key(1)}
+    )
+    for before, after in jax.device_get(training):
+        alive = before != 0  # ReLU has made about half of the inputs 0 already
+        assert np.mean(after[alive] == 0) == pytest.approx(0.6, abs=0.06)
+        np.testing.assert_allclose(after[after != 0], before[after != 0] / 0.4, rtol=1e-6)
+
+
+def test_vgg_draws_convolutions_by_their_fan_out_and_linear_layers_kaiming_uniform():
+    params = flat(initial(vgg.vgg16_bn(num_classes=10), seed=0))
+    kernels = {name: w for name, w in params.items() if name.endswith("kernel")}
+    assert len(kernels) == 16
+    for name, w in kernels.items():
+        if w.ndim == 4:
+            std = math.sqrt(2 / (9 * w.shape[-1]))
+            assert abs(np.std(w) / std - 1) < 5 * math.sqrt(0.5 / w.size), name
+            assert np.max(np.abs(w)) > 2.5 * std, "a normal distribution, not a uniform one"
+        else:
+            end = math.sqrt(6 / w.shape[0])
+            assert (1 - 12 / w.size) * end < np.max(np.abs(w)) <= end * (1 + 1e-6), name
+    assert not any(np.any(leaf) for name, leaf in params.items() if name.endswith("bias"))
+
+
+def test_vgg_refuses_images_that_its_five_pools_would_leave_nothing_of():
+    with pytest.raises(InputError, match=r"at least 32x32 pixels, found \(8, 8\)"):
+        models.create("vgg16_bn", 10).init(jax.random.key(0), images(8, 8))
 
 
 def test_batch_norm_normalizes_by_the_batch_in_training_and_moves_its_statistics_by_a_tenth():
@@ -215,6 +299,8 @@ def test_bfloat16_networks_compute_psi_in_float32_and_round_w_once(bfloat16_netw
         ({"steam": "cifar"}, "unknown option of resnet8 'steam'. Did you mean 'stem'? Known: stem, kernel_init."),
         ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
         ({"kernel_init": "zeros"}, "kernel_init must be one of 'kaiming', 'torch', found 'zeros'."),
+        ({"name": "vgg16_bn", "stem": "cifar"}, "unknown option of vgg16_bn 'stem'. Known: dropout."),
+        ({"name": "vgg16_bn", "dropout": 1.0}, "dropout must be a number of at least 0 and below 1, found 1.0."),
     ],
 )
 def test_unknown_networks_and_options_are_named_with_the_known_ones(arguments, message):

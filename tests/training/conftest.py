@@ -34,7 +34,7 @@ def tiny_network():
     """The network 'tiny': the stem and the head of a ResNet, which compile in a second."""
     with pytest.MonkeyPatch.context() as patch:
         tiny = functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8)
-        patch.setitem(models._NETWORKS, "tiny", (tiny, models._RESNET_OPTIONS))
+        patch.setitem(models._NETWORKS, "tiny", (tiny, models.options("resnet8")))
         patch.setattr(models, "NAMES", (*models.NAMES, "tiny"))
         yield
 

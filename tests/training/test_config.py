@@ -51,6 +51,7 @@ WRONG = [
     ),
     ({"reparam": {"learn": "yes"}}, "unknown config.reparam.learn 'yes'. Known: none, fine, coarse."),
     ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
+    ({"model": "vgg16_bn", "dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1.0."),
     ({"kernel_init": "he"}, "kernel_init must be one of 'kaiming', 'torch', found 'he'."),
     # a misspelt key
     (
@@ -70,7 +71,10 @@ WRONG = [
     ({"seed": None}, "config.seed must be of type int, found None of type NoneType."),
     ({"reparam": {"a": [0.5]}}, "config.reparam.a must be of type float, found [0.5] of type list."),
     ({"reparam": "arctan"}, "config.reparam has keys of its own (a, alpha, b, learn, name), found 'arctan'."),
+    ({"dropout": "0.3"}, "config.dropout must be of type float, found '0.3' of type str."),
     # settings that do not go together
+    ({"model": "wrn28_10", "stem": "imagenet"}, "config.stem must stay 'cifar': wrn28_10 has no such option."),
+    ({"dropout": 0.1}, "config.dropout must stay None: resnet8 has no such option."),
     ({"reparam": {"name": "powerprop", "learn": "fine"}}, "PowerProp has no a and b to learn: use learn='none'."),
     ({"reparam": {"name": "weightnorm", "learn": "coarse"}}, "WeightNorm has no a and b to learn: use learn='none'."),
     ({"reparam": {"name": "none", "learn": "fine"}}, "None has no a and b to learn: use learn='none'."),

@@ -22,8 +22,8 @@ def shared(module: nn.Module):
     return module.reparam, module.learn
 
 
-def conv(reparam, learn, dtype, kernel_init="kaiming"):
-    """Convolution without bias, padded like torch's padding=(size − 1) // 2: conv(features, size, stride, name=...)."""
+def conv(reparam, learn, dtype, kernel_init, use_bias=False):
+    """Convolution padded like torch's padding=(size − 1) // 2: conv(features, size, stride, name=...)."""
 
     def make(features: int, size: int, stride: int = 1, *, name: str):
         pad = (size - 1) // 2
@@ -32,9 +32,9 @@ def conv(reparam, learn, dtype, kernel_init="kaiming"):
             (size, size),
             (stride, stride),
             padding=((pad, pad), (pad, pad)),
-            use_bias=False,
+            use_bias=use_bias,
             dtype=dtype,
-            kernel_init=KERNEL_INITS[kernel_init],
+            kernel_init=kernel_init,
             reparam=reparam,
             learn=learn,
             name=name,

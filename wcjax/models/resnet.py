@@ -76,7 +76,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images, train: bool = False):
         reparam, learn = layers.shared(self)
-        conv = layers.conv(reparam, learn, self.dtype, self.kernel_init)
+        conv = layers.conv(reparam, learn, self.dtype, layers.KERNEL_INITS[self.kernel_init])
         norm = layers.norm(train, self.dtype)
 
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)

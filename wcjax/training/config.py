@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
+from ml_collections import config_dict
 
 from wcjax import data, models
 from wcjax.errors import InputError, unknown
@@ -42,8 +43,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.augment = {"padding": 4, "flip": True}  # random crop after zero padding (pixels), random horizontal flip
 
     config.model = "resnet8"  # one of wcjax.models.NAMES
-    config.stem = "cifar"  # 'cifar' or 'imagenet'
-    config.kernel_init = "kaiming"  # 'kaiming' (uniform, gain √2, fan-in) or 'torch' (its default)
+    config.stem = "cifar"  # of ResNets: 'cifar' or 'imagenet'
+    config.kernel_init = "kaiming"  # of ResNets and WRN: 'kaiming' (uniform, gain √2, fan-in) or 'torch' (its default)
+    config.dropout = config_dict.placeholder(float)  # of WRN and VGG; None: the network's own, 0.3 and 0.5
     config.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
 
     config.reparam = {"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"}
@@ -114,6 +116,9 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     milestones = full.schedule.milestones
     if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
         raise InputError(f"schedule.milestones must be epochs in rising order, like (60, 120), found {milestones!r}.")
+    for option in set(models.OPTIONS) - set(models.options(full.model)):
+        if full[option] != (default := default_config()[option]):
+            raise InputError(f"config.{option} must stay {default!r}: {full.model} has no such option.")
     try:
         make_model(full, num_classes=2)
     except ValueError as error:
@@ -147,7 +152,7 @@ def make_psi(config):
 
 def make_model(config, num_classes: int, plain: bool = False):
     """The network of config; plain=True leaves Ψ out, for folded weights."""
-    options = {option: config[option] for option in models.options(config.model)}
+    options = {name: config[name] for name in models.options(config.model) if config[name] is not None}
     psi, learn = (None, "none") if plain else (make_psi(config), config.reparam.learn)
     return models.create(config.model, num_classes, psi, learn, jnp.dtype(config.dtype), **options)
 
@@ -173,14 +178,14 @@ def _merge(full, given, prefix):
                 raise InputError(f"config.{prefix}{key} has keys of its own ({', '.join(default)}), found {value!r}.")
             _merge(default, value, prefix=f"{prefix}{key}.")
             continue
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        if full.get_type(key) is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
-        if type(value) is not type(default):
+        kind = full.get_type(key)
+        if type(value) is not kind and not (value is default is None):
             raise InputError(
-                f"config.{prefix}{key} must be of type {type(default).__name__}, found {value!r} of type "
-                f"{type(value).__name__}."
+                f"config.{prefix}{key} must be of type {kind.__name__}, found {value!r} of type {type(value).__name__}."
             )
         full[key] = value
 

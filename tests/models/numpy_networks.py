@@ -1,4 +1,4 @@
-"""Residual networks at inference in NumPy float64, with the paddings and strides of torchvision as plain numbers."""
+"""The networks at inference in NumPy float64, with the paddings and strides of torchvision as plain numbers."""
 
 import numpy as np
 
@@ -39,7 +39,10 @@ class Block:
         self.params, self.batch_stats = params, batch_stats
 
     def conv(self, name, x, stride=1):
-        return convolve(x, self.params[name]["kernel"], stride)
+        return convolve(x, self.params[name]["kernel"], stride) + self.params[name].get("bias", 0)
+
+    def linear(self, name, x):
+        return x @ self.params[name]["kernel"] + self.params[name]["bias"]
 
     def norm(self, name, x):
         own, moving = self.params[name], self.batch_stats[name]
@@ -61,8 +64,14 @@ class Block:
         y = self.norm("norm3", self.conv("conv3", y))
         return relu(y + self.shortcut(x, stride))
 
+    def preactivation(self, x, stride):
+        y = relu(self.norm("norm1", x))
+        x = self.conv("shortcut", y, stride) if "shortcut" in self.params else x
+        y = relu(self.norm("norm2", self.conv("conv1", y, stride)))
+        return x + self.conv("conv2", y)
 
-def logits(variables, images, stem, kind):
+
+def resnet(variables, images, stem, kind):
     """kind: 'basic' or 'bottleneck'. The first block of each stage after the first halves the image."""
     params, batch_stats = variables["params"], variables["batch_stats"]
     top = Block(params, batch_stats)
@@ -73,4 +82,29 @@ def logits(variables, images, stem, kind):
     for name in sorted(name for name in params if name.startswith("stage")):
         stride = 2 if name.endswith("_block1") and not name.startswith("stage1") else 1
         x = getattr(Block(params[name], batch_stats[name]), kind)(x, stride)
-    return x.mean(axis=(1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
+    return top.linear("head", x.mean(axis=(1, 2)))
+
+
+def wide_resnet(variables, images):
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    top = Block(params, batch_stats)
+    x = top.conv("stem", images)
+    for name in sorted(name for name in params if name.startswith("stage")):
+        stride = 2 if name.endswith("_block1") and not name.startswith("stage1") else 1
+        x = Block(params[name], batch_stats[name]).preactivation(x, stride)
+    return top.linear("head", relu(top.norm("norm", x)).mean(axis=(1, 2)))
+
+
+def vgg(variables, images):
+    """The max pools follow the last convolution of each stage."""
+    top, x = Block(variables["params"], variables["batch_stats"]), images
+    for stage in range(1, 6):
+        for i in range(1, 5):
+            name = "stem" if stage == i == 1 else f"stage{stage}_conv{i}"
+            if name in top.params:
+                x = relu(top.norm(f"stage{stage}_norm{i}", top.conv(name, x)))
+        height, width = x.shape[1] // 2, x.shape[2] // 2
+        x = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1).max(axis=(2, 4))
+    for name in ("linear1", "linear2"):
+        x = relu(top.linear(name, x.reshape(len(x), -1)))
+    return top.linear("head", x)
