@@ -71,7 +71,7 @@ def assert_same_bits(found, expected):
 
 
 def assert_same_run(found, expected):
-    """That two run folders hold the same numbers: each metric, the weights' distributions, the last training state, the folded network."""
+    """That two run folders hold the same numbers: each metric and histogram, the last state, the folded network."""
     assert metrics(found) == metrics(expected)
     assert (found / "weights.jsonl").read_bytes() == (expected / "weights.jsonl").read_bytes()
     last = metrics(expected)[-1]["epoch"]

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from wcjax.errors import DivergedError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.params import fold, name_of, path_str, reparameterize
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
@@ -36,8 +36,8 @@ def train(config, workdir) -> dict:
 
     Args:
       config: a mapping with the keys of `wcjax.training.default_config()`; missing keys get their defaults.
-      workdir: the run folder. It gets config.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/, folded/ and
-        summary.json.
+      workdir: the run folder. It gets config.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/, folded/
+        and summary.json.
 
     Returns:
       What summary.json holds: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
@@ -217,7 +217,7 @@ def _check_initial_weights(state, config, dataset) -> None:
     try:
         reparameterize(weights, make_psi(config))
     except ValueError as error:
-        raise InputError(f"initial weights: {error}") from error
+        raise InitialWeightsError(f"initial weights: {error}") from error
 
 
 def _check_finite(bad_step, schedule, epoch) -> None:

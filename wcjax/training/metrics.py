@@ -1,4 +1,4 @@
-"""What a run writes for people and for `wcjax.analysis`: two .jsonl files, TensorBoard events, summary.json, progress."""
+"""What a run writes for people and for `wcjax.analysis`: lines for each epoch, TensorBoard, summary.json, progress."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ class MetricsWriter:
         self._show(line, line["epoch"])
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
-        """layers: from `weights.describe_layers`. TensorBoard gets all but the histograms, as weights/<number>/<layer>."""
+        """layers: from `weights.describe_layers`. TensorBoard gets all but the histograms: weights/<number>/<layer>."""
         self._append("weights.jsonl", {"epoch": epoch, "layers": layers})
         shown = {f"{x}/{layer}": v for layer, of in layers.items() for x, v in of.items() if x != "histogram"}
         self._show({"weights": shown}, epoch)

@@ -2,11 +2,11 @@
 
 Everything is of w, what the network sees, also where the run holds v. The numbers of a layer:
 
-    'histogram'            counts of w between EDGES, ints (len(EDGES) + 1,); the first and the last are what lies outside
+    'histogram'            counts of w between EDGES, (len(EDGES) + 1,); the first and the last are what lies outside
     'mean', 'std', 'max'   of w, of w (not of a sample: / n), of |w|
     'kurtosis'             mean of ((w − mean) / std)⁴ minus 3: 0 for a Gauss distribution, −1.2 for a uniform one
     'below_0.01'           share of the weights with |w| < 0.01
-    'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a Gauss distribution, 0.06 for a uniform one
+    'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a Gauss one, 0.06 for a uniform one
 """
 
 import math
@@ -31,7 +31,7 @@ def layer_weights(params, psi) -> dict[str, jax.Array]:
 
 @jax.jit
 def describe(w) -> dict[str, jax.Array]:
-    """The numbers of one layer, as the head of this file lists them. w: floats of any shape, with one element or more."""
+    """The numbers of one layer, as the head of this file lists them. w: floats of any shape, not empty."""
     w = w.ravel().astype(jnp.float32)
     below = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), w, side="right")
     std = jnp.std(w)
@@ -48,7 +48,7 @@ def describe(w) -> dict[str, jax.Array]:
 
 
 def describe_layers(params, config) -> dict[str, dict]:
-    """{layer: its numbers} as Python numbers and lists; params are those of a run of config. This waits for the device."""
+    """{layer: its numbers} as Python numbers and lists; params: of a run of config. This waits for the device."""
     weights = _layer_weights(params, make_psi(config))
     described = jax.device_get({layer: describe(w) for layer, w in weights.items()})
     return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in described.items()}
