@@ -27,14 +27,16 @@ def plan_grid(args, overrides):
     """The Plan of every (a, b) with the first seed."""
     from wcjax.sweep_study import Plan
 
-    return Plan("grid", {"a": args.a, "b": args.b}, lambda p: grid_run(args, overrides, p["a"], p["b"], args.seeds[0]))
+    return Plan.of(
+        "grid", {"a": args.a, "b": args.b}, lambda p: grid_run(args, overrides, p["a"], p["b"], args.seeds[0])
+    )
 
 
 def plan_best(args, overrides, a, b):
     """The Plan of one pair with the other seeds."""
     from wcjax.sweep_study import Plan
 
-    return Plan("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, a, b, p["seed"]))
+    return Plan.of("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, a, b, p["seed"]))
 
 
 def grid_run(args, overrides, a, b, seed):
@@ -59,7 +61,7 @@ def plan_runs(args, overrides):
         config.seed = seed
         return f"{model}_{variant}_seed{seed}", config
 
-    return Plan("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
+    return Plan.of("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
 
 
 def sweep(args, overrides) -> int:

@@ -43,10 +43,17 @@ class Plan(NamedTuple):
 
     kind: str  # 'grid', 'best' or 'runs'
     space: dict[str, list]
-    configure: Callable[[dict], tuple[str, object]]  # point -> (name of the run folder, config)
+    runs: dict[tuple, tuple[str, object]]  # {values of a point: (name of the run folder, config)}
 
-    def points(self):
-        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
+    @classmethod
+    def of(cls, kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, object]]):
+        """configure: point -> (name, config)."""
+        points = itertools.product(*space.values())
+        return cls(kind, space, {values: configure(dict(zip(space, values, strict=True))) for values in points})
+
+    def name(self, point: dict) -> str:
+        """The run folder of a point."""
+        return self.runs[tuple(point[key] for key in self.space)][0]
 
 
 class Outcome(NamedTuple):
@@ -59,9 +66,8 @@ class Outcome(NamedTuple):
 
     def best(self) -> dict | None:
         """The point with the highest accuracy on val, the first of equals; None if none is finished."""
-        names = {self.plan.configure(point)[0]: point for point in self.plan.points()}
-        done = [name for name in names if name in self.accuracy]
-        return names[max(done, key=self.accuracy.get)] if done else None
+        done = {values: self.accuracy[name] for values, (name, _) in self.plan.runs.items() if name in self.accuracy}
+        return dict(zip(self.plan.space, max(done, key=done.get), strict=True)) if done else None
 
     def exit_code(self) -> int:
         return 1 if self.lost else 0
@@ -78,11 +84,10 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
     """
     out = pathlib.Path(out)
     configs = {}
-    for point in plan.points():
-        name, config = plan.configure(point)
+    for name, config in plan.runs.values():
         configs[name] = check_config(config)
         check_workdir(out / name, configs[name])
-    if len(configs) != len(plan.points()):
+    if len(configs) != len(plan.runs):
         raise InputError("two values of the grid have the same name to 6 digits; choose others.")
     for config in {(c.dataset, c.val_fraction, c.batch_size): c for c in configs.values()}.values():
         load_dataset(config)
@@ -94,7 +99,7 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
     with ThreadPoolExecutor(jobs) as pool:
         try:
             futures = [pool.submit(workers.work) for _ in range(jobs)]
-            while not all(future.done() for future in futures):
+            while not (all(future.done() for future in futures) or any(map(has_error, futures))):
                 table.show(workers.rows())
                 time.sleep(POLL)
             for future in futures:
@@ -110,8 +115,7 @@ def open_study(plan: Plan, configs, storage: str, out) -> optuna.Study:
     same = {name: {k: v for k, v in c.to_dict().items() if k != "data_dir"} for name, c in configs.items()}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
     try:
-        # A pool is for one thread and one process; SQLite may be locked by another writer for a while.
-        engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+        engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # one writer at a time
         database = optuna.storages.RDBStorage(
             storage, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
         )
@@ -186,25 +190,23 @@ class Workers:
     def run(self, trial) -> float:
         """One trial: trains in a process of its own, or goes on with the folder; returns the accuracy on val."""
         point = {name: trial.suggest_categorical(name, values) for name, values in self.plan.space.items()}
-        name, _ = self.plan.configure(point)
-        number = trial.system_attrs["grid_id"]
+        name = self.plan.name(point)
+        number = self.study.get_trials(deepcopy=False)[trial.number].system_attrs["grid_id"]
         for twin in self.trials()[number]:  # two workers that ask at the same moment may be given the same point
             if twin.state == TrialState.COMPLETE:
                 return twin.value
             if twin.state == TrialState.RUNNING and twin.number < trial.number:
                 raise optuna.TrialPruned
-        folder = self.out / name
-        if not (folder / "failed.json").exists():
-            code = self.train(name, folder)
-            if (folder / "summary.json").exists():
-                return read_json(folder / "summary.json")["best_val_accuracy"]
-            if not (folder / "failed.json").exists():
-                why = (
-                    f"killed by signal {-code}" if code < 0 else f"exit code {code}, see {self.out / 'logs' / name}.log"
-                )
-                self.lost[number] = f"{why}; start the sweep again"
-                raise RunFailed(why)
-        reason = read_json(folder / "failed.json")["reason"]
+        summary, failed = (self.out / name / f"{which}.json" for which in ("summary", "failed"))
+        code = None if summary.exists() or failed.exists() else self.train(name, self.out / name)
+        if summary.exists():
+            return read_json(summary)["best_val_accuracy"]
+        if not failed.exists():
+            log = self.out / "logs" / f"{name}.log"
+            why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}"
+            self.lost[number] = f"{why}; start the sweep again"
+            raise RunFailed(why)
+        reason = read_json(failed)["reason"]
         trial.set_user_attr("reason", reason)
         raise RunFailed(reason)
 
@@ -242,7 +244,7 @@ class Workers:
             named = [t for t in of if t.params.keys() == self.plan.space.keys()]
             if not named:
                 continue
-            name, _ = self.plan.configure(named[0].params)
+            name = self.plan.name(named[0].params)
             if done := [t.value for t in of if t.state == TrialState.COMPLETE]:
                 accuracy[name] = done[0]
             elif reasons := [t.user_attrs["reason"] for t in of if is_settled(t)]:
@@ -254,7 +256,7 @@ class Workers:
     def rows(self) -> dict[str, tuple[str, str, str, str]]:
         """{name: (state, epoch, accuracy on val, note)} for the table."""
         outcome = self.outcome()
-        running = {self.plan.configure(t.params)[0] for t in self.all_running()}
+        running = {self.plan.name(t.params) for t in self.all_running()}
         rows = {}
         for name, config in self.configs.items():
             lines = read_metrics(self.out / name)
@@ -274,6 +276,10 @@ class Workers:
     def all_running(self):
         trials = itertools.chain.from_iterable(self.trials().values())
         return [t for t in trials if t.state == TrialState.RUNNING and t.params.keys() == self.plan.space.keys()]
+
+
+def has_error(future) -> bool:
+    return future.done() and future.exception() is not None
 
 
 def is_settled(trial) -> bool:

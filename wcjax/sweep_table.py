@@ -36,7 +36,7 @@ class LiveTable:
             names = names[:room]
         counts = collections.Counter(row[0] for row in rows.values())
         lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), "", *HEAD]
-        lines += [f"| {' | '.join((name, *rows[name]))} |" for name in names]
+        lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in (name, *rows[name])) + " |" for name in names]
         if left_out:
             lines.append(f"... and {left_out} more")
         if not last:  # a line that is wider than the terminal would take two

@@ -98,6 +98,7 @@ def test_the_command_makes_a_folder_that_reads_on_its_own(folder, tmp_path, caps
     assert "- runs: 9, of them 8 finished, 1 failed, 0 unfinished" in text
     assert "- cifar10, resnet18, plain: n = 3" in text
     assert "jax 0.10.2 on cpu" in text
+    assert "| resnet8 | WC |  | 0 |  |  |  |  |  |" in text
     assert f"- {folder / 'failed'}: it does not fit" in text
     assert "| resnet18 on cifar10 | arctan(a=1, b=0.9) | 1 | 99.00 |" in text
     names = {"course", "near_zero", "layers", "arctan_fine_pairs"}
@@ -129,13 +130,15 @@ def test_layers_are_in_the_order_of_the_data():
     assert course.layers_in_order(names) == ["stem", "block1_0/conv0", "block1_0/conv1", "block10_0/conv1", "head"]
 
 
-def test_the_course_of_a_run_has_its_bound_and_a_density_that_integrates_to_one(folder):
+def test_the_course_of_a_run_has_its_bound_and_the_density_of_its_weights(folder):
     wc, *_ = [run for run in find_runs([folder]) if run.method == "WC"]
     found = course.first_layer_course(wc)
     np.testing.assert_allclose(found.bound, np.pi / 2)
     assert list(found.epochs) == [0, 1, 2]
-    widths = np.diff(course.EDGES)
-    np.testing.assert_allclose((found.density() * widths).sum(axis=1), 1)
+    density = found.density(np.linspace(-2, 2, 41))
+    np.testing.assert_allclose(density.sum(axis=1) * 0.1, 1)
+    np.testing.assert_allclose(found.density(np.array([-2, -1.2, 0, 1.2, 2]))[:, 1:3] * 1.2, 0.5, atol=0.15)
+    assert not density[:, :7].any() and not density[:, -7:].any()  # drawn from (−1, 1)
 
 
 @pytest.mark.parametrize("case, message", [("nowhere", "nowhere is no folder"), ("empty", "no run in .*empty")])

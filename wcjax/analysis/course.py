@@ -19,9 +19,10 @@ class Course(NamedTuple):
     largest: np.ndarray  # |w|, (t,)
     bound: float  # of |w| under Ψ, inf where there is none or where it is learned
 
-    def density(self) -> np.ndarray:
-        """Share of the weights per unit of w between EDGES, (t, len(EDGES) − 1)."""
-        return self.counts[:, 1:-1] / self.counts.sum(axis=1, keepdims=True) / np.diff(EDGES)
+    def density(self, bins) -> np.ndarray:
+        """Share of the weights per unit of w in bins (m + 1 edges, rising), (t, m); even within a bin of EDGES."""
+        below = np.cumsum(self.counts[:, :-1], axis=1) / self.counts.sum(axis=1, keepdims=True)
+        return np.diff([np.interp(bins, EDGES, of) for of in below], axis=1) / np.diff(bins)
 
 
 def layers_in_order(names) -> list[str]:

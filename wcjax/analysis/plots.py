@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.course import Course
 from wcjax.reparam import Arctan, PowerProp
-from wcjax.training.weights import EDGES
 
 # Okabe and Ito's colours, which people who see no red or no green can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -52,52 +52,44 @@ def _formula(psi):
 
 def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path:
     """Distribution of the weights of one layer over the epochs, a heat map for each run: figure 3 of the paper."""
-    edges = np.float64(EDGES)
     reach = 1.1 * max(np.max(course.largest) for course in courses.values())
-    shown = np.searchsorted(edges, [-reach, reach]) + [-1, 1]
-    shown = slice(max(shown[0], 0), min(shown[1], len(edges) - 1) + 1)
-    figure = Figure(figsize=(1 + 3.5 * len(courses), 3.5), layout="constrained")
-    all_axes = figure.subplots(1, len(courses), sharey=True, squeeze=False)[0]
-    densities = {label: course.density() for label, course in courses.items()}
+    bins = np.linspace(-reach, reach, 41)
+    densities = {label: course.density(bins) for label, course in courses.items()}
     highest = max(density.max() for density in densities.values())
-    for axes, (label, course) in zip(all_axes, courses.items(), strict=True):
+    columns = min(4, len(courses))
+    rows = math.ceil(len(courses) / columns)
+    figure = Figure(figsize=(1.5 + 3 * columns, 0.5 + 3 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, (label, course) in zip(all_axes, courses.items(), strict=False):
         density = np.where(densities[label] > 0, densities[label], np.nan)  # empty bins stay white
         sides = np.append(course.epochs - 0.5, course.epochs[-1] + 0.5)
-        norm = LogNorm(vmin=highest / 1e4, vmax=highest)
-        mesh = axes.pcolormesh(sides, edges[shown], density.T[shown.start : shown.stop - 1], norm=norm, cmap="viridis")
+        norm = LogNorm(vmin=highest / 1e3, vmax=highest)
+        mesh = axes.pcolormesh(sides, bins, density.T, norm=norm, cmap="viridis")
         if math.isfinite(course.bound):
             for sign in (-1, 1):
                 axes.axhline(sign * course.bound, color=COLOURS[1], linestyle="--", linewidth=1)
-        axes.set(xlabel="epoch (0: before training)", title=label)
-        axes.title.set_fontsize(9)
-    all_axes[0].set(ylabel="w", ylim=(-reach, reach))
-    figure.colorbar(mesh, ax=list(all_axes), label="density (1 / unit of w)")
+        axes.set(xlabel="epoch (0: before training)", ylabel="w", ylim=(-reach, reach))
+        axes.set_title(label, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in all_axes[len(courses) :]:
+        axes.remove()
+    figure.colorbar(mesh, ax=list(all_axes[: len(courses)]), label="density (1 / unit of w)")
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
 def plot_near_zero(path, courses: Mapping[str, Course], title: str, reach: float = 0.1) -> pathlib.Path:
     """Distribution after the last epoch for |w| < reach: figure 4 of the paper."""
+    bins = np.linspace(-reach, reach, 21)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    edges = np.float64(EDGES)
-    inside = np.flatnonzero((edges[1:] <= reach) & (edges[:-1] >= -reach))
     for (label, course), colour, line in zip(courses.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
-        density, bins = _coarser(course.counts[-1], edges, inside, course.counts[-1].sum())
-        axes.stairs(density, bins, label=label, color=colour, linestyle=line, linewidth=1.5)
+        axes.stairs(course.density(bins)[-1], bins, label=label, color=colour, linestyle=line, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=1)
-    axes.set(xlabel="w", ylabel="density (1 / unit of w)", title=title)
-    axes.title.set_fontsize(10)
-    axes.legend(fontsize=8)
+    axes.set(xlabel="w", ylabel="density (1 / unit of w)")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, loc="lower right")
     return _save(figure, path)
-
-
-def _coarser(counts, edges, inside, total, joined=6):
-    """Density over bins of `joined` histogram bins each, so that a small layer shows more than its noise."""
-    first = inside[0] + len(inside) % joined // 2
-    sides = np.arange(first, inside[-1] + 2, joined)
-    summed = np.add.reduceat(counts[1:-1][: sides[-1]], sides[:-1])
-    return summed / total / np.diff(edges[sides]), edges[sides]
 
 
 def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -> pathlib.Path:
@@ -132,6 +124,7 @@ def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], tit
             line = LINES[i % len(LINES)]
             axes.plot(epochs, path_of[letter], label=layer, color=colours[i], linestyle=line, marker=".", linewidth=1)
         axes.set(xlabel="epoch", ylabel=letter)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=6, ncols=1 + len(pairs) // 25)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)

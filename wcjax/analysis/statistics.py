@@ -29,7 +29,8 @@ def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
     """
     if min(len(x), len(plain)) < 2:
         return None
-    difference = lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis)
+    # Rounded, because accuracies are few numbers: differences that are equal must not differ in their last bits.
+    difference = lambda x, y, axis: np.round(np.mean(x, axis=axis) - np.mean(y, axis=axis), 9)
     rng = np.random.default_rng(0)
     return float(scipy.stats.permutation_test((x, plain), difference, n_resamples=RESAMPLES, rng=rng).pvalue)
 

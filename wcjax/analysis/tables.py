@@ -57,14 +57,14 @@ def table(of: list[Setting]) -> list[Row]:
     dataset = of[0].dataset
     reported = paper.ACCURACY.get(dataset, {})
     letters = setting_letters(of)
-    cells = [(letters[i], s.model, chosen_runs(s.runs)) for i, s in enumerate(of)]
-    cells += [("", model, {}) for model in reported if model not in {s.model for s in of}]
+    cells = [(letters[i], s.model, chosen_runs(s.runs), {run.method for run in s.runs}) for i, s in enumerate(of)]
+    cells += [("", model, {}, set()) for model in reported if model not in {s.model for s in of}]
     rows = []
-    for letter, model, chosen in cells:
+    for letter, model, chosen, tried in cells:
         plain = accuracies(chosen.get("plain", []))
-        for method in (*paper.METHODS, *sorted(set(chosen) - set(paper.METHODS))):
+        for method in (*paper.METHODS, *sorted(tried - set(paper.METHODS))):
             printed = reported.get(model, {}).get(method)
-            if method in chosen or printed:
+            if method in tried or printed:
                 rows.append(
                     _row(letter, dataset, model, method, chosen.get(method, []), plain, printed or (None, None))
                 )

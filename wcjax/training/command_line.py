@@ -29,10 +29,11 @@ def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises InputError where the file cannot be read or an override does not fit.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["wcjax", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         check_overrides(overrides)
-        values(["wcjax", f"--config={file}", *overrides])
+        values(argv)
         values.config.lock()
     except CONFIG_ERRORS as error:
         raise InputError(str(reason(error))) from error
