@@ -114,23 +114,28 @@ def open_study(plan: Plan, configs, storage: str, out) -> optuna.Study:
     """The study of exactly these runs in the storage: made if it is not there, else joined."""
     same = {name: {k: v for k, v in c.to_dict().items() if k != "data_dir"} for name, c in configs.items()}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    try:
-        engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # one writer at a time
-        database = optuna.storages.RDBStorage(
-            storage, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-        )
-        return optuna.create_study(
-            study_name=f"{out.resolve().name}/{plan.kind}/{digest}",
-            storage=database,
-            sampler=optuna.samplers.GridSampler(plan.space, seed=0),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--storage {storage} cannot be used: {reason}. Give an address like sqlite:///FILE."
-        ) from error
+    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # it has one writer at a time
+    for patience in (2, 1, 0):
+        try:
+            database = optuna.storages.RDBStorage(
+                storage, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            )
+            break
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
+            # Of workers that start at the same moment, one makes the tables, and the others fail at making them too.
+            if patience and isinstance(error, sqlalchemy.exc.DBAPIError | optuna.exceptions.StorageInternalError):
+                time.sleep(patience)
+                continue
+            raise InputError(
+                f"--storage {storage} cannot be used: {str(error).splitlines()[0]}. Give an address like sqlite:///FILE."
+            ) from error
+    return optuna.create_study(
+        study_name=f"{out.resolve().name}/{plan.kind}/{digest}",
+        storage=database,
+        sampler=optuna.samplers.GridSampler(plan.space, seed=0),
+        direction="maximize",
+        load_if_exists=True,
+    )
 
 
 class Workers:
