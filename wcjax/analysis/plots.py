@@ -52,7 +52,8 @@ def _formula(psi):
 
 def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path:
     """Distribution of the weights of one layer over the epochs, a heat map for each run: figure 3 of the paper."""
-    reach = 1.1 * max(np.max(course.largest) for course in courses.values())
+    bounds = [course.bound for course in courses.values() if math.isfinite(course.bound)]
+    reach = 1.1 * max(*bounds, *(np.max(course.largest) for course in courses.values()), 0)
     bins = np.linspace(-reach, reach, 41)
     densities = {label: course.density(bins) for label, course in courses.items()}
     highest = max(density.max() for density in densities.values())
