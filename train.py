@@ -6,7 +6,6 @@ python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/plain 
 
 import json
 import logging
-import re
 import sys
 
 from absl import app, flags
@@ -14,7 +13,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from wcjax.errors import DivergedError, InputError
-from wcjax.training import check_keys
+from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: FILE.py or FILE.py:model,variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if missing, continued if it holds this run.")
@@ -23,24 +22,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def parse(argv):
     """absl's parser, but with an error of one line."""
-    overridden = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv]
     try:
-        check_keys(match[1] for match in overridden if match)
+        check_overrides(argv)
         remaining = flags.FLAGS(argv)
         CONFIG.value.lock()  # where the file was not found, only a use of the config raises
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(f"error: {_reason(error)}")
+    except CONFIG_ERRORS as error:
+        sys.exit(f"error: {reason(error)}")
     return remaining
-
-
-def _reason(error):
-    """What went wrong, without the tracebacks that config_flags puts around it."""
-    chain = [error]
-    while chain[-1].__context__ is not None:
-        chain.append(chain[-1].__context__)
-    if raised := [e for e in chain if isinstance(e, InputError)]:
-        return raised[-1]
-    return str(error).splitlines()[-1].strip() if isinstance(error, OSError) else error
 
 
 def main(argv):

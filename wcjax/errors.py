@@ -7,6 +7,10 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message says what was found, what is allowed and what to do."""
 
 
+class InitialWeightsError(InputError):
+    """The initial weights do not fit under the bound of Ψ: no run with this config and seed can start."""
+
+
 class DivergedError(RuntimeError):
     """The loss is no longer a number. The message says at which step and learning rate; the last checkpoint is good."""
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from wcjax import Arctan
-from wcjax.analysis import compare, plots
+from wcjax.analysis import compare, plots, runs
 from wcjax.training.checkpoint import save_tree
 
 SUMMARY = {
@@ -58,7 +58,7 @@ def test_the_table_has_a_row_for_each_run_with_its_numbers(run):
     ],
 )
 def test_a_reparam_is_named_with_the_numbers_that_matter(reparam, text):
-    assert compare.describe_reparam(reparam) == text
+    assert runs.describe_reparam(reparam) == text
 
 
 def test_the_command_prints_the_table_and_plots_the_first_layer(run, tmp_path, capsys):
@@ -72,7 +72,7 @@ def test_the_command_prints_the_table_and_plots_the_first_layer(run, tmp_path, c
 
 def test_a_folder_without_a_finished_run_is_an_error_that_names_it(tmp_path, capsys):
     assert compare.main([str(tmp_path)]) == 2
-    assert f"{tmp_path} holds no config.json: give the folder of a finished run" in capsys.readouterr().err
+    assert f"{tmp_path} holds no config.json: give the folder of a run" in capsys.readouterr().err
 
 
 def test_the_picture_of_psi_is_drawn(tmp_path):

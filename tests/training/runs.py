@@ -71,8 +71,9 @@ def assert_same_bits(found, expected):
 
 
 def assert_same_run(found, expected):
-    """That two run folders hold the same numbers: each metric, the last training state, the folded network."""
+    """That two run folders hold the same numbers: each metric and histogram, the last state, the folded network."""
     assert metrics(found) == metrics(expected)
+    assert (found / "weights.jsonl").read_bytes() == (expected / "weights.jsonl").read_bytes()
     last = metrics(expected)[-1]["epoch"]
     assert_same_bits(checkpoint(found, last), checkpoint(expected, last))
     assert_same_bits(load_tree(found / "folded"), load_tree(expected / "folded"))

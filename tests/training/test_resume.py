@@ -118,11 +118,13 @@ def test_a_run_stopped_in_its_first_epoch_starts_over(tiny_run, tmp_path, monkey
     runs.assert_same_run(tmp_path / "run", tiny_run[0])
 
 
-def test_torn_and_surplus_lines_of_the_metrics_are_removed(tiny_run, tmp_path, monkeypatch):
+def test_torn_and_surplus_lines_of_the_metrics_and_weights_are_removed(tiny_run, tmp_path, monkeypatch):
     run = tmp_path / "run"
     train_until_stopped(monkeypatch, runs.tiny(), run, 2, before_save=False)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "step": 33, "train_loss": 9.9}\n{"epoch": 4, "step": 44, "train_lo')
+    with (run / "weights.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "layers": {}}\n{"epoch": 4, "lay')
     training.train(runs.tiny(), run)
     runs.assert_same_run(run, tiny_run[0])
 
@@ -171,7 +173,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
         assert "The checkpoint of epoch 2 is kept. Try a lower learning_rate, in a new workdir." in message
         assert runs.epochs_kept(run) == [1, 2]
         assert [line["epoch"] for line in runs.metrics(run)] == [1, 2]
-        assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+        left = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints"}
+        assert {path.name for path in run.iterdir()} == left
 
 
 def test_a_validation_loss_that_is_no_number_in_the_first_epoch_leaves_no_checkpoint(tmp_path, monkeypatch):

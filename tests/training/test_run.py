@@ -16,6 +16,7 @@ from wcjax.errors import InputError
 from wcjax.training import evaluate, loop
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import load_tree
+from wcjax.training.metrics import read_metrics
 
 METRICS = {
     "epoch",
@@ -54,7 +55,8 @@ def dataset():
 
 def test_the_run_folder_holds_what_the_docs_list_and_nothing_else(finished):
     run, _ = finished
-    documented = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "folded", "summary.json"}
+    documented = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints", "folded"}
+    documented.add("summary.json")
     assert {path.name for path in run.iterdir()} == documented
 
 
@@ -101,7 +103,7 @@ def test_the_learning_rate_in_the_metrics_changes_after_each_milestone(tiny_run)
     np.testing.assert_allclose([line["learning_rate"] for line in lines(run)], [0.1, 0.1, 0.05, 0.025], rtol=1e-6)
 
 
-def test_tensorboard_shows_every_number_of_the_metrics(tiny_run):
+def test_tensorboard_shows_every_number_of_the_metrics_and_of_the_weights(tiny_run):
     run, _ = tiny_run
     (path,) = (run / "tensorboard").iterdir()
     raw, found = path.read_bytes(), {}
@@ -111,6 +113,10 @@ def test_tensorboard_shows_every_number_of_the_metrics(tiny_run):
         for value in event.summary.value:
             found[event.step, value.tag] = value.simple_value
     expected = {(line["epoch"], name): np.float32(value) for line in lines(run) for name, value in line.items()}
+    for line in read_metrics(run, "weights.jsonl"):
+        for layer, numbers in line["layers"].items():
+            del numbers["histogram"]
+            expected |= {(line["epoch"], f"weights/{name}/{layer}"): np.float32(x) for name, x in numbers.items()}
     assert found == expected
 
 

@@ -4,23 +4,20 @@ python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
+from wcjax.analysis.runs import Run, read_run
 from wcjax.errors import InputError
 from wcjax.training.checkpoint import load_tree
 
 
-def read_summary(run) -> dict:
-    """config.json and summary.json of a finished run, as {'config': ..., 'summary': ...}."""
-    found = {}
-    for name in ("config", "summary"):
-        path = pathlib.Path(run, f"{name}.json")
-        if not path.exists():
-            raise InputError(f"{run} holds no {name}.json: give the folder of a finished run.")
-        found[name] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def finished(folder) -> Run:
+    """The run in a folder. Raises InputError where it is not finished."""
+    run = read_run(folder)
+    if run.summary is None:
+        raise InputError(f"{folder} holds no summary.json: give the folder of a finished run.")
+    return run
 
 
 def table(runs) -> str:
@@ -30,27 +27,14 @@ def table(runs) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
-        config, summary = read_summary(run).values()
+        _, config, summary, _ = found = finished(run)
         lines.append(
-            f"| {run} | {config['model']} | {describe_reparam(config['reparam'])} "
+            f"| {run} | {config['model']} | {found.reparam} "
             f"| {summary['best_val_accuracy']:.2%} | {summary['test_accuracy']:.2%} "
             f"| {summary['best_epoch']} of {summary['epochs']} | {summary['train_seconds']:.0f} s "
             f"| {summary['images_per_second']:,.0f} |"
         )
     return "\n".join(lines)
-
-
-def describe_reparam(reparam: dict) -> str:
-    """'arctan(a=1, b=0.6)' for the reparam of a config."""
-    name = reparam["name"]
-    if name in ("arctan", "arsinh", "erf"):
-        learned = "" if reparam["learn"] == "none" else f", learned {reparam['learn']}"
-        return f"{name}(a={reparam['a']:g}, b={reparam['b']:g}{learned})"
-    return f"powerprop(α={reparam['alpha']:g})" if name == "powerprop" else name
-
-
-def _psi_of(run) -> str:
-    return describe_reparam(read_summary(run)["config"]["reparam"])
 
 
 def first_layer(run):
@@ -68,7 +52,7 @@ def main(argv=None) -> int:
         if args.png:
             from wcjax.analysis.plots import plot_weights
 
-            weights = {f"{run}: {_psi_of(run)}": first_layer(run) for run in args.runs}
+            weights = {f"{run}: {finished(run).reparam}": first_layer(run) for run in args.runs}
             path = plot_weights(args.png, weights, "Weights of the first layer after training")
             print(f"\nWeights of the first layer: {path}")
     except InputError as error:

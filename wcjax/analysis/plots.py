@@ -1,34 +1,133 @@
 """Plots. Each function writes one PNG and returns its path."""
 
+import itertools
+import math
 import pathlib
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from wcjax.reparam import Arctan
+from wcjax.analysis.course import Course
+from wcjax.reparam import Arctan, PowerProp
+
+# Okabe and Ito's colours, which people who see no red or no green can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LINES = ("-", "--", "-.", ":")
 
 
-def plot_psi(path, psi: Arctan | None = None) -> pathlib.Path:
+def plot_psi(path, *psis) -> pathlib.Path:
     """Ψ and Ψ′ over v in (−5, 5) beside the identity: figure 2 of the paper, and docs/psi.png.
 
-    psi: Arctan() where left out.
+    psis: Arctan() where left out. The bounds of the first are drawn too.
     """
-    psi = psi or Arctan()
+    psis = psis or (Arctan(),)
     v = np.linspace(-5, 5, 501, dtype=np.float32)
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(v, psi(v), label=f"Ψ(v) = {psi.a:g}·arctan(v / {psi.b:g})")
+    for psi, colour, line in zip(psis, itertools.cycle(COLOURS), itertools.cycle(LINES)):
+        left.plot(v, psi(v), label=f"Ψ(v) = {_formula(psi)}", color=colour, linestyle=line)
+        right.plot(v, psi.derivative(v), label=f"Ψ′(v) of {type(psi).__name__}", color=colour, linestyle=line)
     left.plot(v, v, color="0.6", linewidth=1, label="plain: w = v")
     for sign in (-1, 1):
-        left.axhline(sign * psi.bound, color="0.6", linestyle=":", linewidth=1)
+        left.axhline(sign * psis[0].bound, color="0.6", linestyle=":", linewidth=1)
     left.set(xlabel="v (what the optimizer moves)", ylabel="w (what the network sees)", ylim=(-2, 2))
-    left.legend(loc="upper left", fontsize=8)
-    right.plot(v, psi.derivative(v), label="Ψ′(v)")
+    left.legend(loc="upper left", fontsize=8 if len(psis) == 1 else 6)
     right.plot(v, np.ones_like(v), color="0.6", linewidth=1, label="plain: 1")
-    right.set(xlabel="v", ylabel="dw/dv", ylim=(0, 1.2 * psi.a / psi.b))
-    right.legend(loc="upper right", fontsize=8)
+    highest = max(float(np.max(psi.derivative(v[abs(v) < 1]))) for psi in psis)
+    right.set(xlabel="v", ylabel="dw/dv", ylim=(0, 1.2 * highest))
+    right.legend(loc="upper right", fontsize=8 if len(psis) == 1 else 6)
+    return _save(figure, path)
+
+
+def _formula(psi):
+    if isinstance(psi, PowerProp):
+        return f"v·|v|^{psi.alpha - 1:g}"
+    return f"{psi.a:g}·{type(psi).__name__.lower()}(v / {psi.b:g})"
+
+
+def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path:
+    """Distribution of the weights of one layer over the epochs, a heat map for each run: figure 3 of the paper."""
+    bounds = [course.bound for course in courses.values() if math.isfinite(course.bound)]
+    reach = 1.1 * max(*bounds, *(np.max(course.largest) for course in courses.values()), 0)
+    bins = np.linspace(-reach, reach, 41)
+    densities = {label: course.density(bins) for label, course in courses.items()}
+    highest = max(density.max() for density in densities.values())
+    columns = min(4, len(courses))
+    rows = math.ceil(len(courses) / columns)
+    figure = Figure(figsize=(1.5 + 3 * columns, 0.5 + 3 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, (label, course) in zip(all_axes, courses.items(), strict=False):
+        density = np.where(densities[label] > 0, densities[label], np.nan)  # empty bins stay white
+        sides = np.append(course.epochs - 0.5, course.epochs[-1] + 0.5)
+        norm = LogNorm(vmin=highest / 1e3, vmax=highest)
+        mesh = axes.pcolormesh(sides, bins, density.T, norm=norm, cmap="viridis")
+        if math.isfinite(course.bound):
+            for sign in (-1, 1):
+                axes.axhline(sign * course.bound, color=COLOURS[1], linestyle="--", linewidth=1)
+        axes.set(xlabel="epoch (0: before training)", ylabel="w", ylim=(-reach, reach))
+        axes.set_title(label, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in all_axes[len(courses) :]:
+        axes.remove()
+    figure.colorbar(mesh, ax=list(all_axes[: len(courses)]), label="density (1 / unit of w)")
+    figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def plot_near_zero(path, courses: Mapping[str, Course], title: str, reach: float = 0.1) -> pathlib.Path:
+    """Distribution after the last epoch for |w| < reach: figure 4 of the paper."""
+    bins = np.linspace(-reach, reach, 21)
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for (label, course), colour, line in zip(courses.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
+        axes.stairs(course.density(bins)[-1], bins, label=label, color=colour, linestyle=line, linewidth=1.5)
+    axes.axvline(0, color="0.6", linewidth=1)
+    axes.set(xlabel="w", ylabel="density (1 / unit of w)")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, loc="lower right")
+    return _save(figure, path)
+
+
+def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -> pathlib.Path:
+    """Share of near-zero weights and kurtosis of each layer. layers: {label: {layer: numbers as in weights.jsonl}}."""
+    panels = {
+        "below_0.01": "share of |w| < 0.01",
+        "below_tenth_of_std": "share of |w| < 0.1·std",
+        "kurtosis": "kurtosis − 3 (Gauss: 0)",
+    }
+    names = list(next(iter(layers.values())))
+    figure = Figure(figsize=(max(7, 1.5 + 0.25 * len(names)), 7), layout="constrained")
+    for axes, (number, text) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
+        for (label, of), colour, marker in zip(layers.items(), itertools.cycle(COLOURS), itertools.cycle("os^vDPX*")):
+            y = [of[name][number] for name in names]
+            axes.plot(range(len(names)), y, label=label, color=colour, marker=marker, markersize=4, linewidth=1)
+        axes.set(ylabel=text)
+        axes.yaxis.label.set_fontsize(8)
+        axes.grid(axis="y", color="0.9")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set(xlabel="layer, from the input to the output")
+    figure.axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], title: str) -> pathlib.Path:
+    """Learned a and b of each layer after each epoch. pairs: {layer: {'a': one for each epoch, 'b': ...}}."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(pairs)))
+    for axes, letter in zip(figure.subplots(1, 2), "ab", strict=True):
+        for i, (layer, path_of) in enumerate(pairs.items()):
+            line = LINES[i % len(LINES)]
+            axes.plot(epochs, path_of[letter], label=layer, color=colours[i], linestyle=line, marker=".", linewidth=1)
+        axes.set(xlabel="epoch", ylabel=letter)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=6, ncols=1 + len(pairs) // 25)
+    figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
@@ -39,9 +138,9 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
     bins = np.linspace(-edge, edge, 61)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    for label, w in flat.items():
+    for (label, w), colour in zip(flat.items(), itertools.cycle(COLOURS)):
         label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}"
-        axes.hist(w, bins, density=True, histtype="step", linewidth=1.5, label=label)
+        axes.hist(w, bins, density=True, histtype="step", linewidth=1.5, label=label, color=colour)
     axes.set(xlabel="w", ylabel="density", title=title)
     axes.legend(fontsize=8)
     return _save(figure, path)

@@ -16,13 +16,14 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from wcjax.errors import DivergedError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.params import fold, name_of, path_str, reparameterize
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
 from wcjax.training.config import check_config, load_dataset, make_model, make_psi, read_config
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.metrics import MetricsWriter, Progress, write_json
+from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def train(config, workdir) -> dict:
 
     Args:
       config: a mapping with the keys of `wcjax.training.default_config()`; missing keys get their defaults.
-      workdir: the run folder. It gets config.json, metrics.jsonl, tensorboard/, checkpoints/, folded/, summary.json.
+      workdir: the run folder. It gets config.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/, folded/
+        and summary.json.
 
     Returns:
       What summary.json holds: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
@@ -106,9 +108,11 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
     if record["epoch"]:
         log.info("Going on after epoch %d.", record["epoch"])
     with (
-        contextlib.closing(MetricsWriter(workdir, record["epoch"] + 1)) as writer,
+        contextlib.closing(MetricsWriter(workdir, record["epoch"])) as writer,
         contextlib.closing(Progress(config.epochs * images_per_epoch, record["epoch"] * images_per_epoch)) as progress,
     ):
+        if not record["epoch"]:
+            writer.write_weights(0, describe_layers(state.params, config))
         for epoch in range(record["epoch"] + 1, config.epochs + 1):
             began = time.perf_counter()
             state, totals = _train_epoch(config, compiled, state, train_data, steps_per_epoch, progress)
@@ -136,6 +140,7 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
             if config.reparam.learn != "none":
                 line["pairs"] = learned_pairs(state.params)
             writer.write(line)
+            writer.write_weights(epoch, describe_layers(state.params, config))
             checkpoints.save(epoch, state, record, val["accuracy"])
             progress.say(
                 f"epoch {epoch}/{config.epochs}   "
@@ -212,7 +217,7 @@ def _check_initial_weights(state, config, dataset) -> None:
     try:
         reparameterize(weights, make_psi(config))
     except ValueError as error:
-        raise InputError(f"initial weights: {error}") from error
+        raise InitialWeightsError(f"initial weights: {error}") from error
 
 
 def _check_finite(bad_step, schedule, epoch) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes for people and for `wcjax.analysis`: metrics.jsonl, TensorBoard events, summary.json, progress."""
+"""What a run writes for people and for `wcjax.analysis`: lines for each epoch, TensorBoard, summary.json, progress."""
 
 import json
 import logging
@@ -27,33 +27,48 @@ def write_atomically(path, text: str) -> None:
     partial.replace(path)
 
 
-def read_metrics(workdir) -> list[dict]:
-    """The lines of metrics.jsonl, one dict for each epoch; a line that was torn by a kill is left out."""
-    path = pathlib.Path(workdir, "metrics.jsonl")
+def read_metrics(workdir, name: str = "metrics.jsonl") -> list[dict]:
+    """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch; one that was torn by a kill is left out."""
+    path = pathlib.Path(workdir, name)
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was torn
 
 
 class MetricsWriter:
-    """Appends one line for each epoch to metrics.jsonl, and the same numbers to TensorBoard."""
+    """Appends one line for each epoch to metrics.jsonl and weights.jsonl, and the numbers to TensorBoard."""
 
-    def __init__(self, workdir, first_epoch: int):
-        """Lines of first_epoch and later are left from a run that was stopped, and are removed."""
+    def __init__(self, workdir, done_epochs: int):
+        """Lines of later epochs are left from a run that was stopped, and are removed; all, if no epoch is done."""
         from tensorboardX import SummaryWriter
 
-        self._path = pathlib.Path(workdir, "metrics.jsonl")
-        kept = [json.dumps(line) + "\n" for line in read_metrics(workdir) if line["epoch"] < first_epoch]
-        write_atomically(self._path, "".join(kept))
-        self._events = SummaryWriter(str(pathlib.Path(workdir, "tensorboard")), purge_step=first_epoch)
+        self._workdir = pathlib.Path(workdir)
+        for name in ("metrics.jsonl", "weights.jsonl"):
+            found = read_metrics(workdir, name)
+            kept = [json.dumps(line) + "\n" for line in found if done_epochs and line["epoch"] <= done_epochs]
+            write_atomically(self._workdir / name, "".join(kept))
+        purge_step = done_epochs + 1 if done_epochs else 0
+        self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge_step)
 
     def write(self, line: dict) -> None:
         """line: 'epoch' and numbers by name, or dicts of them."""
-        with self._path.open("a", encoding="utf-8") as file:
+        self._append("metrics.jsonl", line)
+        self._show(line, line["epoch"])
+
+    def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
+        """layers: from `weights.describe_layers`. TensorBoard gets all but the histograms: weights/<number>/<layer>."""
+        self._append("weights.jsonl", {"epoch": epoch, "layers": layers})
+        shown = {f"{x}/{layer}": v for layer, of in layers.items() for x, v in of.items() if x != "histogram"}
+        self._show({"weights": shown}, epoch)
+
+    def _append(self, name, line):
+        with (self._workdir / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        for name, value in traverse_util.flatten_dict(line, sep="/").items():
-            self._events.add_scalar(name, value, line["epoch"])
+
+    def _show(self, numbers, epoch):
+        for name, value in traverse_util.flatten_dict(numbers, sep="/").items():
+            self._events.add_scalar(name, value, epoch)
         self._events.flush()
 
     def close(self) -> None:

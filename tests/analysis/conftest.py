@@ -1,0 +1,53 @@
+"""Run folders written by hand, in no time: analysis reads folders and nothing else."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from wcjax.training import default_config, with_variant
+from wcjax.training.weights import describe
+
+LAYERS = {"stem": (3, 3, 1, 16), "block1_0/conv1": (3, 3, 16, 16), "block10_0/conv1": (3, 3, 16, 16), "head": (16, 10)}
+
+
+@pytest.fixture
+def write_run():
+    """write_run(folder, variant, seed, test_accuracy, ..., key=value) makes a folder as train leaves it."""
+
+    def write(folder, variant, seed, test_accuracy=None, val_accuracy=0.9, epochs=2, reparam=None, **changes):
+        folder.mkdir(parents=True)
+        config = with_variant(default_config(), f"resnet8,{variant}").to_dict() | {"seed": seed} | changes
+        config["reparam"] |= reparam or {}
+        (folder / "config.json").write_text(json.dumps(config))
+        draw = np.random.default_rng(seed)
+        with (folder / "weights.jsonl").open("w") as file:
+            for epoch in range(epochs + 1):
+                drawn = {name: describe(np.float32(draw.uniform(-1, 1, shape))) for name, shape in LAYERS.items()}
+                layers = {name: {key: x.tolist() for key, x in of.items()} for name, of in sorted(drawn.items())}
+                file.write(json.dumps({"epoch": epoch, "layers": layers}) + "\n")
+        with (folder / "metrics.jsonl").open("w") as file:
+            for epoch in range(1, epochs + 1):
+                line = {"epoch": epoch, "val_accuracy": val_accuracy}
+                if config["reparam"]["learn"] == "fine":
+                    line["pairs"] = {name: {"a": 1 + epoch / 10, "b": 1.0} for name in sorted(LAYERS)}
+                file.write(json.dumps(line) + "\n")
+        if test_accuracy is not None:
+            summary = copy.copy(SUMMARY) | {"best_val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
+            (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    return write
+
+
+SUMMARY = {
+    "best_epoch": 2,
+    "test_loss": 0.1,
+    "epochs": 2,
+    "train_seconds": 4.6,
+    "images_per_second": 2827.3,
+    "num_parameters": 77754,
+    "device": "cpu",
+    "jax_version": "0.10.2",
+}

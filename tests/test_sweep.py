@@ -1,0 +1,291 @@
+"""Sweeps: what is run, what is left alone, and what is told."""
+
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("optuna", reason="needs the extra 'sweep'")
+
+from wcjax import sweep, sweep_study, training
+from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.sweep_table import LiveTable
+from wcjax.training.metrics import write_json
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs" / "digits.py")
+GRID = ["grid", "--config", f"{DIGITS}:resnet8", "--a", "0.6,1.0", "--b", "0.5,0.8", "--seeds", "0-2"]
+RUNS = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain,wc", "--seeds", "0,7"]
+
+
+class Trainer:
+    """Stands for the process of a run: writes its summary.json in no time. ends: {name: how it ends instead}."""
+
+    def __init__(self):
+        self.trained, self.ends, self.lock = [], {}, threading.Lock()
+        self.together = self.most_together = 0
+
+    def __call__(self, workers, name, folder):
+        with self.lock:
+            self.trained.append(name)
+            self.together += 1
+            self.most_together = max(self.most_together, self.together)
+        time.sleep(0.05)
+        with self.lock:
+            self.together -= 1
+        folder.mkdir(parents=True, exist_ok=True)
+        config = workers.configs[name]
+        end = self.ends.get(name)
+        if isinstance(end, int):
+            return end
+        if end:
+            write_json(folder / "failed.json", {"reason": end, "config": config})
+            return sweep.CANNOT_FINISH
+        write_json(folder / "config.json", json.loads(json.dumps(config)))
+        a, b = config["reparam"]["a"], config["reparam"]["b"]
+        write_json(folder / "summary.json", {"best_val_accuracy": 0.9 - abs(a - 0.6) - abs(b - 0.8)})
+        return 0
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    trainer = Trainer()
+    monkeypatch.setattr(sweep_study.Workers, "train", lambda *args: trainer(*args))
+    monkeypatch.setattr(sweep_study, "POLL", 0.02)
+    return trainer
+
+
+def test_a_grid_is_run_on_one_seed_and_its_best_pair_on_the_others(trainer, tmp_path, capsys):
+    assert sweep.main([*GRID, "--out", str(tmp_path), "--config.epochs=2"]) == 0
+    pairs = {f"a{a}_b{b}_seed0" for a in ("0.6", "1") for b in ("0.5", "0.8")}
+    assert set(trainer.trained[:4]) == pairs
+    assert sorted(trainer.trained[4:]) == ["a0.6_b0.8_seed1", "a0.6_b0.8_seed2"]
+    assert "Best on val: a=0.6, b=0.8." in capsys.readouterr().out
+    config = json.loads((tmp_path / "a0.6_b0.8_seed2" / "config.json").read_text())
+    assert (config["seed"], config["reparam"]["a"], config["reparam"]["b"], config["epochs"]) == (2, 0.6, 0.8, 2)
+
+
+def test_a_list_of_variants_and_seeds_is_run_once_each_and_not_again(trainer, tmp_path):
+    arguments = [*RUNS, "--out", str(tmp_path), "--jobs", "2"]
+    assert sweep.main(arguments) == 0
+    expected = [f"resnet8_{variant}_seed{seed}" for variant in ("plain", "wc") for seed in (0, 7)]
+    assert sorted(trainer.trained) == expected
+    assert trainer.most_together == 2
+    assert json.loads((tmp_path / "resnet8_plain_seed7" / "config.json").read_text())["reparam"]["name"] == "none"
+    assert sweep.main(arguments) == 0
+    assert len(trainer.trained) == 4
+
+
+def test_one_job_is_one_run_at_a_time(trainer, tmp_path):
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+    assert trainer.most_together == 1
+
+
+def test_runs_that_cannot_finish_are_told_with_their_reason_and_not_tried_again(trainer, tmp_path, capsys):
+    trainer.ends = {"a0.6_b0.8_seed0": "the loss became nan", "a0.6_b0.5_seed0": "largest |w| does not fit"}
+    for _ in range(2):
+        assert sweep.main([*GRID, "--out", str(tmp_path)]) == 0
+        output = capsys.readouterr().out
+        assert "| a0.6_b0.8_seed0 | failed | 0/10 |  | the loss became nan |" in output
+        assert r"| a0.6_b0.5_seed0 | failed | 0/10 |  | largest \|w\| does not fit |" in output
+        assert "Best on val: a=1, b=0.8." in output
+    assert len(trainer.trained) == len(set(trainer.trained)) == 6
+
+
+def test_a_run_that_was_killed_alone_is_taken_up_by_the_next_sweep_and_by_no_other(trainer, tmp_path, capsys):
+    trainer.ends = {"resnet8_wc_seed0": -9}
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 1
+    assert "| resnet8_wc_seed0 | lost |  |  | killed by signal 9" in capsys.readouterr().out.replace(" 0/10 ", "  ")
+    assert trainer.trained.count("resnet8_wc_seed0") == 1
+    trainer.ends = {}
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+    assert sorted(trainer.trained)[-2:] == ["resnet8_wc_seed0", "resnet8_wc_seed7"]
+    assert len(trainer.trained) == 5
+
+
+def test_where_the_study_is_lost_the_folders_still_tell_what_is_finished(trainer, tmp_path, capsys):
+    trainer.ends = {"resnet8_wc_seed0": "the loss became nan"}
+    for _ in range(2):
+        assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+        assert "4 runs: 1 failed, 3 finished" in capsys.readouterr().out
+        (tmp_path / "sweep.db").unlink()
+    assert len(trainer.trained) == 4
+
+
+def test_more_seeds_leave_what_is_finished(trainer, tmp_path):
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+    trainer.trained.clear()
+    assert sweep.main([*RUNS, "--seeds", "0,7,8", "--out", str(tmp_path)]) == 0
+    assert sorted(trainer.trained) == ["resnet8_plain_seed8", "resnet8_wc_seed8"]
+
+
+def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    arguments = [*RUNS, "--seeds", "0-5", "--out", str(tmp_path / "out"), "--storage", storage]
+    codes = []
+    workers = [threading.Thread(target=lambda: codes.append(sweep.main(arguments))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert codes == [0, 0]
+    assert len(trainer.trained) == len(set(trainer.trained)) == 12
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([*RUNS, "--variants", "plain,plane"], "unknown variant 'plane'. Did you mean 'plain'?"),
+        ([*RUNS, "--models", "resnet9"], "unknown config.model 'resnet9'."),
+        ([*RUNS, "--config.epoch=3"], "unknown config key 'epoch'. Did you mean 'epochs'?"),
+        ([*RUNS, "--config.epochs=many"], "flag --config.epochs=many"),
+        ([*RUNS, "--epochs=3"], "unknown argument '--epochs=3'; see --help."),
+        ([*RUNS, "--config.seed=3"], "config.seed is set by --seeds."),
+        ([*RUNS, "--config", "nowhere.py"], "[Errno 2] No such file or directory"),
+        ([*RUNS, "--config", f"{DIGITS}:resnet8"], "give FILE alone"),
+        ([*RUNS, "--jobs", "0"], "--jobs must be 1 or more, found 0."),
+        ([*RUNS, "--config.batch_size=5000"], "config.batch_size is 5000, but digits has 1293 training images."),
+        ([*RUNS, "--storage", "nosuch://x"], "--storage nosuch://x cannot be used: "),
+        ([*GRID, "--config.reparam.a=3"], "config.reparam.a is set by --a."),
+        ([*GRID, "--config", f"{DIGITS}:resnet8,plain"], "a grid is over a and b, which 'none' has not"),
+        ([*GRID, "--a", "0.5,-1"], "a must be"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_work(trainer, tmp_path, capsys, arguments, message):
+    assert sweep.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors
+    assert errors.count("\n") == 1
+    assert trainer.trained == []
+
+
+def test_another_config_in_the_same_folder_is_an_error_with_the_difference(trainer, tmp_path, capsys):
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+    assert sweep.main([*RUNS, "--out", str(tmp_path), "--config.epochs=3"]) == 2
+    assert "epochs: 10 in the folder, 3 asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, found", [("0-2", [0, 1, 2]), ("3", [3]), ("5,7-8", [5, 7, 8])])
+def test_seeds_are_numbers_and_ranges(text, found):
+    assert sweep.seeds(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "1-", "4-2", "0-2,1", "a"])
+def test_seeds_that_are_none_are_refused(text):
+    with pytest.raises(ValueError):
+        sweep.seeds(text)
+
+
+@pytest.mark.parametrize("error", [DivergedError("it became nan"), InitialWeightsError("it does not fit")])
+def test_a_run_that_cannot_finish_leaves_its_reason_in_its_folder(tmp_path, monkeypatch, error):
+    def train(config, folder):
+        raise error
+
+    monkeypatch.setattr(training, "train", train, raising=False)
+    assert sweep.train_one(tmp_path / "run", {"seed": 1}) == sweep.CANNOT_FINISH
+    found = json.loads((tmp_path / "run" / "failed.json").read_text())
+    assert found == {"reason": str(error), "config": {"seed": 1}}
+
+
+def test_an_error_that_another_start_may_mend_leaves_none(tmp_path, monkeypatch):
+    def train(config, folder):
+        raise InputError("the data set is not there")
+
+    monkeypatch.setattr(training, "train", train, raising=False)
+    with pytest.raises(InputError):
+        sweep.train_one(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_two_processes_with_one_folder_the_second_waits(tmp_path, monkeypatch):
+    inside, most, counting = [], [], threading.Lock()
+
+    def train(config, folder):
+        with counting:
+            inside.append(config)
+            most.append(len(inside))
+        time.sleep(0.2)
+        with counting:
+            inside.remove(config)
+
+    monkeypatch.setattr(training, "train", train, raising=False)
+    threads = [threading.Thread(target=sweep.train_one, args=(tmp_path / "run", {"n": n})) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+
+
+def test_the_table_is_redrawn_on_a_terminal_and_told_line_by_line_elsewhere():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    rows = {"r1": ("running", "1/3", "50.00%", ""), "r2": ("to do", "", "", "")}
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        table = LiveTable(rows, stream)
+        table.show(rows)
+        table.show(rows)
+        table.show(rows | {"r1": ("finished", "3/3", "90.00%", "")})
+    drawn = terminal.getvalue().split("\x1b[6F\x1b[J")
+    assert len(drawn) == 3
+    assert drawn[0].startswith("2 runs: 1 running, 1 to do\n\n| run | state |")
+    assert "| r1 | finished | 3/3 | 90.00% |  |" in drawn[2]
+    assert file.getvalue() == "r1: running, 1/3, 50.00%\nr1: finished, 3/3, 90.00%\n"
+
+
+START = """import sys
+from wcjax import sweep, sweep_study
+sweep_study.HEARTBEAT, sweep_study.GRACE = 1, 4
+sys.exit(sweep.main(sys.argv[1:]))"""
+
+
+def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(tmp_path, tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),  # as in tests/training/conftest.py
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    arguments = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain", "--seeds", "0-2"]
+    arguments += ["--jobs", "2", "--config.epochs=1", "--out", str(tmp_path)]
+
+    def start(log):
+        output = (tmp_path / log).open("w")
+        command = [sys.executable, "-c", START, *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=output, env=os.environ | cache, start_new_session=True
+        )
+
+    def finished():
+        return {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+
+    process = start("killed")
+    while not finished():
+        assert process.poll() is None, (tmp_path / "killed").read_text()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)  # the sweep and its runs at once, as when a machine fails
+    process.wait()
+    before = finished()
+    assert 1 <= len(before) < 3
+
+    process = start("restarted")
+    assert process.wait() == 0, (tmp_path / "restarted").read_text()
+    after = finished()
+    assert after.keys() == {f"resnet8_plain_seed{seed}" for seed in range(3)}
+    assert before.items() <= after.items()
+    output = (tmp_path / "restarted").read_text()
+    assert "3 runs: 3 finished" in output
+    for name in after:
+        accuracy = json.loads((tmp_path / name / "summary.json").read_text())["best_val_accuracy"]
+        assert f"| {name} | finished | 1/1 | {accuracy:.2%} |  |" in output

@@ -1,0 +1,70 @@
+"""How the weights, and learned a and b, of a run went: what its weights.jsonl and metrics.jsonl tell."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from wcjax.training.config import check_config, make_psi
+from wcjax.training.metrics import read_metrics
+from wcjax.training.weights import EDGES
+
+
+class Course(NamedTuple):
+    """The weights of one layer over the epochs of a run."""
+
+    epochs: np.ndarray  # int (t,), 0 is before training
+    counts: np.ndarray  # int (t, len(EDGES) + 1), as in weights.jsonl
+    largest: np.ndarray  # |w|, (t,)
+    bound: float  # of |w| under Ψ, inf where there is none or where it is learned
+
+    def density(self, bins) -> np.ndarray:
+        """Share of the weights per unit of w in bins (m + 1 edges, rising), (t, m); even within a bin of EDGES."""
+        below = np.cumsum(self.counts[:, :-1], axis=1) / self.counts.sum(axis=1, keepdims=True)
+        return np.diff([np.interp(bins, EDGES, of) for of in below], axis=1) / np.diff(bins)
+
+
+def layers_in_order(names) -> list[str]:
+    """Layers from input to output: 'stem' first, 'head' last, numbers in names by their value."""
+    numbers = lambda name: [(0, int(x), "") if x.isdigit() else (1, 0, x) for x in re.split(r"(\d+)", name)]
+    return sorted(names, key=lambda name: (name != "stem", name == "head", numbers(name)))
+
+
+def first_layer_course(run) -> Course | None:
+    """The course of the first layer of a run (`runs.Run`); None where the run kept no weights."""
+    lines = read_metrics(run.path, "weights.jsonl")
+    if not lines:
+        return None
+    layer = layers_in_order(lines[0]["layers"])[0]
+    of = [line["layers"][layer] for line in lines]
+    psi = make_psi(check_config(run.config))
+    fixed = run.config["reparam"]["learn"] == "none" and hasattr(psi, "bound")
+    return Course(
+        epochs=np.array([line["epoch"] for line in lines]),
+        counts=np.array([numbers["histogram"] for numbers in of]),
+        largest=np.array([numbers["max"] for numbers in of]),
+        bound=float(psi.bound) if fixed else math.inf,
+    )
+
+
+def last_layers(runs) -> dict[str, dict] | None:
+    """{layer: {number: mean over runs}} after the last epoch, from input to output; None where no run kept weights."""
+    ends = [lines[-1]["layers"] for run in runs if (lines := read_metrics(run.path, "weights.jsonl"))]
+    if not ends:
+        return None
+    numbers = [name for name in next(iter(ends[0].values())) if name != "histogram"]
+    return {
+        layer: {name: float(np.mean([end[layer][name] for end in ends])) for name in numbers}
+        for layer in layers_in_order(ends[0])
+    }
+
+
+def learned_pairs(run) -> tuple[list[int], dict[str, dict[str, list[float]]]] | None:
+    """(epochs, {layer: {'a': one for each epoch, 'b': ...}}) of a run that learned them, else None."""
+    lines = [line for line in read_metrics(run.path) if "pairs" in line]
+    if not lines:
+        return None
+    layers = layers_in_order(lines[0]["pairs"])
+    pairs = {layer: {x: [line["pairs"][layer][x] for line in lines] for x in "ab"} for layer in layers}
+    return [line["epoch"] for line in lines], pairs

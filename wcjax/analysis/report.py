@@ -1,0 +1,188 @@
+"""A report on runs: the paper's tables beside what was found, and its figures, in one folder of Markdown, CSV and PNG.
+
+python -m wcjax.analysis.report RUNS [RUNS ...] --out DIR
+"""
+
+import argparse
+import itertools
+import pathlib
+import sys
+from collections import Counter
+
+import wcjax
+from wcjax.analysis import course, paper, plots
+from wcjax.analysis.runs import Setting, differences, find_runs, settings, without_repeats
+from wcjax.analysis.tables import Row, chosen_runs, markdown, setting_letters, table, write_csv
+from wcjax.errors import InputError
+from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
+from wcjax.training.metrics import write_atomically
+
+EXPLANATION = """Accuracies are of the test split, of the epoch that is best on val. n: finished runs, each of another
+seed; mean ± standard deviation over them. Difference: to plain, in percentage points, with Welch's 95 % interval. p:
+permutation test of that difference, two-sided, exact where that is feasible; p (Holm): corrected for all tests of the
+table. An empty cell: too few runs. Paper: tables II to VII of arXiv 2306.16993. Where a method was run with several
+Ψ, the one with the most runs is shown, and of equals the best on val."""
+
+
+def write_report(folders, out) -> pathlib.Path:
+    """Writes report.md, results.csv, runs.csv and the figures to the folder `out`; returns the path of report.md.
+
+    folders: of runs, searched deeply. Raises InputError where there is none, or a file is damaged.
+    """
+    runs = find_runs(folders)
+    groups = settings(runs)
+    out = pathlib.Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder.")
+    out.mkdir(parents=True, exist_ok=True)
+
+    tables = [table(list(of)) for _, of in itertools.groupby(groups, key=lambda s: s.dataset)]
+    parts = ["# Weight compander: a report", _header(runs)]
+    for rows in tables:
+        parts += [f"## Test accuracy on {rows[0].dataset}", markdown(rows)]
+    parts += [" ".join(EXPLANATION.split()), "Slips of the paper: " + " ".join(paper.SLIPS)]
+    parts += _other_psis(groups) + _settings_that_differ(groups) + _unfinished(runs) + _repeats(groups)
+    parts += ["## Figures", _figure_2(out)]
+    for letter, setting in zip(setting_letters(groups), groups, strict=True):
+        parts += _figures(setting, letter, out)
+    parts.append(
+        "Every number as CSV: [results.csv](results.csv) (the tables), [runs.csv](runs.csv) (one row for a run)."
+    )
+
+    write_csv(out / "results.csv", Row._fields, [row for rows in tables for row in rows])
+    _write_runs(out / "runs.csv", groups)
+    write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
+    return out / "report.md"
+
+
+def _header(runs):
+    finished = [run for run in runs if run.summary]
+    failed = sum(run.failure is not None for run in runs)
+    counts = Counter((r.config["dataset"], r.config["model"], r.method) for r in finished)
+    versions = sorted({f"jax {r.summary['jax_version']} on {r.summary['device']}" for r in finished})
+    return "\n".join(
+        [
+            f"- runs: {len(runs)}, of them {len(finished)} finished, {failed} failed, "
+            f"{len(runs) - len(finished) - failed} unfinished",
+            *(f"- {', '.join(key)}: n = {n}" for key, n in sorted(counts.items())),
+            f"- made by wcjax {wcjax.__version__}; trained with {'; '.join(versions) or 'nothing yet'}",
+        ]
+    )
+
+
+def _name(setting, letter):
+    return f"{setting.model} on {setting.dataset}" + (f" ({letter})" if letter else "")
+
+
+def _other_psis(groups):
+    lines = []
+    for letter, setting in zip(setting_letters(groups), groups, strict=True):
+        runs = [run for run in setting.runs if run.summary]
+        shown = {of[0].reparam for of in chosen_runs(runs).values()}
+        for reparam in sorted({run.reparam for run in runs} - shown):
+            val = [run.summary["best_val_accuracy"] for run in runs if run.reparam == reparam]
+            lines.append(f"| {_name(setting, letter)} | {reparam} | {len(val)} | {100 * sum(val) / len(val):.2f} |")
+    head = ["| network | Ψ | n | val accuracy (%) |", "| --- | --- | --- | --- |"]
+    return ["## Other Ψ that were run", "\n".join(head + lines)] if lines else []
+
+
+def _settings_that_differ(groups):
+    parts = []
+    key = lambda s: (s.dataset, s.model)
+    for (dataset, model), of in itertools.groupby(groups, key=key):
+        of = list(of)
+        if len(of) > 1:
+            letters = setting_letters(of)
+            lines = [f"| key | {' | '.join(letters)} |", "| --- " * (1 + len(of)) + "|"]
+            lines += [f"| {name} | {' | '.join(values)} |" for name, values in differences(of).items()]
+            lines.append(f"| runs | {' | '.join(str(len(s.runs)) for s in of)} |")
+            parts += [f"{model} on {dataset}:", "\n".join(lines)]
+    explained = "Runs whose configs differ in more than Ψ and seed are not compared with each other."
+    return ["## Settings that differ", explained, *parts] if parts else []
+
+
+def _unfinished(runs):
+    lines = [f"- {run.path}: {run.failure or 'unfinished'}" for run in runs if not run.summary]
+    return ["## Runs without a result", "\n".join(lines)] if lines else []
+
+
+def _repeats(groups):
+    repeats = [run for setting in groups for run in without_repeats([r for r in setting.runs if r.summary])[1]]
+    lines = [f"- {run.path}" for run in repeats]
+    return ["## Left out: the same config and seed as another run", "\n".join(lines)] if lines else []
+
+
+def _figure_2(out):
+    plots.plot_psi(out / "psi.png", Arctan(), Arsinh(), Erf(), PowerProp())
+    return _image("psi.png", "Ψ and Ψ′ for a = b = 1 and α = 2 (the paper's figure 2); dotted, the bound of arctan.")
+
+
+def _figures(setting: Setting, letter: str, out) -> list[str]:
+    """Writes the figures of one setting and returns their Markdown; of a method, the runs that the table shows."""
+    name = _name(setting, letter)
+    stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
+    order = {method: i for i, method in enumerate(paper.METHODS)}
+    chosen = dict(sorted(chosen_runs(setting.runs).items(), key=lambda item: order.get(item[0], len(order))))
+    parts = []
+
+    one_seed = {of[0].method: min(of, key=lambda run: run.config["seed"]) for of in chosen.values()}
+    courses = {
+        ", ".join([method, *[run.reparam] * (method != "plain"), f"seed {run.config['seed']}"]): found
+        for method, run in one_seed.items()
+        if (found := course.first_layer_course(run))
+    }
+    if courses:
+        title = f"{name}: weights of the first layer, one run each (n = 1)"
+        plots.plot_course(out / f"{stem}_course.png", courses, title)
+        caption = "Distribution of the first layer's weights over the epochs (figure 3); dashed, the bound of Ψ."
+        parts.append(_image(f"{stem}_course.png", caption))
+        plots.plot_near_zero(out / f"{stem}_near_zero.png", courses, title + ", after the last epoch")
+        caption = "The first layer's weights around zero after training (figure 4)."
+        parts.append(_image(f"{stem}_near_zero.png", caption))
+
+    layers = {f"{method} (n = {len(of)})": found for method, of in chosen.items() if (found := course.last_layers(of))}
+    if layers:
+        plots.plot_layers(out / f"{stem}_layers.png", layers, f"{name}: weights after the last epoch, mean over n runs")
+        caption = "Share of near-zero weights, by two measures, and kurtosis of each layer's w after training."
+        parts.append(_image(f"{stem}_layers.png", caption))
+
+    for method, run in one_seed.items():
+        if found := course.learned_pairs(run):
+            file = f"{stem}_{run.config['reparam']['name']}_{run.config['reparam']['learn']}_pairs.png"
+            title = f"{name}: a and b of {method}, seed {run.config['seed']} (n = 1)"
+            plots.plot_pairs(out / file, *found, title)
+            parts.append(_image(file, f"The learned a and b after each epoch, {method}, from input to output."))
+    return [f"### {name}", *parts] if parts else []
+
+
+def _image(file, caption):
+    return f"![{caption}]({file})\n\n{caption}"
+
+
+def _write_runs(path, groups):
+    names = ("best_epoch", "best_val_accuracy", "test_accuracy", "test_loss", "epochs", "images_per_second")
+    names += ("train_seconds", "num_parameters", "device", "jax_version")
+    rows = []
+    for letter, setting in zip(setting_letters(groups), groups, strict=True):
+        for run in setting.runs:
+            place = (run.path, setting.dataset, setting.model, letter, run.method, run.reparam, run.config["seed"])
+            state = "finished" if run.summary else run.failure or "unfinished"
+            rows.append((*place, state, *((run.summary or {}).get(name) for name in names)))
+    write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "seed", "state", *names), rows)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders with run folders in them")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the report goes: DIR/report.md and more")
+    args = parser.parse_args(argv)
+    try:
+        print(write_report(args.runs, args.out))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Run folders as records, and which of them may be compared with each other."""
+
+import collections
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+from flax import traverse_util
+
+from wcjax.errors import InputError
+from wcjax.training.config import read_config
+
+# What may differ between runs of one setting. The same data may lie elsewhere on another machine.
+_FREE = ("seed", "data_dir", "reparam")
+
+
+class Run(NamedTuple):
+    """One run folder. A run that diverged or could not start has a failure, one that is not finished has no summary."""
+
+    path: pathlib.Path
+    config: dict
+    summary: dict | None
+    failure: str | None  # why it will never finish
+
+    @property
+    def reparam(self) -> str:
+        return describe_reparam(self.config["reparam"])
+
+    @property
+    def method(self) -> str:
+        return method(self.config["reparam"])
+
+
+class Setting(NamedTuple):
+    """Runs that differ in Ψ and seed alone, so that their accuracies can be compared."""
+
+    dataset: str
+    model: str
+    others: tuple  # ((key, value as JSON), ...) of every other key of the config
+    runs: list[Run]
+
+
+def find_runs(folders) -> list[Run]:
+    """The runs in folders and below, sorted by path; a folder of a run is not searched further.
+
+    Raises InputError for a folder that does not exist, and where there is no run at all.
+    """
+    found = {}
+    for folder in map(pathlib.Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give folders of runs.")
+        for at, below, files in os.walk(folder):
+            if "config.json" in files or "failed.json" in files:
+                below.clear()
+                found[pathlib.Path(at).resolve()] = read_run(at)
+    if not found:
+        raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.")
+    return sorted(found.values())
+
+
+def read_run(folder) -> Run:
+    """The run in a folder, with config.json, or with failed.json alone if it could not start."""
+    folder = pathlib.Path(folder)
+    config, summary, failed = (
+        read_config(folder / f"{name}.json") if (folder / f"{name}.json").exists() else None
+        for name in ("config", "summary", "failed")
+    )
+    if config is None and failed is None:
+        raise InputError(f"{folder} holds no config.json: give the folder of a run.")
+    return Run(folder, config or failed["config"], summary, failed["reason"] if failed and not summary else None)
+
+
+def settings(runs: list[Run]) -> list[Setting]:
+    """runs in groups that may be compared, sorted by data set and model."""
+    groups = collections.defaultdict(list)
+    for run in runs:
+        flat = traverse_util.flatten_dict({k: v for k, v in run.config.items() if k not in _FREE}, sep=".")
+        groups[tuple((key, json.dumps(flat[key])) for key in sorted(flat))].append(run)
+    return sorted(Setting(runs[0].config["dataset"], runs[0].config["model"], k, runs) for k, runs in groups.items())
+
+
+def differences(of: list[Setting]) -> dict[str, list[str]]:
+    """{key: its values, one for each setting} for every key of the config in which settings differ."""
+    values = [dict(setting.others) for setting in of]
+    keys = sorted(set().union(*values)) if values else []
+    rows = {key: [x.get(key, "-") for x in values] for key in keys}
+    return {key: row for key, row in rows.items() if len(set(row)) > 1}
+
+
+def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """(runs, repeats): of runs with the same Ψ and seed, which are no new evidence, the first one stays."""
+    first, repeats = {}, []
+    for run in runs:
+        if first.setdefault((run.reparam, run.config["seed"]), run) is not run:
+            repeats.append(run)
+    return list(first.values()), repeats
+
+
+def method(reparam: dict) -> str:
+    """The name in the paper's tables of the reparam of a config: one of `paper.METHODS`."""
+    learned = "" if reparam["learn"] == "none" else f" learned {reparam['learn']}"
+    names = {"none": "plain", "powerprop": "PP", "weightnorm": "WN", "arctan": "WC"}
+    return names.get(reparam["name"], f"WC {reparam['name']}") + learned
+
+
+def describe_reparam(reparam: dict) -> str:
+    """'arctan(a=1, b=0.6)' for the reparam of a config."""
+    name = reparam["name"]
+    if name in ("arctan", "arsinh", "erf"):
+        learned = "" if reparam["learn"] == "none" else f", learned {reparam['learn']}"
+        return f"{name}(a={reparam['a']:g}, b={reparam['b']:g}{learned})"
+    return f"powerprop(α={reparam['alpha']:g})" if name == "powerprop" else name

@@ -1,0 +1,45 @@
+"""What n runs of a method and n plain ones say: difference of means, its interval, p-values."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+# With 7 runs on both sides there are 3,432 ways to deal them out: up to that the p-value is exact.
+RESAMPLES = 9_999
+
+
+def mean_and_std(x: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation of a sample (/ (n − 1)); None where there are too few for it."""
+    return (float(np.mean(x)) if len(x) else None, float(np.std(x, ddof=1)) if len(x) > 1 else None)
+
+
+def welch_interval(x: Sequence[float], plain: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of mean(x) − mean(plain) by Welch's t; None with fewer than 2 runs on a side, or if none varies."""
+    if min(len(x), len(plain)) < 2 or np.ptp(x) == np.ptp(plain) == 0:
+        return None
+    interval = scipy.stats.ttest_ind(x, plain, equal_var=False).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
+def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
+    """Two-sided p of the difference of means if the labels meant nothing; None with fewer than 2 runs on a side.
+
+    Exact where there are no more than RESAMPLES ways to deal the runs out, else from that many random ones (seed 0).
+    """
+    if min(len(x), len(plain)) < 2:
+        return None
+    # Rounded, because accuracies are few numbers: differences that are equal must not differ in their last bits.
+    difference = lambda x, y, axis: np.round(np.mean(x, axis=axis) - np.mean(y, axis=axis), 9)
+    rng = np.random.default_rng(0)
+    return float(scipy.stats.permutation_test((x, plain), difference, n_resamples=RESAMPLES, rng=rng).pvalue)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for there being several (Holm's step-down); None stays None and is not counted."""
+    tested = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    corrected, largest = [None] * len(p), 0.0
+    for rank, (value, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * value))
+        corrected[i] = largest
+    return corrected

@@ -1,0 +1,182 @@
+"""Many runs, each in a folder and a process of its own: a grid over (a, b), or networks × variants × seeds.
+
+    python -m wcjax.sweep grid --config configs/cifar10.py:resnet18 --out DIR --seeds 0-4 --jobs 2 --config.data_dir=DIR
+    python -m wcjax.sweep runs --config configs/digits.py --models resnet8 --variants plain,wc,pp --seeds 0-4 --out DIR
+
+grid: every (a, b) with the first seed, then the pair that is best on val with the other seeds. Both may be stopped or
+killed at any moment; the same command goes on, and repeats no run that is finished. With --storage, an address of a
+database like postgresql://..., the same command on several machines shares the work; DIR should be one for all of them.
+"""
+
+import argparse
+import fcntl
+import json
+import logging
+import pathlib
+import re
+import sys
+
+from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.training.metrics import write_json
+
+GRID = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # the paper's, for a and for b
+CANNOT_FINISH = 3  # exit code of a run that has a failed.json
+
+
+def plan_grid(args, overrides):
+    """The Plan of every (a, b) with the first seed."""
+    from wcjax.sweep_study import Plan
+
+    return Plan.of(
+        "grid", {"a": args.a, "b": args.b}, lambda p: grid_run(args, overrides, p["a"], p["b"], args.seeds[0])
+    )
+
+
+def plan_best(args, overrides, a, b):
+    """The Plan of one pair with the other seeds."""
+    from wcjax.sweep_study import Plan
+
+    return Plan.of("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, a, b, p["seed"]))
+
+
+def grid_run(args, overrides, a, b, seed):
+    """(name, config) of one run of a grid."""
+    from wcjax.training.command_line import read_config_file
+
+    config = read_config_file(args.config, overrides)
+    if config.reparam.name not in ("arctan", "arsinh", "erf"):
+        raise InputError(f"a grid is over a and b, which {config.reparam.name!r} has not; choose wc, arsinh or erf.")
+    config.reparam.a, config.reparam.b, config.seed = a, b, seed
+    return f"a{a:g}_b{b:g}_seed{seed}", config
+
+
+def plan_runs(args, overrides):
+    """The Plan of models × variants × seeds."""
+    from wcjax.sweep_study import Plan
+    from wcjax.training.command_line import read_config_file
+
+    def configure(point):
+        model, variant, seed = point["model"], point["variant"], point["seed"]
+        config = read_config_file(f"{args.config}:{model},{variant}", overrides)
+        config.seed = seed
+        return f"{model}_{variant}_seed{seed}", config
+
+    return Plan.of("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
+
+
+def sweep(args, overrides) -> int:
+    """Does what is left to do; the exit code is 0 if every run has an end, be it a failure that is its own."""
+    try:
+        from wcjax import sweep_study
+    except ImportError as error:
+        raise InputError(f"a sweep needs Optuna ({error}): pip install 'wcjax[sweep]'.") from error
+    from wcjax.training.command_line import overridden
+
+    for argument in overrides:
+        key = overridden(argument)
+        if key is None:
+            raise InputError(f"unknown argument {argument!r}; see --help.")
+        if key == "seed" or (args.command == "grid" and key in ("reparam.a", "reparam.b")):
+            raise InputError(f"config.{key} is set by --{key.rpartition('.')[2].replace('seed', 'seeds')}.")
+    if args.command == "runs":
+        if ":" in args.config:
+            raise InputError(
+                f"--config {args.config}: give FILE alone; --models and --variants say what follows the ':'."
+            )
+        return sweep_study.work(plan_runs(args, overrides), args.out, args.storage, args.jobs).exit_code()
+    grid = sweep_study.work(plan_grid(args, overrides), args.out, args.storage, args.jobs)
+    best = grid.best()
+    if best is None:
+        raise InputError(f"no pair of the grid has a finished run; see {args.out / 'logs'}.")
+    print(f"\nBest on val: a={best['a']:g}, b={best['b']:g}.")
+    if grid.exit_code() or len(args.seeds) == 1:
+        return grid.exit_code()
+    return sweep_study.work(plan_best(args, overrides, **best), args.out, args.storage, args.jobs).exit_code()
+
+
+def train_one(folder: pathlib.Path, config: dict) -> int:
+    """One run in this process. Of two processes with the same folder on one file system, the second waits."""
+    from wcjax.training import train
+
+    locks = folder.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / folder.name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when this process ends, however it ends
+        try:
+            train(config, folder)
+        except (DivergedError, InitialWeightsError) as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "failed.json", {"reason": str(error), "config": config})
+            return CANNOT_FINISH
+    return 0
+
+
+def numbers(text: str) -> list[float]:
+    """'0.5,0.6' -> [0.5, 0.6]"""
+    return unique([float(x) for x in text.split(",")])
+
+
+def seeds(text: str) -> list[int]:
+    """'0-4' -> [0, 1, 2, 3, 4]; '3,7-9' -> [3, 7, 8, 9]"""
+    found = []
+    for part in text.split(","):
+        if not (ends := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
+            raise ValueError
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return unique(found)
+
+
+def names(text: str) -> list[str]:
+    """'plain,wc' -> ['plain', 'wc']"""
+    return unique(text.split(","))
+
+
+def unique(values):
+    if not values or len(set(values)) != len(values):
+        raise ValueError
+    return values
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m wcjax.sweep", description=__doc__.split("\n")[0])
+    commands = top.add_subparsers(dest="command", required=True)
+    grid = commands.add_parser("grid", help="every (a, b) with the first seed, then the best pair with the other seeds")
+    grid.add_argument("--a", type=numbers, default=list(GRID), help="like 0.5,0.6; the paper's six where left out")
+    grid.add_argument("--b", type=numbers, default=list(GRID), help="like 0.5,0.6; the paper's six where left out")
+    runs = commands.add_parser("runs", help="networks × variants × seeds")
+    runs.add_argument("--models", type=names, required=True, help="like resnet18,resnet34")
+    runs.add_argument("--variants", type=names, required=True, help="like plain,wc,pp")
+    for command in (grid, runs):
+        command.add_argument("--config", required=True, help="config file; for grid FILE.py:model,variant")
+        command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="where the run folders go")
+        command.add_argument(
+            "--seeds", type=seeds, default=list(range(5)), help="like 0-4 or 3,7-9; 0-4 where left out"
+        )
+        command.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
+        command.add_argument("--storage", help="address of a database for Optuna; DIR/sweep.db (SQLite) where left out")
+    one = commands.add_parser("one", help="one run, with its config as JSON on the standard input; used by the others")
+    one.add_argument("folder", type=pathlib.Path)
+    return top
+
+
+def main(argv=None) -> int:
+    args, overrides = parser().parse_known_args(argv)
+    if args.command == "one":
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+        logging.getLogger("wcjax").setLevel(logging.INFO)
+    try:
+        if args.command == "one":
+            return train_one(args.folder, json.load(sys.stdin))
+        if args.jobs < 1:
+            raise InputError(f"--jobs must be 1 or more, found {args.jobs}.")
+        return sweep(args, overrides)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""The work of a sweep, shared through an Optuna study by the workers of one machine or of many.
+
+The study says who does what, the run folders hold what was done. A trial is one run. One whose worker died is taken up
+again, in the same folder, when its heartbeat has been missing for GRACE seconds; a run that was killed alone, when the
+sweep is started again. A run that diverged, or whose initial weights do not fit under the bound, has its end.
+"""
+
+import collections
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import optuna
+import sqlalchemy
+from optuna.trial import TrialState
+
+from wcjax.errors import InputError
+from wcjax.sweep_table import LiveTable
+from wcjax.training.config import check_config, load_dataset
+from wcjax.training.loop import check_workdir
+from wcjax.training.metrics import read_metrics
+
+HEARTBEAT, GRACE = 5, 30  # seconds
+POLL = 1.0  # seconds between two looks at the study and the run folders
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+
+
+class Plan(NamedTuple):
+    """Runs for every point of a grid."""
+
+    kind: str  # 'grid', 'best' or 'runs'
+    space: dict[str, list]
+    runs: dict[tuple, tuple[str, object]]  # {values of a point: (name of the run folder, config)}
+
+    @classmethod
+    def of(cls, kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, object]]):
+        """configure: point -> (name, config)."""
+        points = itertools.product(*space.values())
+        return cls(kind, space, {values: configure(dict(zip(space, values, strict=True))) for values in points})
+
+    def name(self, point: dict) -> str:
+        """The run folder of a point."""
+        return self.runs[tuple(point[key] for key in self.space)][0]
+
+
+class Outcome(NamedTuple):
+    """What became of the runs of a Plan."""
+
+    plan: Plan
+    accuracy: dict[str, float]  # of the finished ones, on val
+    failed: dict[str, str]  # reasons of those that cannot finish
+    lost: dict[str, str]  # of those that ended in another way
+
+    def best(self) -> dict | None:
+        """The point with the highest accuracy on val, the first of equals; None if none is finished."""
+        done = {values: self.accuracy[name] for values, (name, _) in self.plan.runs.items() if name in self.accuracy}
+        return dict(zip(self.plan.space, max(done, key=done.get), strict=True)) if done else None
+
+    def exit_code(self) -> int:
+        return 1 if self.lost else 0
+
+
+class RunFailed(Exception):
+    """A run ended without a result; the message says why."""
+
+
+def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
+    """Does the runs of plan, `jobs` at a time, until each of them has an end, here or at another worker.
+
+    Raises InputError before any work: a config, a data set, a folder or a storage that cannot be used.
+    """
+    out = pathlib.Path(out)
+    configs = {}
+    for name, config in plan.runs.values():
+        configs[name] = check_config(config)
+        check_workdir(out / name, configs[name])
+    if len(configs) != len(plan.runs):
+        raise InputError("two values of the grid have the same name to 6 digits; choose others.")
+    for config in {(c.dataset, c.val_fraction, c.batch_size): c for c in configs.values()}.values():
+        load_dataset(config)
+
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    study = open_study(plan, configs, storage or f"sqlite:///{(out / 'sweep.db').resolve()}", out)
+    workers = Workers(plan, study, {name: c.to_dict() for name, c in configs.items()}, out, jobs)
+    table = LiveTable(list(configs))
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = [pool.submit(workers.work) for _ in range(jobs)]
+            while not (all(future.done() for future in futures) or any(map(has_error, futures))):
+                table.show(workers.rows())
+                time.sleep(POLL)
+            for future in futures:
+                future.result()
+        finally:
+            workers.stop()
+    table.show(workers.rows(), last=True)
+    return workers.outcome()
+
+
+def open_study(plan: Plan, configs, storage: str, out) -> optuna.Study:
+    """The study of exactly these runs in the storage: made if it is not there, else joined."""
+    same = {name: {k: v for k, v in c.to_dict().items() if k != "data_dir"} for name, c in configs.items()}
+    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # it has one writer at a time
+    for patience in (2, 1, 0):
+        try:
+            database = optuna.storages.RDBStorage(
+                storage, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            )
+            break
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
+            # Of workers that start at the same moment, one makes the tables, and the others fail at making them too.
+            if patience and isinstance(error, sqlalchemy.exc.DBAPIError | optuna.exceptions.StorageInternalError):
+                time.sleep(patience)
+                continue
+            raise InputError(
+                f"--storage {storage} cannot be used: {str(error).splitlines()[0]}. Give an address like sqlite:///FILE."
+            ) from error
+    return optuna.create_study(
+        study_name=f"{out.resolve().name}/{plan.kind}/{digest}",
+        storage=database,
+        sampler=optuna.samplers.GridSampler(plan.space, seed=0),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+class Workers:
+    """The workers of this process: `jobs` threads that take trials, each run a process of its own."""
+
+    def __init__(self, plan, study, configs, out, jobs):
+        self.plan, self.study, self.configs, self.out, self.jobs = plan, study, configs, out, jobs
+        self.n = len(configs)
+        self.lost = {}  # {grid id: reason} of runs that were killed here: the next sweep takes them up
+        self.processes = {}  # {name: Popen}
+        self.lock = threading.Lock()
+        self.stopping = False
+
+    def work(self) -> None:
+        """Takes one trial after the other; waits while others are at the last ones, because they may die."""
+        while not self.stopping:
+            with self.lock:
+                take, running = self.open_runs()
+            if take:
+                try:
+                    self.study.optimize(self.run, n_trials=1, catch=(RunFailed,))
+                except ValueError as error:  # this worker slept so long that others took its trial
+                    if not str(error).startswith("Cannot tell"):
+                        raise
+            elif running:
+                time.sleep(POLL)
+            else:
+                return
+
+    def open_runs(self) -> tuple[int, int]:
+        """How many runs nobody is at, and how many somebody is at. Trials that lost their worker are queued again."""
+        optuna.storages.fail_stale_trials(self.study)
+        trials = self.trials()
+        settled = {i for i, of in trials.items() if any(map(is_settled, of))}
+        running = {i for i, of in trials.items() if any(t.state == TrialState.RUNNING for t in of)} - settled
+        for i in set(trials) - settled - running - set(self.lost):
+            if not any(t.state == TrialState.WAITING for t in trials[i]):
+                last = trials[i][-1]
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.WAITING,
+                        params=last.params,
+                        distributions=last.distributions,
+                        system_attrs=last.system_attrs,
+                    )
+                )
+        return self.n - len(settled | running | set(self.lost)), len(running)
+
+    def trials(self) -> dict[int, list]:
+        """{number of a point in the grid: its trials}; one that died before it had a point has none."""
+        by_point = collections.defaultdict(list)
+        for trial in self.study.get_trials(deepcopy=False):
+            if "grid_id" in trial.system_attrs:
+                by_point[trial.system_attrs["grid_id"]].append(trial)
+        return by_point
+
+    def run(self, trial) -> float:
+        """One trial: trains in a process of its own, or goes on with the folder; returns the accuracy on val."""
+        point = {name: trial.suggest_categorical(name, values) for name, values in self.plan.space.items()}
+        name = self.plan.name(point)
+        number = self.study.get_trials(deepcopy=False)[trial.number].system_attrs["grid_id"]
+        for twin in self.trials()[number]:  # two workers that ask at the same moment may be given the same point
+            if twin.state == TrialState.COMPLETE:
+                return twin.value
+            if twin.state == TrialState.RUNNING and twin.number < trial.number:
+                raise optuna.TrialPruned
+        summary, failed = (self.out / name / f"{which}.json" for which in ("summary", "failed"))
+        code = None if summary.exists() or failed.exists() else self.train(name, self.out / name)
+        if summary.exists():
+            return read_json(summary)["best_val_accuracy"]
+        if not failed.exists():
+            log = self.out / "logs" / f"{name}.log"
+            why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}"
+            self.lost[number] = f"{why}; start the sweep again"
+            raise RunFailed(why)
+        reason = read_json(failed)["reason"]
+        trial.set_user_attr("reason", reason)
+        raise RunFailed(reason)
+
+    def train(self, name, folder) -> int:
+        """Exit code of `python -m wcjax.sweep one folder`; its output is appended to a log."""
+        share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / self.jobs:.2f}"} if self.jobs > 1 else {}
+        with (self.out / "logs" / f"{name}.log").open("a") as log:
+            with self.lock:
+                if self.stopping:
+                    raise RunFailed("stopped")
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "wcjax.sweep", "one", str(folder)],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                    env=share | os.environ,
+                )
+                self.processes[name] = process
+            with contextlib.suppress(BrokenPipeError):
+                process.communicate(json.dumps(self.configs[name]))
+            return process.wait()
+
+    def stop(self) -> None:
+        """Ends the processes of this sweep; their runs can go on later."""
+        with self.lock:
+            self.stopping = True
+            for process in self.processes.values():
+                if process.poll() is None:
+                    process.terminate()
+
+    def outcome(self) -> Outcome:
+        accuracy, failed, lost = {}, {}, {}
+        for i, of in self.trials().items():
+            named = [t for t in of if t.params.keys() == self.plan.space.keys()]
+            if not named:
+                continue
+            name = self.plan.name(named[0].params)
+            if done := [t.value for t in of if t.state == TrialState.COMPLETE]:
+                accuracy[name] = done[0]
+            elif reasons := [t.user_attrs["reason"] for t in of if is_settled(t)]:
+                failed[name] = reasons[0]
+            elif i in self.lost:
+                lost[name] = self.lost[i]
+        return Outcome(self.plan, accuracy, failed, lost)
+
+    def rows(self) -> dict[str, tuple[str, str, str, str]]:
+        """{name: (state, epoch, accuracy on val, note)} for the table."""
+        outcome = self.outcome()
+        running = {self.plan.name(t.params) for t in self.all_running()}
+        rows = {}
+        for name, config in self.configs.items():
+            lines = read_metrics(self.out / name)
+            epoch = f"{len(lines)}/{config['epochs']}"
+            if name in outcome.accuracy:
+                rows[name] = ("finished", epoch, f"{outcome.accuracy[name]:.2%}", "")
+            elif name in outcome.failed:
+                rows[name] = ("failed", epoch, "", outcome.failed[name])
+            elif name in outcome.lost:
+                rows[name] = ("lost", epoch, "", outcome.lost[name])
+            elif name in running:
+                rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", "")
+            else:
+                rows[name] = ("to do", epoch if lines else "", "", "")
+        return rows
+
+    def all_running(self):
+        trials = itertools.chain.from_iterable(self.trials().values())
+        return [t for t in trials if t.state == TrialState.RUNNING and t.params.keys() == self.plan.space.keys()]
+
+
+def has_error(future) -> bool:
+    return future.done() and future.exception() is not None
+
+
+def is_settled(trial) -> bool:
+    """Whether nothing is left to do for the point of a trial."""
+    return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs)
+
+
+def read_json(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

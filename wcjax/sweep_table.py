@@ -1,0 +1,50 @@
+"""The table of a sweep while it runs: redrawn in place on a terminal; elsewhere a line for each change."""
+
+import collections
+import shutil
+import sys
+
+HEAD = ["| run | state | epoch | val accuracy | note |", "| --- | --- | --- | --- | --- |"]
+ORDER = ("running", "lost", "failed", "finished", "to do")
+
+
+class LiveTable:
+    """Prints {name: (state, epoch, accuracy on val, note)} to a stream, standard output where left out."""
+
+    def __init__(self, names, stream=None):
+        self._stream = stream or sys.stdout
+        self._states = dict.fromkeys(names, "to do")
+        self._drawn = 0  # lines on the terminal that the next table replaces
+
+    def show(self, rows: dict[str, tuple[str, str, str, str]], last: bool = False) -> None:
+        """last: the whole table, for good."""
+        if last or self._stream.isatty():
+            self._draw(rows, last)
+        else:
+            for name, row in rows.items():
+                if row[0] != self._states[name]:
+                    self._print(f"{name}: {', '.join(cell for cell in row if cell)}")
+        self._states = {name: row[0] for name, row in rows.items()}
+
+    def _draw(self, rows, last):
+        names = list(rows)
+        left_out = 0
+        if not last:  # what moves comes first, and no more than the terminal holds
+            names.sort(key=lambda name: ORDER.index(rows[name][0]))
+            room = max(1, shutil.get_terminal_size().lines - 6)
+            left_out = max(0, len(names) - room)
+            names = names[:room]
+        counts = collections.Counter(row[0] for row in rows.values())
+        lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), "", *HEAD]
+        lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in (name, *rows[name])) + " |" for name in names]
+        if left_out:
+            lines.append(f"... and {left_out} more")
+        if not last:  # a line that is wider than the terminal would take two
+            width = shutil.get_terminal_size().columns - 1
+            lines = [line[:width] for line in lines]
+        up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        self._print(up + "\n".join(lines))
+        self._drawn = 0 if last else len(lines)
+
+    def _print(self, text):
+        print(text, file=self._stream, flush=True)

@@ -1,0 +1,58 @@
+"""What the weights of a network look like after an epoch: one line of weights.jsonl, a dict for each layer.
+
+Everything is of w, what the network sees, also where the run holds v. The numbers of a layer:
+
+    'histogram'            counts of w between EDGES, (len(EDGES) + 1,); the first and the last are what lies outside
+    'mean', 'std', 'max'   of w, of w (not of a sample: / n), of |w|
+    'kurtosis'             mean of ((w − mean) / std)⁴ minus 3: 0 for a Gauss distribution, −1.2 for a uniform one
+    'below_0.01'           share of the weights with |w| < 0.01
+    'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a Gauss one, 0.06 for a uniform one
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wcjax.params import fold, is_kernel, path_str
+from wcjax.training.config import make_psi
+
+# As fine near zero (0.0007) as figure 4 needs, and as wide as plain weights grow: 0.01·sinh(t) for 201 even t.
+EDGES = tuple(np.float32(0.01 * math.sinh(t)).item() for t in np.linspace(-1, 1, 201) * math.asinh(4 / 0.01))
+
+
+def layer_weights(params, psi) -> dict[str, jax.Array]:
+    """{layer: w} of a network of `wcjax.models`; psi is None for a plain one. A name like 'block1_0/conv2'."""
+    plain = params if psi is None else fold(params, psi)
+    leaves = jax.tree_util.tree_leaves_with_path(plain)
+    return {path_str(path[:-1]): w for path, w in leaves if is_kernel(path, w)}
+
+
+@jax.jit
+def describe(w) -> dict[str, jax.Array]:
+    """The numbers of one layer, as the head of this file lists them. w: floats of any shape, not empty."""
+    w = w.ravel().astype(jnp.float32)
+    below = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), w, side="right")
+    std = jnp.std(w)
+    standardized = (w - jnp.mean(w)) / jnp.where(std > 0, std, 1)
+    return {
+        "histogram": jnp.bincount(below, length=len(EDGES) + 1),
+        "mean": jnp.mean(w),
+        "std": std,
+        "max": jnp.max(jnp.abs(w)),
+        "kurtosis": jnp.where(std > 0, jnp.mean(standardized**4) - 3, 0),
+        "below_0.01": jnp.mean(jnp.abs(w) < 0.01),
+        "below_tenth_of_std": jnp.mean(jnp.abs(w) < 0.1 * std),
+    }
+
+
+def describe_layers(params, config) -> dict[str, dict]:
+    """{layer: its numbers} as Python numbers and lists; params: of a run of config. This waits for the device."""
+    weights = _layer_weights(params, make_psi(config))
+    described = jax.device_get({layer: describe(w) for layer, w in weights.items()})
+    return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in described.items()}
+
+
+# Jitted apart from `describe`, which is compiled once for all layers of a shape.
+_layer_weights = jax.jit(layer_weights, static_argnames="psi")
