@@ -40,8 +40,10 @@ def train_image(name, content, rng, size=224, flip=True):
     top, left, h, w = random_crop(rng, height, width)
     mirrored = rng.random() < 0.5
     divisor = max(d for d in (1, 2, 4, 8) if d == 1 or min(h, w) >= d * size)
-    image = _decode(name, content, height, width, opened, divisor)
-    pixels = _resize(image, (left, top, left + w, top + h), height, width, size)
+    image, divisor = _decode(name, content, height, width, opened, divisor)
+    # Not by the ratio of the sizes: a reduced size is rounded up, and its last row or column stands for less.
+    box = (left / divisor, top / divisor, (left + w) / divisor, (top + h) / divisor)
+    pixels = _resize(image, box, size)
     return pixels[:, ::-1] if flip and mirrored else pixels
 
 
@@ -57,8 +59,8 @@ def eval_image(name, content, size=224):
     resized_w = shorter if width <= height else int(shorter * width / height)
     top, left = round((resized_h - size) / 2), round((resized_w - size) / 2)
     y, x = height / resized_h, width / resized_w
-    box = (left * x, top * y, (left + size) * x, (top + size) * y)
-    return _resize(_decode(name, content, height, width, opened, 1), box, height, width, size)
+    image, _ = _decode(name, content, height, width, opened, 1)
+    return _resize(image, (left * x, top * y, (left + size) * x, (top + size) * y), size)
 
 
 def random_crop(rng, height, width):
@@ -111,15 +113,15 @@ def _open_pillow(name, content):
 
 
 def _decode(name, content, height, width, opened, divisor):
-    """The image as Pillow's, RGB, of its full size or reduced by up to `divisor`."""
+    """(image, divisor): Pillow's, RGB, reduced by `divisor`, or by 1 where it took Pillow."""
     if opened is None:
         smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor), "min_factor": divisor}
         try:
-            return Image.fromarray(simplejpeg.decode_jpeg(content, **smallest))
+            return Image.fromarray(simplejpeg.decode_jpeg(content, **smallest)), divisor
         except ValueError:
             opened = _open_pillow(name, content)
     try:
-        return opened.convert("RGB")
+        return opened.convert("RGB"), 1
     # Damaged bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error and others.
     except Exception as error:
         raise _broken(name, content, error) from error
@@ -133,10 +135,8 @@ def _broken(name, content, error):
     )
 
 
-def _resize(image, box, height, width, size):
-    """The window box = (left, top, right, bottom), in pixels of a (height, width) image, of a possibly reduced one."""
-    y, x = image.height / height, image.width / width
+def _resize(image, box, size):
+    """The window box = (left, top, right, bottom) of image, float pixels, resized: uint8 (size, size, 3)."""
     left, top, right, bottom = box
-    # Rounding may put an edge an ulp beyond the image.
-    box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    box = (left, top, min(right, image.width), min(bottom, image.height))  # an edge may be an ulp beyond the image
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
