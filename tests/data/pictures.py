@@ -28,7 +28,7 @@ def class_folders(root, num_classes=3, num_train=14, num_val=5, size=20):
             folder = root / split / f"n{label:08d}"
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = smooth(rng, size + i % 3, size + i % 5) // 2
-                pixels[..., label % 3] += 100
+                pixels = smooth(rng, size + i % 3, size + i % 5) // 4 * 3
+                pixels[..., label % 3] += 50
                 (folder / f"{split}_{i}.JPEG").write_bytes(encode(pixels))
     return root
