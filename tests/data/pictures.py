@@ -1,9 +1,16 @@
 """Small images as files, in the layouts that streamed data sets have."""
 
 import io
+import os
 
 import numpy as np
+import pytest
 from PIL import Image
+
+SAMPLE = os.environ.get("WCJAX_TEST_DATA")
+needs_sample = pytest.mark.skipif(
+    not SAMPLE, reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200, the whole set or a part of it"
+)
 
 
 def smooth(rng, height, width):

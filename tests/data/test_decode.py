@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.data import pictures
-from wcjax.data import decode
+from wcjax.data import decode, folder
 from wcjax.errors import InputError
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -144,6 +144,20 @@ def test_every_allowed_kind_becomes_rgb_as_pillow_sees_it(content):
     found = decode.train_image("x", content, np.random.default_rng(7), 32)
     expected, _, _ = expected_train(Image.open(io.BytesIO(content)).convert("RGB"), 7, 32)
     np.testing.assert_array_equal(found, expected)
+
+
+@pictures.needs_sample
+def test_images_of_tiny_imagenet_equal_pillow_to_the_bit():
+    modes = set()
+    for source in folder.tiny_imagenet(pictures.SAMPLE)[:2]:
+        for i in range(0, source.num_images, max(1, source.num_images // 600)):
+            name, content, _ = source[i]
+            image = Image.open(io.BytesIO(content))
+            found = decode.train_image(name, content, np.random.default_rng(i), 48)
+            expected, _, _ = expected_train(image.convert("RGB"), i, 48)
+            np.testing.assert_array_equal(found, expected)
+            modes.add(image.mode)
+    assert modes == {"L", "RGB"}, "some are grey"
 
 
 def forged(content, height, width):

@@ -14,11 +14,6 @@ from wcjax import data
 from wcjax.data import folder
 from wcjax.errors import InputError
 
-SAMPLE = os.environ.get("WCJAX_TEST_DATA")
-needs_sample = pytest.mark.skipif(
-    not SAMPLE, reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200, the whole set or a part of it"
-)
-
 
 @pytest.fixture
 def root(tmp_path):
@@ -142,9 +137,9 @@ def test_without_data_the_error_says_how_to_get_it(name, tmp_path):
         data.load(name, tmp_path / "nowhere")
 
 
-@needs_sample
+@pictures.needs_sample
 def test_the_sample_of_tiny_imagenet_has_its_classes_and_images():
-    train, val, num_classes = folder.tiny_imagenet(SAMPLE)
+    train, val, num_classes = folder.tiny_imagenet(pictures.SAMPLE)
     counts = np.bincount(train.labels, minlength=num_classes)
     assert num_classes > 1
     assert (counts == counts[0]).all()

@@ -180,6 +180,16 @@ def test_one_within_an_epoch_is_not_used_without_the_checkpoint_of_the_epoch_bef
     runs.assert_same_run(run, unbroken[0])
 
 
+@pictures.needs_sample
+def test_a_run_on_tiny_imagenet_learns_something(tmp_path):
+    config = streamed(pictures.SAMPLE, dataset="tiny_imagenet", image_size=32, batch_size=20, epochs=2)
+    summary = training.train(config, tmp_path / "run")
+    dataset = data.load("tiny_imagenet", pictures.SAMPLE)
+    counted = summary["test_accuracy"] * dataset.val.num_images
+    assert abs(counted - round(counted)) < 1e-9, "a share of all val images"
+    assert summary["test_accuracy"] > 1.5 / dataset.num_classes
+
+
 def test_a_broken_image_ends_the_run_with_its_name(tmp_path):
     root = pictures.class_folders(tmp_path / "set", num_train=4)
     broken = root / "val" / "n00000002" / "val_3.JPEG"
