@@ -138,14 +138,15 @@ def test_a_streamed_run_killed_in_a_process_of_its_own_ends_in_the_same_bits(fol
     )
     command = [sys.executable, str(tmp_path / "start.py"), str(tmp_path / "config.json"), str(run)]
     environment = os.environ | {"PYTHONPATH": str(runs.ROOT)}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=runs.ROOT)
-        # Step 7 is in the second epoch.
-        while not (run / "midway" / "7").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd=runs.ROOT
+    )
+    # Step 7 is in the second epoch.
+    while not (run / "midway" / "7").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)  # ends when the last process that could write has ended: the workers too
     assert not (run / "summary.json").exists()
     training.train(config, run)
     runs.assert_same_run(run, unbroken[0])

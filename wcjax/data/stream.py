@@ -5,6 +5,10 @@ Over several processes the images of a step are the same as well, dealt out amon
 """
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 
 import grain
 import numpy as np
@@ -101,9 +105,21 @@ def _iterate(batches, workers):
         return iter(batches)
     # Grain reads this flag, which absl refuses in programs that parse no flags unless it counts as given.
     flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
-    batches = batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+    batches = batches.mp_prefetch(options, _live_and_die_with_parent)
     # Out of shared memory, which is scarce (64 MiB in many containers) and would live as long as the arrays.
     return iter(batches.map(lambda batch: Split(*(np.array(x) for x in batch))))
+
+
+def _live_and_die_with_parent(worker_index, worker_count):
+    """Leaves Ctrl-C to the parent, and ends this worker when the parent is gone, even by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)
