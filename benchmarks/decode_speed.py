@@ -1,6 +1,6 @@
 """Images/s that one core decodes and augments for training, against plain Pillow + NumPy, as a Markdown table.
 
-    python -m benchmarks.decode_speed                         generated photographs-to-be, 500x375 and larger
+    python -m benchmarks.decode_speed                         generated JPEGs, 500x375 and larger
     python -m benchmarks.decode_speed --folder DIR            the JPEGs below DIR, at most --images of them
 
 Both read bytes from memory, draw the same random resized crop to 224 and flip, and give uint8 pixels. Plain is what

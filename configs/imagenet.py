@@ -9,9 +9,10 @@ the official validation split in % (mean ± std of 3 seeds, 300 epochs): plain 7
 two are in the paper. That split chooses the best epoch too: val_accuracy and test_accuracy in summary.json are the
 same there.
 
-Time: for several GPUs or TPUs; 300 epochs are 384 million images. What cores decode: benchmarks/decode_speed.py. Each
-worker process (data_workers) needs about 0.5 GB of memory; take as many as there are cores. Every 1,000 steps the run
-is saved within the epoch. Not measured.
+Time: not measured. It is for an accelerator with many cores beside it: 300 epochs are 384 million images, and what a
+core decodes is in benchmarks/decode_speed.py. Take as many data_workers as there are cores; each needs 0.2 GB of memory
+and room for four batches of 39 MB, two of them in shared memory (docker run --shm-size=2g). Every 1,000 steps the run
+is saved within the epoch.
 
 OPEN in the paper, and how it is read here: 'random crop 224' (a random resized crop, area 0.08 to 1, to 224), and as
 in configs/cifar10.py.

@@ -8,8 +8,8 @@ the official validation split in % (mean ± std of 3 seeds, 300 epochs): plain 6
 two are in the paper. That split chooses the best epoch too: val_accuracy and test_accuracy in summary.json are the
 same there.
 
-Time: for a GPU or TPU; an epoch is 781 steps of 128 images at 224x224, as many pixels as 39 epochs of CIFAR-10. Each
-worker process (data_workers) needs about 0.5 GB of memory; take as many as there are cores. Not measured.
+Time: not measured. It is for a GPU or TPU: an epoch is 781 steps of 128 images at 224x224, as many pixels as 109 epochs
+of CIFAR-10. Take as many data_workers as there are cores; each needs 0.2 GB of memory and room for four batches.
 
 OPEN in the paper, and how it is read here: 'random crop 224' of a 64x64 image (a random resized crop, area 0.08 to 1,
 to 224); the stem (ImageNet's, 7x7 with stride 2 and a max pool, as 224x224 images come in); the statistics for

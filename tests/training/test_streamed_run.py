@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -220,3 +221,13 @@ def test_a_streamed_step_is_traced_once(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "evaluate_folded", lambda *_, **__: {"test": {"accuracy": 0.0, "loss": 0.0}})
     training.train(streamed(folder), tmp_path / "run")
     assert sorted(traces) == ["eval_step_on_batch", "train_step_on_batch"]
+
+
+@pytest.mark.parametrize("name, a, b, batch_size", [("tiny_imagenet", 0.7, 0.8, 128), ("imagenet", 0.6, 0.7, 256)])
+def test_the_configs_hold_the_settings_of_the_paper(name, a, b, batch_size):
+    config = runpy.run_path(str(runs.ROOT / "configs" / f"{name}.py"))["get_config"]("resnet50,wc")
+    config = training.check_config(config)
+    assert (config.dataset, config.model, config.stem, config.image_size) == (name, "resnet50", "imagenet", 224)
+    assert (config.reparam.name, config.reparam.a, config.reparam.b) == ("arctan", a, b)
+    assert (config.epochs, config.batch_size, config.learning_rate, config.momentum) == (300, batch_size, 0.1, 0.9)
+    assert (config.weight_decay, config.schedule.milestones, config.schedule.factor) == (1e-4, (75, 150, 225), 0.1)
