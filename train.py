@@ -46,7 +46,7 @@ def main(argv):
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on after the last finished epoch.")
+        sys.exit("stopped; the same command goes on after the last checkpoint.")
     print(json.dumps(summary, indent=2))
 
 

@@ -22,6 +22,8 @@ RESNETS = ("resnet18", "resnet34", "resnet50")
 FILES = {
     "digits": (("resnet8", "resnet20"), (10, (8, 8, 1))),
     "cifar10": (("resnet8", "resnet20", *RESNETS, "vgg16_bn", "vgg19_bn"), (10, (32, 32, 3))),
+    "tiny_imagenet": (("resnet50",), (200, (64, 64, 3))),
+    "imagenet": (("resnet50",), (1000, (64, 64, 3))),
     "cifar100": ((*RESNETS, "wrn28_10", "vgg16_bn", "vgg19_bn"), (100, (32, 32, 3))),
 }
 ALL = [(file, model) for file, (names, _) in FILES.items() for model in names]
@@ -44,6 +46,8 @@ def test_every_config_file_is_tested_here():
         ("cifar10", RESNETS, 200, 128, (90, 136), 0.1, 1e-4),
         ("cifar10", ("vgg16_bn", "vgg19_bn"), 200, 128, (60, 120, 160), 0.2, 5e-4),
         ("cifar100", FILES["cifar100"][0], 200, 128, (60, 120, 160), 0.2, 5e-4),
+        ("tiny_imagenet", ("resnet50",), 300, 128, (75, 150, 225), 0.1, 1e-4),
+        ("imagenet", ("resnet50",), 300, 256, (75, 150, 225), 0.1, 1e-4),
     ],
 )
 def test_settings_are_those_of_the_paper(file, models, epochs, batch, milestones, factor, decay):
@@ -52,6 +56,7 @@ def test_settings_are_those_of_the_paper(file, models, epochs, batch, milestones
         assert (c.epochs, c.batch_size, c.schedule.milestones, c.schedule.factor) == (epochs, batch, milestones, factor)
         assert (c.optimizer, c.learning_rate, c.momentum, c.weight_decay) == ("sgd", 0.1, 0.9, decay)
         assert (c.val_fraction, c.augment.padding, c.augment.flip) == (0.1, 4, True)
+        assert (c.stem, c.image_size) == ("imagenet" if "imagenet" in file else "cifar", 224)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,8 @@ def test_settings_are_those_of_the_paper(file, models, epochs, batch, milestones
                 "vgg19_bn": (0.7, 0.8),
             },
         ),
+        ("tiny_imagenet", {"resnet50": (0.7, 0.8)}),
+        ("imagenet", {"resnet50": (0.6, 0.7)}),
     ],
 )
 def test_the_default_a_and_b_are_the_best_ones_of_the_paper(file, best):

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 
 from wcjax.errors import InputError
 from wcjax.sweep_table import LiveTable
-from wcjax.training.config import check_config, load_dataset
+from wcjax.training.config import MAY_DIFFER, check_config, load_dataset
 from wcjax.training.loop import check_workdir
 from wcjax.training.metrics import read_metrics
 
@@ -112,7 +112,7 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
 
 def open_study(plan: Plan, configs, storage: str, out) -> optuna.Study:
     """The study of exactly these runs in the storage: made if it is not there, else joined."""
-    same = {name: {k: v for k, v in c.to_dict().items() if k != "data_dir"} for name, c in configs.items()}
+    same = {name: {k: v for k, v in c.to_dict().items() if k not in MAY_DIFFER} for name, c in configs.items()}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
     engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # it has one writer at a time
     for patience in (2, 1, 0):

@@ -1,4 +1,3 @@
-import functools
 import os
 
 import jax
@@ -6,7 +5,6 @@ import pytest
 
 from tests.training import runs
 from wcjax import models, training
-from wcjax.models import resnet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,8 +31,7 @@ def compilation_cache(tmp_path_factory):
 def tiny_network():
     """The network 'tiny': the stem and the head of a ResNet, which compile in a second."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny = functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8)
-        patch.setitem(models._NETWORKS, "tiny", (tiny, models.options("resnet8")))
+        patch.setitem(models._NETWORKS, "tiny", runs.TINY)
         patch.setattr(models, "NAMES", (*models.NAMES, "tiny"))
         yield
 

@@ -1,5 +1,6 @@
 """Configurations of small runs, and the comparison of two run folders bit by bit."""
 
+import functools
 import json
 import pathlib
 import runpy
@@ -7,10 +8,13 @@ import runpy
 import jax
 import numpy as np
 
+from wcjax import models
+from wcjax.models import resnet
 from wcjax.training.checkpoint import load_tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 4
+TINY = (functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8), models.options("resnet8"))
 TIMES = {"images_per_second", "seconds", "train_seconds", "compile_seconds"}
 
 

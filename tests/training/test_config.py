@@ -41,7 +41,10 @@ WRONG = [
     ({"schedule": {"milestones": (0, 3)}}, "milestones must be epochs in rising order, like (60, 120), found (0, 3)."),
     # an unknown name
     ({"model": "resnt8"}, "unknown config.model 'resnt8'. Did you mean 'resnet8'? Known: resnet8, resnet20, "),
-    ({"dataset": "cifar"}, "unknown config.dataset 'cifar'. Did you mean 'cifar10'? Known: digits, cifar10, cifar100."),
+    (
+        {"dataset": "cifar"},
+        "unknown config.dataset 'cifar'. Did you mean 'cifar10'? Known: digits, cifar10, cifar100, ",
+    ),
     ({"optimizer": "adamw"}, "unknown config.optimizer 'adamw'. Did you mean 'adam'? Known: sgd, adam."),
     ({"dtype": "float16"}, "unknown config.dtype 'float16'. Did you mean 'bfloat16'? Known: float32, bfloat16."),
     (

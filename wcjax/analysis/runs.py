@@ -9,10 +9,9 @@ from typing import NamedTuple
 from flax import traverse_util
 
 from wcjax.errors import InputError
-from wcjax.training.config import read_config
+from wcjax.training.config import MAY_DIFFER, read_config
 
-# What may differ between runs of one setting. The same data may lie elsewhere on another machine.
-_FREE = ("seed", "data_dir", "reparam")
+_FREE = ("seed", "reparam", *MAY_DIFFER)  # what may differ between runs of one setting
 
 
 class Run(NamedTuple):

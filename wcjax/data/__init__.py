@@ -1,20 +1,21 @@
-"""Image data sets as NumPy arrays: uint8 pixels, split in train, val and test.
+"""Image data sets, split in train, val and test: as NumPy arrays of uint8 pixels, or streamed from files.
 
     dataset = wcjax.data.load("cifar10", "~/data")
     dataset.train.images        # uint8 (45000, 32, 32, 3)
 
-Augmentation and normalization run inside the train step: `wcjax.data.augment`.
+Augmentation and normalization of arrays run inside the train step: `wcjax.data.augment`. The images of streamed sets
+are decoded and augmented by `wcjax.data.stream`, which needs the extra `stream`.
 """
 
 import numbers
 
-from wcjax.data import cifar, digits
+from wcjax.data import cifar, digits, imagenet
 from wcjax.data.splits import Dataset, Split, channel_statistics, hold_out
 from wcjax.errors import InputError, unknown
 
 __all__ = ["NAMES", "Dataset", "Split", "load"]
 
-NAMES = ("digits", *cifar.NUM_CLASSES)
+NAMES = ("digits", *cifar.NUM_CLASSES, *imagenet.NAMES)
 
 
 def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
@@ -24,12 +25,18 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
     `m = round(val_fraction * n)`, the validation split is the images `order[:m]` and the training split `order[m:]`,
     both in that order. The test split does not depend on `seed`.
 
+    'tiny_imagenet' and 'imagenet' are streamed, and nothing is held out: as in the paper, accuracy is that on the
+    official validation split. It is both `val` and `test`, and `val_fraction` and `seed` play no part.
+
     Args:
       name: one of NAMES. 'digits' (8x8 grey, 10 classes) comes with scikit-learn and ignores `data_dir`.
       data_dir: for 'cifar10' and 'cifar100', a local path, where `~` is the home directory. Either an .npz file, or a
         directory that holds `<name>.npz` (arrays x_train, y_train, x_test, y_test), or a directory in which
         tensorflow_datasets prepared `<name>` as array_record. The decoded images of the last kind are kept in
-        `$XDG_CACHE_HOME/wcjax` (`~/.cache/wcjax`), so that only the first call has to decode them.
+        `$XDG_CACHE_HOME/wcjax` (`~/.cache/wcjax`), so that only the first call has to decode them. For
+        'tiny_imagenet', the unpacked folder `tiny-imagenet-200`. For 'imagenet', a folder with `train/<class>/<image>`
+        and `val/<class>/<image>`, with any number of classes, or a directory in which tensorflow_datasets prepared
+        `imagenet2012` as array_record.
       val_fraction: share of the official training images to hold out, above 0 and below 1.
       seed: integer >= 0.
 
@@ -47,6 +54,8 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
     if not (isinstance(seed, numbers.Integral) and seed >= 0):
         raise InputError(f"seed must be an integer of at least 0, found {seed!r}.")
 
+    if name in imagenet.NAMES:
+        return imagenet.read(name, data_dir)
     if name == "digits":
         num_classes = digits.NUM_CLASSES
         train, test = digits.read()

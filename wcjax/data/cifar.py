@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100 from a local path: finds out in which of the two forms they lie there."""
 
 import os
-import re
 from pathlib import Path
 
 from wcjax.data import npz, tfds
@@ -24,14 +23,8 @@ def read(name, data_dir):
     if (path / f"{name}.npz").is_file():
         return npz.read(path / f"{name}.npz", NUM_CLASSES[name])
 
-    prepared = [
-        version
-        for version in (path / name).glob("*")
-        if re.fullmatch(r"\d+\.\d+\.\d+", version.name) and (version / "dataset_info.json").is_file()
-    ]
-    if prepared:
-        newest = max(prepared, key=lambda version: [int(number) for number in version.name.split(".")])
-        return tfds.read(newest, NUM_CLASSES[name])
+    if prepared := tfds.newest_version(path / name):
+        return tfds.read(prepared, NUM_CLASSES[name])
 
     if path.suffix == ".npz":
         raise InputError(f"{name}: there is no file {path}. {_how_to_get(name, path.parent)}")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wcjax.data.encoded import Source
 from wcjax.errors import InputError
 
 
@@ -18,23 +19,32 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def num_images(self) -> int:
+        return len(self.labels)
+
 
 class Dataset(NamedTuple):
     """A data set in three splits.
 
     Attributes:
-      train, val, test: Split.
+      train, val, test: Split, or `wcjax.data.encoded.Source` where the images are streamed.
       num_classes: number of classes.
       mean, std: float32 (c,), per channel over all pixels of `train`, in units where a pixel is 0..1. `std` is the
-        population's (divided by the number of pixels).
+        population's (divided by the number of pixels). For streamed sets the usual values of ImageNet.
     """
 
-    train: Split
-    val: Split
-    test: Split
+    train: Split | Source
+    val: Split | Source
+    test: Split | Source
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded while the run goes on (`wcjax.data.stream`), not held as arrays."""
+        return not isinstance(self.train, Split)
 
 
 def hold_out(train, val_fraction, seed):

@@ -1,5 +1,8 @@
 """Directories prepared by tensorflow_datasets as array_record: read without TensorFlow, decoded once, then cached."""
 
+import contextlib
+import re
+
 import numpy as np
 
 from wcjax.data import cache, npz
@@ -31,8 +34,19 @@ def read(directory, num_classes):
     return splits
 
 
-def _decode(directory):
-    """Returns the images and labels of all records as a dict with npz.KEYS."""
+def newest_version(directory):
+    """The prepared directory `directory/<version>` with the highest version, or None where there is none."""
+    versions = [
+        version
+        for version in directory.glob("*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", version.name) and (version / "dataset_info.json").is_file()
+    ]
+    return max(versions, key=lambda version: [int(number) for number in version.name.split(".")], default=None)
+
+
+@contextlib.contextmanager
+def reading(directory):
+    """The builder of a prepared directory. What it raises in the block becomes an InputError that says what to do."""
     try:
         # Here and not above: an optional dependency, not needed once the cache is there.
         import tensorflow_datasets as tfds
@@ -41,22 +55,34 @@ def _decode(directory):
         builder = tfds.builder_from_directory(directory)
         formats = [file_format.value for file_format in builder.info.available_file_formats()]
         if "array_record" in formats:
-            return _read_records(builder)
+            yield builder
+            return
     except ImportError as error:
         raise InputError(
             f"{directory}: reading it needs packages that cannot be imported ({error}). Run: pip install 'wcjax[data]'"
         ) from error
     # Damaged files make tfds and array_record raise RuntimeError, ValueError, IndexError, KeyError and others.
     except Exception as error:
-        raise InputError(
-            f"{directory}: cannot be read; a file is missing, truncated or damaged ({type(error).__name__}: {error}). "
-            f"Remove the directory and prepare it again:\n    {_prepare_again(directory)}"
-        ) from error
+        raise damaged(directory, error) from error
     raise InputError(
         f"{directory}: prepared as {', '.join(formats)}, which cannot be read without TensorFlow; allowed is "
         f"array_record. Remove the directory (or name another data_dir) and prepare it again:\n"
         f"    {_prepare_again(directory)}"
     )
+
+
+def damaged(directory, error):
+    """The InputError for a prepared directory whose reading raised `error`."""
+    return InputError(
+        f"{directory}: cannot be read; a file is missing, truncated or damaged ({type(error).__name__}: {error}). "
+        f"Remove the directory and prepare it again:\n    {_prepare_again(directory)}"
+    )
+
+
+def _decode(directory):
+    """Returns the images and labels of all records as a dict with npz.KEYS."""
+    with reading(directory) as builder:
+        return _read_records(builder)
 
 
 def _prepare_again(directory):

@@ -15,68 +15,77 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints in one folder, one for each finished epoch; the newest two and the two best on val are kept.
 
+    With unit="step" they are those within an epoch, numbered by steps, of which the newest two are kept.
+
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
     rename after everything in it is written, and carries a fingerprint of its arrays that is checked when it is read.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, unit: str = "epoch"):
         policies = ocp.checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [policies.LatestN(n=2), policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2)]
-        )
+        keep = [policies.LatestN(n=2)]
+        if unit == "epoch":
+            keep.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
+        self._unit = unit
         self._manager = ocp.CheckpointManager(
             pathlib.Path(folder).absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep),
+            options=ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(keep)),
             item_names=("state", "record"),
         )
 
-    def save(self, epoch: int, state, record: dict, val_accuracy: float) -> None:
+    def save(self, number: int, state, record: dict, val_accuracy: float | None = None) -> None:
         """Saves in the background; state may be donated as soon as this returns. An older save is waited for."""
         record = record | {"fingerprint": int(fingerprint(state))}
         self._manager.save(
-            epoch,
+            number,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-            metrics={"val_accuracy": val_accuracy, "epoch": epoch},
+            metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy, "epoch": number},
         )
 
-    def restore(self, epoch: int, like):
-        """(state, record) of one epoch, with the structure, dtypes and shardings of `like`.
+    def restore(self, number: int, like):
+        """(state, record) of one epoch or step, with the structure, dtypes and shardings of `like`.
 
         Raises InputError where it cannot be read or its arrays are not those that were saved.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
         try:
-            found = self._manager.restore(epoch, args=args)
+            found = self._manager.restore(number, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"the checkpoint of epoch {epoch} cannot be read: {reason}") from error
+            raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {reason}") from error
         record = dict(found.record)
         if record.pop("fingerprint", None) != int(fingerprint(found.state)):
-            raise InputError(f"the checkpoint of epoch {epoch} is damaged: its arrays are not those that were saved.")
+            raise InputError(
+                f"the checkpoint of {self._unit} {number} is damaged: its arrays are not those that were saved."
+            )
         return found.state, record
 
     def restore_newest(self, like):
-        """(state, record) of the newest epoch that can be read, or None where there is none yet.
+        """(state, record) of the newest that can be read, or None where there is none yet.
 
         A damaged one is reported, and the one before it is tried; once one can be read, the damaged ones are deleted.
-        Raises InputError if all are damaged, and deletes none.
+        Raises InputError if all are damaged, and deletes none; those within an epoch are no loss, and give None.
         """
-        epochs = sorted(self._manager.all_steps(), reverse=True)
-        for i, epoch in enumerate(epochs):
+        numbers = sorted(self._manager.all_steps(), reverse=True)
+        for i, number in enumerate(numbers):
             try:
-                found = self.restore(epoch, like)
+                found = self.restore(number, like)
             except InputError as error:
                 log.warning("%s Falling back to the one before.", error)
                 continue
-            for damaged in epochs[:i]:
+            for damaged in numbers[:i]:
                 self._manager.delete(damaged)
             return found
-        if epochs:
+        if numbers and self._unit == "epoch":
             raise InputError(
                 f"none of the checkpoints in {self._manager.directory} can be read. Start in a new workdir."
             )
         return None
+
+    def delete_all(self) -> None:
+        for number in self._manager.all_steps():
+            self._manager.delete(number)
 
     def close(self) -> None:
         """Waits until everything is written."""

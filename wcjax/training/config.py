@@ -18,6 +18,7 @@ from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
+MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every")  # keys that say where and how, and change no result
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
 VARIANTS = {
@@ -37,10 +38,13 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     config.dataset = "digits"  # one of wcjax.data.NAMES
-    config.data_dir = ""  # a tensorflow-datasets folder, or an .npz file or a folder with <dataset>.npz
+    config.data_dir = ""  # where it lies: see wcjax.data.load
     config.val_fraction = 0.1  # share of the training images that is held out for validation
     config.split_seed = 0  # which images are held out; apart from `seed`, so that runs of other seeds are comparable
     config.augment = {"padding": 4, "flip": True}  # random crop after zero padding (pixels), random horizontal flip
+    # Of streamed sets (tiny_imagenet, imagenet), which have no held out part and no padding:
+    config.image_size = 224  # height and width of the random resized crop, and of the centre crop of 256/224 of it
+    config.data_workers = 0  # processes that decode; 0: a thread. The results do not depend on it
 
     config.model = "resnet8"  # one of wcjax.models.NAMES
     config.stem = "cifar"  # of ResNets: 'cifar' or 'imagenet'
@@ -62,6 +66,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.epochs = 10
     config.batch_size = 128
+    config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: only at its end
     config.seed = 0  # of the initial weights, the order of the images and their augmentation
     return config
 
@@ -105,8 +110,10 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _one_of(full, "dtype", DTYPES)
     _one_of(full, "reparam.name", REPARAMS)
     _one_of(full, "reparam.learn", LEARN_NETWORK)
-    for key, lowest in {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}.items():
-        _in_range(full, key, lowest, math.inf)
+    lowest = {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}
+    lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0}
+    for key, least in lowest.items():
+        _in_range(full, key, least, math.inf)
     _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
     _in_range(full, "val_fraction", 0, 1, open_ends=True)
     _in_range(full, "learning_rate", 0, math.inf, open_ends=True)
@@ -162,7 +169,7 @@ def load_dataset(config) -> data.Dataset:
     dataset = data.load(
         config.dataset, config.data_dir or None, val_fraction=config.val_fraction, seed=config.split_seed
     )
-    found = len(dataset.train.labels)
+    found = dataset.train.num_images
     if found < config.batch_size:
         raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {found} training images.")
     return dataset

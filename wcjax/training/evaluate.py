@@ -4,22 +4,32 @@ python -m wcjax.training.evaluate RUN [--data_dir DIR]
 """
 
 import argparse
+import collections
+import itertools
 import pathlib
 import sys
 
-import jax
-
 from wcjax.errors import InputError
+from wcjax.training import feed
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import load_tree
 from wcjax.training.config import check_config, load_dataset, make_model, read_config
 
+# Steps that may be on their way to the device at once: enough that it never waits, few enough for an honest progress
+# bar and for the memory that streamed batches take.
+IN_FLIGHT = 8
 
-def evaluate(eval_step, params, batch_stats, data: steps.Images, batch_size: int) -> dict:
+
+def evaluate(eval_step, params, batch_stats, data: steps.Images | feed.Rounds, batch_size: int) -> dict:
     """{'loss', 'accuracy'} over all images of data, each counted once. eval_step: from `step.compile_eval_step`."""
-    totals = steps.Totals.zero()
-    for _ in range(-(-len(data.labels) // batch_size)):
-        totals = eval_step(params, batch_stats, totals, data)
+    if isinstance(data, steps.Images):
+        data = itertools.repeat(data, -(-len(data.labels) // batch_size))
+    totals, in_flight = steps.Totals.zero(), collections.deque()
+    for images in data:
+        totals = eval_step(params, batch_stats, totals, images)
+        in_flight.append(totals.seen)
+        if len(in_flight) > IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
     return totals.means()
 
 
@@ -55,11 +65,16 @@ def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val
         config.data_dir = data_dir
     dataset = dataset or load_dataset(config)
     model, variables = load_folded(run, dataset.num_classes)
+    params, batch_stats = variables["params"], variables["batch_stats"]
     result = {}
     for name in splits:
-        data = jax.device_put(steps.Images(*getattr(dataset, name)))
-        eval_step = steps.compile_eval_step(model, config, dataset, variables["params"], variables["batch_stats"], data)
-        result[name] = evaluate(eval_step, variables["params"], variables["batch_stats"], data, config.batch_size)
+        split = getattr(dataset, name)
+        if name == "test" and split is dataset.val and "val" in result:
+            result[name] = result["val"]
+            continue
+        with feed.evaluation(split, config) as data:
+            eval_step = steps.compile_eval_step(model, config, dataset, params, batch_stats, data)
+            result[name] = evaluate(eval_step, params, batch_stats, data, config.batch_size)
     return result
 
 

@@ -3,9 +3,11 @@
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,17 +20,17 @@ from flax import traverse_util
 
 from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.params import fold, name_of, path_str, reparameterize
+from wcjax.training import feed
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
-from wcjax.training.config import check_config, load_dataset, make_model, make_psi, read_config
-from wcjax.training.evaluate import evaluate, evaluate_folded
+from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_model, make_psi, read_config
+from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
 from wcjax.training.metrics import MetricsWriter, Progress, write_json
 from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
 
-# Steps that may be on their way to the device at once: enough that it never waits, few enough for an honest bar.
-IN_FLIGHT = 8
+MIDWAY = "midway"  # the folder of checkpoints within epochs, gone when the run is finished
 
 
 def train(config, workdir) -> dict:
@@ -54,30 +56,31 @@ def train(config, workdir) -> dict:
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
 
     dataset = load_dataset(config)
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    steps_per_epoch = dataset.train.num_images // config.batch_size
     model = make_model(config, dataset.num_classes)
     tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch)
     log.info(
         "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
         *(config.model, make_psi(config) or "none", config.dataset),
-        *(len(split.labels) for split in dataset[:3]),
+        *(split.num_images for split in dataset[:3]),
         jax.devices()[0].device_kind,
     )
-    state = steps.init_state(model, tx, dataset.train.images.shape[1:], config.seed)
+    state = steps.init_state(model, tx, feed.image_shape(dataset, config), config.seed)
     _check_initial_weights(state, config, dataset)
 
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config.to_dict())
-    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        state, record = checkpoints.restore_newest(state) or (
-            state,
-            {"epoch": 0, "best_epoch": 0, "best_val_accuracy": -1.0, "train_seconds": 0.0},
-        )
-        state, record, compile_seconds = _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
+    with (
+        contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints,
+        _checkpoints_midway(config, workdir) as midway,
+    ):
+        start = _restore(checkpoints, midway, state)
+        state, record, compile_seconds = _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway)
         if record["best_epoch"] != record["epoch"]:
             state, _ = checkpoints.restore(record["best_epoch"], state)
     params = state.params if config.reparam.name == "none" else fold(state.params, make_psi(config))
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
+    shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
 
     tested = evaluate_folded(workdir, dataset, splits=("test",))
     summary = {
@@ -97,43 +100,84 @@ def train(config, workdir) -> dict:
     return summary
 
 
-def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints):
-    """Trains from record['epoch'] to config.epochs; returns the last state and record, and the seconds to compile."""
-    train_data, val_data = (jax.device_put(steps.Images(*split)) for split in (dataset.train, dataset.val))
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+@contextlib.contextmanager
+def _checkpoints_midway(config, workdir):
+    """The checkpoints within epochs, or None where the config wants none and there are none."""
+    folder = workdir / MIDWAY
+    if config.checkpoint_every or folder.exists():
+        with contextlib.closing(Checkpoints(folder, unit="step")) as midway:
+            yield midway
+    else:
+        yield None
+
+
+class _Start(NamedTuple):
+    """Where a session begins."""
+
+    state: steps.TrainState
+    record: dict  # of the last finished epoch
+    totals: steps.Totals | None = None  # of the part of the epoch that is done, None at its beginning
+    seconds: float = 0.0  # that the part of the epoch took
+
+
+def _restore(checkpoints, midway, state) -> _Start:
+    """What was saved last, or the beginning with state."""
+    record = {"epoch": 0, "best_epoch": 0, "best_val_accuracy": -1.0, "train_seconds": 0.0}
+    start = _Start(*(checkpoints.restore_newest(state) or (state, record)))
+    if midway is None:
+        return start
+    found = midway.restore_newest({"state": state, "totals": steps.Totals.zero()})
+    # One of an earlier epoch is done with; one of a later goes with a checkpoint that cannot be read any more.
+    if found is None or found[1]["epoch"] != start.record["epoch"]:
+        midway.delete_all()
+        return start
+    saved, record = found
+    seconds = record.pop("seconds")
+    return _Start(saved["state"], record, saved["totals"], seconds)
+
+
+def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway):
+    """Trains from start to config.epochs; returns the last state and record, and the seconds to compile."""
+    state, record, totals, seconds = start
+    first_step = int(state.step)
+    steps_per_epoch = dataset.train.num_images // config.batch_size
     images_per_epoch = steps_per_epoch * config.batch_size
-    compiled = _compile(config, dataset, model, tx, state, train_data, val_data)
     schedule = steps.learning_rate_schedule(config, steps_per_epoch)
 
-    if record["epoch"]:
-        log.info("Going on after epoch %d.", record["epoch"])
     with (
-        contextlib.closing(MetricsWriter(workdir, record["epoch"])) as writer,
-        contextlib.closing(Progress(config.epochs * images_per_epoch, record["epoch"] * images_per_epoch)) as progress,
+        feed.training(dataset.train, config, first_step) as train_data,
+        feed.evaluation(dataset.val, config) as val_data,
+        contextlib.closing(MetricsWriter(workdir, record["epoch"] if first_step else -1)) as writer,
+        contextlib.closing(Progress(config.epochs * images_per_epoch, first_step * config.batch_size)) as progress,
     ):
-        if not record["epoch"]:
+        compiled = _compile(config, dataset, model, tx, state, train_data, val_data)
+        if first_step:
+            log.info("Going on after %s.", _place(record["epoch"], first_step, steps_per_epoch))
+        else:
             writer.write_weights(0, describe_layers(state.params, config))
         for epoch in range(record["epoch"] + 1, config.epochs + 1):
-            began = time.perf_counter()
-            state, totals = _train_epoch(config, compiled, state, train_data, steps_per_epoch, progress)
+            began = time.perf_counter() - seconds
+            save = functools.partial(_save_midway, midway, record, began, schedule)
+            last_step = epoch * steps_per_epoch
+            state, totals = _train_epoch(config, compiled, state, totals, first_step, last_step, progress, save)
             trained = totals.means()
             train_seconds = time.perf_counter() - began
             _check_finite(int(totals.first_bad_step), schedule, epoch)
             val = evaluate(compiled.evaluate, state.params, state.batch_stats, val_data, config.batch_size)
             if not np.isfinite(val["loss"]):
-                _check_finite(epoch * steps_per_epoch - 1, schedule, epoch)
+                _check_finite(last_step - 1, schedule, epoch)
 
             record = record | {"epoch": epoch, "train_seconds": record["train_seconds"] + train_seconds}
             if val["accuracy"] > record["best_val_accuracy"]:
                 record |= {"best_epoch": epoch, "best_val_accuracy": val["accuracy"]}
             line = {
                 "epoch": epoch,
-                "step": epoch * steps_per_epoch,
+                "step": last_step,
                 "train_loss": trained["loss"],
                 "train_accuracy": trained["accuracy"],
                 "val_loss": val["loss"],
                 "val_accuracy": val["accuracy"],
-                "learning_rate": float(schedule(epoch * steps_per_epoch - 1)),
+                "learning_rate": float(schedule(last_step - 1)),
                 "images_per_second": images_per_epoch / train_seconds,
                 "seconds": time.perf_counter() - began,
             }
@@ -142,6 +186,7 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
             writer.write(line)
             writer.write_weights(epoch, describe_layers(state.params, config))
             checkpoints.save(epoch, state, record, val["accuracy"])
+            totals, seconds, first_step = None, 0.0, last_step
             progress.say(
                 f"epoch {epoch}/{config.epochs}   "
                 f"train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.2%}   "
@@ -150,8 +195,18 @@ def _run_epochs(config, workdir, dataset, model, tx, state, record, checkpoints)
     return state, record, compiled.seconds
 
 
+def _save_midway(midway, record, began, schedule, step, state, totals) -> None:
+    _check_finite(int(totals.first_bad_step), schedule, record["epoch"] + 1)
+    midway.save(step, {"state": state, "totals": totals}, record | {"seconds": time.perf_counter() - began})
+
+
+def _place(epoch, step, steps_per_epoch) -> str:
+    """'epoch 3', or 'step 70, in epoch 4'."""
+    return f"epoch {epoch}" if step == epoch * steps_per_epoch else f"step {step}, in epoch {epoch + 1}"
+
+
 class _Compiled(NamedTuple):
-    start_epoch: Callable
+    start_epoch: Callable  # state -> (zero totals, iterator over what train takes after state and totals)
     train: Callable
     evaluate: Callable
     seconds: float  # to trace and compile all three
@@ -159,28 +214,42 @@ class _Compiled(NamedTuple):
 
 def _compile(config, dataset, model, tx, state, train_data, val_data) -> _Compiled:
     began = time.perf_counter()
-    num_images = len(dataset.train.labels)
-    statistics = {"mean": dataset.mean, "std": dataset.std}
-    start_epoch = functools.partial(
-        steps.start_epoch, num_images=num_images, steps_per_epoch=num_images // config.batch_size
-    )
-    start_epoch = jax.jit(start_epoch).lower(state).compile()
-    order, totals = start_epoch(state)
-    train = functools.partial(steps.train_step, model=model, tx=tx, config=config, **statistics)
-    train = jax.jit(train, donate_argnums=(0, 1)).lower(state, totals, train_data, order).compile()
+    fixed = {"model": model, "tx": tx, "config": config, "mean": dataset.mean, "std": dataset.std}
+    if dataset.streamed:
+        train, inputs = functools.partial(steps.train_step_on_batch, **fixed), (steps.streamed_batch(config),)
+
+        def start_epoch(state):
+            return steps.Totals.zero(), zip(train_data)
+    else:
+        num_images = dataset.train.num_images
+        draw = functools.partial(
+            steps.start_epoch, num_images=num_images, steps_per_epoch=num_images // config.batch_size
+        )
+        draw = jax.jit(draw).lower(state).compile()
+        train, inputs = functools.partial(steps.train_step, **fixed), (train_data, draw(state)[0])
+
+        def start_epoch(state):
+            order, totals = draw(state)
+            return totals, itertools.repeat((train_data, order))
+
+    train = jax.jit(train, donate_argnums=(0, 1)).lower(state, steps.Totals.zero(), *inputs).compile()
     evaluate = steps.compile_eval_step(model, config, dataset, state.params, state.batch_stats, val_data)
     return _Compiled(start_epoch, train, evaluate, time.perf_counter() - began)
 
 
-def _train_epoch(config, compiled, state, data, steps_per_epoch, progress):
-    order, totals = compiled.start_epoch(state)
+def _train_epoch(config, compiled, state, totals, first_step, last_step, progress, save):
+    """Does the steps from first_step to last_step, both of one epoch; calls save(step, state, totals) in between."""
+    zero, inputs = compiled.start_epoch(state)
+    totals = totals or zero
     in_flight = collections.deque()
-    for _ in range(steps_per_epoch):
-        state, totals, loss = compiled.train(state, totals, data, order)
+    for done in range(first_step + 1, last_step + 1):
+        state, totals, loss = compiled.train(state, totals, *next(inputs))
         in_flight.append(loss)
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().block_until_ready()
             progress.advance(config.batch_size)
+        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < last_step:
+            save(done, state, totals)
     jax.block_until_ready(totals)
     progress.advance(config.batch_size * len(in_flight))
     return state, totals
@@ -199,8 +268,7 @@ def check_workdir(workdir, config) -> None:
         return
     configs = (read_config(path), json.loads(json.dumps(config.to_dict())))
     there, asked = (traverse_util.flatten_dict(c, sep=".") for c in configs)
-    # The same data may lie elsewhere on another machine.
-    differing = [k for k in sorted(there | asked) if k != "data_dir" and there.get(k) != asked.get(k)]
+    differing = [k for k in sorted(there | asked) if k not in MAY_DIFFER and there.get(k) != asked.get(k)]
     if differing:
         rows = "\n".join(f"  {k}: {there.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)
         raise InputError(
@@ -213,7 +281,7 @@ def _check_initial_weights(state, config, dataset) -> None:
     if finite(state.params):
         return
     plain = make_model(config, dataset.num_classes, plain=True)
-    weights = steps.init_state(plain, optax.identity(), dataset.train.images.shape[1:], config.seed).params
+    weights = steps.init_state(plain, optax.identity(), feed.image_shape(dataset, config), config.seed).params
     try:
         reparameterize(weights, make_psi(config))
     except ValueError as error:

@@ -38,16 +38,15 @@ class MetricsWriter:
     """Appends one line for each epoch to metrics.jsonl and weights.jsonl, and the numbers to TensorBoard."""
 
     def __init__(self, workdir, done_epochs: int):
-        """Lines of later epochs are left from a run that was stopped, and are removed; all, if no epoch is done."""
+        """Lines of epochs after done_epochs are left from a run that was stopped, and are removed; -1: all of them."""
         from tensorboardX import SummaryWriter
 
         self._workdir = pathlib.Path(workdir)
         for name in ("metrics.jsonl", "weights.jsonl"):
             found = read_metrics(workdir, name)
-            kept = [json.dumps(line) + "\n" for line in found if done_epochs and line["epoch"] <= done_epochs]
+            kept = [json.dumps(line) + "\n" for line in found if line["epoch"] <= done_epochs]
             write_atomically(self._workdir / name, "".join(kept))
-        purge_step = done_epochs + 1 if done_epochs else 0
-        self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge_step)
+        self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=done_epochs + 1)
 
     def write(self, line: dict) -> None:
         """line: 'epoch' and numbers by name, or dicts of them."""

@@ -42,7 +42,7 @@ class Totals(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A split on the device."""
+    """A split on the device, or a batch of a streamed one."""
 
     images: jax.Array  # uint8 (n, height, width, channels)
     labels: jax.Array  # int32 (n,)
@@ -97,17 +97,33 @@ def start_epoch(state: TrainState, num_images: int, steps_per_epoch: int):
 
 
 def train_step(state: TrainState, totals: Totals, data: Images, order, *, model, tx, config, mean, std):
-    """One step on the next config.batch_size images of order.
+    """One step on the next config.batch_size images of order, augmented here.
 
     Returns (state, totals, loss): loss is the mean over the batch, float32, shape ().
     """
     steps_per_epoch = order.shape[0] // config.batch_size
     index = jax.lax.dynamic_slice_in_dim(order, state.step % steps_per_epoch * config.batch_size, config.batch_size)
-    _, key = jax.random.split(jax.random.wrap_key_data(state.key))
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    augment_key, dropout_key = _step_keys(state)
     images = augment.random_crop_and_flip(augment_key, data.images[index], **config.augment)
     images = augment.normalize(images, mean, std, jnp.dtype(config.dtype))
-    labels = data.labels[index]
+    return _update(state, totals, images, data.labels[index], dropout_key, model, tx)
+
+
+def train_step_on_batch(state: TrainState, totals: Totals, batch: Images, *, model, tx, config, mean, std):
+    """`train_step` on a batch of a streamed split, which is augmented already."""
+    _, dropout_key = _step_keys(state)
+    images = augment.normalize(batch.images, mean, std, jnp.dtype(config.dtype))
+    return _update(state, totals, images, batch.labels, dropout_key, model, tx)
+
+
+def _step_keys(state):
+    """(key of the augmentation, key of dropout) of the step that state is at."""
+    _, key = jax.random.split(jax.random.wrap_key_data(state.key))
+    return jax.random.split(jax.random.fold_in(key, state.step))
+
+
+def _update(state, totals, images, labels, dropout_key, model, tx):
+    """One step of the optimizer: (state, totals, loss) of normalized images."""
 
     def loss_fn(params):
         logits, updated = model.apply(
@@ -123,9 +139,9 @@ def train_step(state: TrainState, totals: Totals, data: Images, order, *, model,
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     is_bad = ~jnp.isfinite(loss) & (totals.first_bad_step < 0)
     totals = Totals(
-        loss=totals.loss + loss * config.batch_size,
+        loss=totals.loss + loss * len(labels),
         correct=totals.correct + jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
-        seen=totals.seen + config.batch_size,
+        seen=totals.seen + len(labels),
         first_bad_step=jnp.where(is_bad, state.step, totals.first_bad_step),
     )
     state = state._replace(
@@ -143,25 +159,41 @@ def eval_step(params, batch_stats, totals: Totals, data: Images, *, model, batch
     index = totals.seen + jnp.arange(batch_size)
     real = index < n
     index = jnp.minimum(index, n - 1)
-    images = augment.normalize(data.images[index], mean, std, dtype)
-    labels = data.labels[index]
+    batch = Images(data.images[index], data.labels[index])
+    return _count(params, batch_stats, totals, batch, real, model, mean, std, dtype)
+
+
+def eval_step_on_batch(params, batch_stats, totals: Totals, batch: Images, *, model, mean, std, dtype) -> Totals:
+    """Adds a batch of a streamed split; images with a negative label fill it up and are not counted."""
+    return _count(params, batch_stats, totals, batch, batch.labels >= 0, model, mean, std, dtype)
+
+
+def _count(params, batch_stats, totals, batch, real, model, mean, std, dtype):
+    """totals and the sums over those images of batch that are real, bool (n,)."""
+    images, labels = augment.normalize(batch.images, mean, std, dtype), jnp.maximum(batch.labels, 0)
     logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return totals._replace(
         loss=totals.loss + jnp.sum(jnp.where(real, loss, 0)),
         correct=totals.correct + jnp.sum(real & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32),
-        seen=jnp.minimum(totals.seen + batch_size, n),
+        seen=totals.seen + jnp.sum(real, dtype=jnp.int32),
     )
 
 
-def compile_eval_step(model, config, dataset, params, batch_stats, data: Images):
-    """`eval_step` compiled for one split: (params, batch_stats, totals, data) -> totals."""
-    step = functools.partial(
-        eval_step,
-        model=model,
-        batch_size=config.batch_size,
-        mean=dataset.mean,
-        std=dataset.std,
-        dtype=jnp.dtype(config.dtype),
-    )
+def streamed_batch(config) -> Images:
+    """Shapes and dtypes of the batches of a streamed split in this process."""
+    n, size = config.batch_size // jax.process_count(), config.image_size
+    return Images(jax.ShapeDtypeStruct((n, size, size, 3), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32))
+
+
+def compile_eval_step(model, config, dataset, params, batch_stats, data):
+    """The evaluation of config.batch_size images, compiled: (params, batch_stats, totals, images) -> totals.
+
+    images: data, where that is Images, a split on the device; else a batch of a streamed split.
+    """
+    fixed = {"model": model, "mean": dataset.mean, "std": dataset.std, "dtype": jnp.dtype(config.dtype)}
+    if isinstance(data, Images):
+        step = functools.partial(eval_step, batch_size=config.batch_size, **fixed)
+    else:
+        step, data = functools.partial(eval_step_on_batch, **fixed), streamed_batch(config)
     return jax.jit(step).lower(params, batch_stats, Totals.zero(), data).compile()

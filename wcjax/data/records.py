@@ -1,0 +1,54 @@
+"""imagenet2012 as prepared by tensorflow_datasets in array_record: images stay encoded until they are needed."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from wcjax.data import tfds
+from wcjax.data.encoded import Encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A split of a prepared directory `<data_dir>/<name>/<version>`, as a `wcjax.data.encoded.Source`.
+
+    Pickled, it is only this description: each process opens the files itself.
+    """
+
+    directory: str
+    split: str
+
+    @functools.cached_property
+    def _source(self):
+        with tfds.reading(Path(self.directory)) as builder:
+            import tensorflow_datasets
+
+            skip = {"image": tensorflow_datasets.decode.SkipDecoding()}
+            source = builder.as_data_source(self.split, decoders=skip, file_format="array_record")
+            source[0]  # so that a damaged directory is reported at once
+            return source
+
+    @property
+    def num_images(self) -> int:
+        return len(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Encoded:
+        source = self._source
+        try:
+            record = source[index]
+        except Exception as error:  # of many types, see wcjax.data.tfds
+            raise tfds.damaged(Path(self.directory), error) from error
+        name = record["file_name"]
+        name = name.decode() if isinstance(name, bytes) else name
+        return Encoded(f"{self.directory}, {self.split}, {name}", record["image"], int(record["label"]))
+
+    def __getstate__(self):
+        return {"directory": self.directory, "split": self.split}
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        with tfds.reading(Path(self.directory)) as builder:
+            return builder.info.features["label"].num_classes

@@ -1,0 +1,68 @@
+"""Where the steps of a run find their images: in a split that lies on the device, or in batches streamed to it."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import jax
+
+from wcjax.data.splits import Split
+from wcjax.training.step import Images
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Batches that never end; each iteration takes the next `length` of them, which are a round over a split."""
+
+    batches: Iterator[Images]
+    length: int
+
+    def __iter__(self):
+        return itertools.islice(self.batches, self.length)
+
+
+@contextlib.contextmanager
+def training(split, config, first_step: int):
+    """Images on the device; of a streamed split, an endless iterator over batches there from first_step on."""
+    if isinstance(split, Split):
+        yield jax.device_put(Images(*split))
+        return
+    from wcjax.data import stream  # an optional dependency
+
+    chosen = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
+    batches = stream.train_batches(split, config.batch_size, **chosen, **_options(config))
+    with contextlib.closing(batches):
+        yield map(_on_device, batches)
+
+
+@contextlib.contextmanager
+def evaluation(split, config):
+    """Images on the device, or the Rounds of a streamed split."""
+    if isinstance(split, Split):
+        yield jax.device_put(Images(*split))
+        return
+    from wcjax.data import stream  # an optional dependency
+
+    batches = stream.eval_batches(split, config.batch_size, **_options(config))
+    with contextlib.closing(batches):
+        yield Rounds(map(_on_device, batches), stream.num_eval_batches(split, config.batch_size))
+
+
+def image_shape(dataset, config) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the network gets."""
+    return (config.image_size, config.image_size, 3) if dataset.streamed else dataset.train.images.shape[1:]
+
+
+def _options(config):
+    return {
+        "size": config.image_size,
+        "workers": config.data_workers,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+
+
+def _on_device(batch):
+    """Starts the transfer and does not wait: it runs while the device works on the steps before."""
+    return jax.device_put(Images(*batch))
