@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from wcjax import Arctan, PowerProp, WeightNorm, fold, linen
+from wcjax import Arctan, PowerProp, WeightNorm, fold, linen, optim
 
 A, B = 1.6, 1.3
 PSI = Arctan(A, B)
@@ -245,3 +246,28 @@ def test_a_network_can_be_tabulated_and_is_traced_once():
     params = model.init(KEY, x)["params"]
     for factor in (1.0, 1.1, -1.0):  # a learned a below zero is no new program, and no error
         chex.assert_tree_all_finite(apply(jax.tree.map(lambda p, factor=factor: p * factor, params)))
+
+
+@pytest.mark.parametrize("decay, times", [(0.0, 1), (1e-4, 2)], ids=["no decay", "decay"])
+def test_a_step_takes_one_arctangent_of_each_weight_and_one_more_for_its_decay(decay, times):
+    psi, x = Arctan(0.9, 0.6), np.ones((2, 8, 8, 3))
+    with jax.enable_x64(True):  # where it is an operation of its own in the compiled program
+        model = nn.Sequential(
+            [
+                linen.Conv(4, (3, 3), reparam=psi, param_dtype=jnp.float64),
+                nn.relu,
+                linen.Conv(4, (3, 3), reparam=psi, param_dtype=jnp.float64),
+                lambda h: h.mean((1, 2)),
+                linen.Dense(5, reparam=psi, param_dtype=jnp.float64),
+            ]
+        )
+        params = model.init(jax.random.key(0), x)
+        tx = optax.chain(*[optim.add_decayed_weights(decay, psi)] * bool(decay), optax.sgd(0.1, momentum=0.9))
+
+        def step(params, state):
+            grads = jax.grad(lambda p: jnp.mean(model.apply(p, x) ** 2))(params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        lowered = jax.jit(step).lower(params, tx.init(params)).as_text()
+    assert lowered.count("stablehlo.atan2") + lowered.count("chlo.atan") == 3 * times  # none in the backward pass

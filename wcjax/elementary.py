@@ -6,6 +6,7 @@ In float64 they are jax.numpy's. The coefficients come close to the minimax of t
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,6 +37,18 @@ def sincos(x):
     # The distance to the zero, to the last bit. The inner maximum keeps XLA from adding the two constants first.
     y = jnp.maximum(jnp.maximum(_HALF_PI - jnp.abs(x), 0) + _HALF_PI_REST, 0)
     return x * _polynomial(_S, x * x), y * _polynomial(_S, y * y)
+
+
+@jax.custom_jvp
+def arctan(x):
+    """The angle in [−π/2, π/2] whose tangent is x."""
+    return arctan2(x, jnp.ones_like(x)) if x.dtype == jnp.float32 else jnp.arctan(x)
+
+
+@arctan.defjvp
+def _arctan_jvp(primals, tangents):
+    ((x,), (dx,)) = primals, tangents
+    return arctan(x), dx / (1 + jnp.square(x))
 
 
 def arctan2(y, x):

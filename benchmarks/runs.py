@@ -1,0 +1,162 @@
+"""What surrounds the step: a whole run against bare steps, compilation with and without a cache, imports, growth."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from benchmarks.timing import in_turn, summary
+from wcjax.training import config as configs
+from wcjax.training import feed, step, train
+from wcjax.training.evaluate import evaluate
+
+IMPORTS = (
+    "jax",
+    "flax.linen",
+    "optax",
+    "orbax.checkpoint",
+    "wcjax",
+    "wcjax.linen",
+    "wcjax.optim",
+    "wcjax.training.loop",
+)
+
+
+def run_config(model, batch, dtype, folder, images):
+    """A config on random 32x32 images with batches enough for a stretch that can be timed."""
+    path = pathlib.Path(folder, "cifar10.npz")
+    if not path.exists():
+        rng = np.random.default_rng(0)
+        pixels = lambda n: rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+        label = lambda n: rng.integers(0, 10, n)
+        np.savez(path, x_train=pixels(images), y_train=label(images), x_test=pixels(batch), y_test=label(batch))
+    config = configs.default_config()
+    config.update({"model": model, "dataset": "cifar10", "data_dir": str(folder), "batch_size": batch, "dtype": dtype})
+    config.update({"epochs": 3, "learning_rate": 1e-3})
+    return configs.check_config(config)
+
+
+class BareSteps:
+    """The compiled step of a run on its own, with the state that it moves, as a call without arguments."""
+
+    def __init__(self, config, several=1):
+        dataset = configs.load_dataset(config)
+        model, psi = configs.make_model(config, dataset.num_classes), configs.make_psi(config)
+        self.per_epoch = dataset.train.num_images // config.batch_size
+        tx = step.make_optimizer(config, psi, self.per_epoch)
+        self.state = step.init_state(model, tx, feed.image_shape(dataset, config), config.seed)
+        self.data = jax.device_put(step.Images(*dataset.train))
+        self.order, self.totals = step.start_epoch(self.state, dataset.train.num_images, self.per_epoch)
+        one = functools.partial(step.train_step, model=model, tx=tx, config=config, mean=dataset.mean, std=dataset.std)
+
+        def scanned(state, totals, data, order):
+            body = lambda carry, _: (one(*carry, data, order)[:2], None)
+            (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
+            return state, totals, totals.loss
+
+        take = one if several == 1 else scanned
+        arguments = (self.state, self.totals, self.data, self.order)
+        self.step = jax.jit(take, donate_argnums=(0, 1)).lower(*arguments).compile()
+        self.eval_step = step.compile_eval_step(
+            model, config, dataset, self.state.params, self.state.batch_stats, self.data
+        )
+        self.batch_size = config.batch_size
+
+    def __call__(self):
+        self.state, self.totals, loss = self.step(self.state, self.totals, self.data, self.order)
+        return loss
+
+    def evaluate(self):
+        evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.data, self.batch_size)
+
+
+def measure_epoch(model, batch, dtype, steps):
+    """Images/s of a whole run, of bare steps before and after it, and of evaluation."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = run_config(model, batch, dtype, folder, round(batch * steps / 0.9) + 1)
+        bare = BareSteps(config)
+
+        def stretch():
+            for _ in range(bare.per_epoch):
+                loss = bare()
+            return loss
+
+        jax.block_until_ready(stretch())
+        seconds = []
+        for turn in range(2):
+            began = time.perf_counter()
+            jax.block_until_ready(stretch())
+            seconds.append(time.perf_counter() - began)
+            if turn == 0:
+                train(config, pathlib.Path(folder, "run"))
+        lines = [json.loads(x) for x in pathlib.Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        images = bare.per_epoch * batch
+        began = time.perf_counter()
+        bare.evaluate()
+        evaluation = bare.data.labels.size / (time.perf_counter() - began)
+    case = {"group": "epoch", "model": model, "batch": batch, "dtype": dtype, "steps": bare.per_epoch}
+    in_run = max(line["images_per_second"] for line in lines[1:])
+    rates = {"bare steps": images / min(seconds), "run": in_run, "evaluation": evaluation}
+    for variant, rate in rates.items():
+        yield case | {"variant": variant, "images_per_second": rate, "ratio": rate / rates["bare steps"]}
+
+
+def measure_scan(model, batch, dtype, repeats, several=(1, 10)):
+    """Time of a step alone and of one among several in a scan, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = run_config(model, batch, dtype, folder, 4 * batch)
+        seconds = in_turn({f"{n} a dispatch": BareSteps(config, n) for n in several}, repeats)
+    per_step = {name: [x / int(name.split()[0]) for x in of] for name, of in seconds.items()}
+    for variant, times in summary(per_step).items():
+        yield {"group": "scan", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
+
+
+def measure_growth(models, batches, dtype, repeats):
+    """Time of a step over the batch for the first of models, and over the models for the first of batches."""
+    cases = [(models[0], batch) for batch in batches] + [(model, batches[0]) for model in models[1:]]
+    for model, batch in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            bare = BareSteps(run_config(model, batch, dtype, folder, 4 * batch))
+            compile_seconds = time.perf_counter() - began
+            times = summary(in_turn({"step": bare}, repeats))["step"]
+        case = {"group": "growth", "model": model, "batch": batch, "dtype": dtype, "seconds": times["seconds"]}
+        yield case | {"images_per_second": batch / times["seconds"], "setup_seconds": compile_seconds}
+
+
+def measure_start(model):
+    """Seconds until the first step of a run on digits is compiled, in fresh processes: without and with a cache."""
+    code = f"""
+import time; began = time.perf_counter()
+from wcjax.training import default_config, train
+config = default_config()
+config.update(dict(model={model!r}, epochs=1, batch_size=128, learning_rate=1e-3))
+import tempfile; summary = train(config, tempfile.mkdtemp())
+print(time.perf_counter() - began - summary["train_seconds"], summary["compile_seconds"])
+"""
+    with tempfile.TemporaryDirectory() as cache:
+        found = {"cold": None, "cached": None}
+        small = {f"JAX_PERSISTENT_CACHE_MIN_{of}": "0" for of in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
+        for variant in found:
+            env = os.environ | small | {"JAX_COMPILATION_CACHE_DIR": cache}
+            out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+            found[variant] = [float(x) for x in out.stdout.split()[-2:]]
+    for variant, (total, compiling) in found.items():
+        yield {"group": "start", "model": model, "variant": variant, "seconds": total, "compile_seconds": compiling}
+
+
+def measure_imports():
+    """Seconds to import a module in a fresh process, the best of three."""
+    for name in IMPORTS:
+        code = f"import time; began = time.perf_counter(); import {name}; print(time.perf_counter() - began)"
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
+        seconds = [float(run.stdout) for run in runs if run.returncode == 0]
+        if seconds:
+            yield {"group": "imports", "variant": name, "seconds": min(seconds)}

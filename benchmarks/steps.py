@@ -1,0 +1,125 @@
+"""What WC costs in a training step and in the forward pass, for each network, batch and dtype."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import wcjax
+from benchmarks.timing import in_turn, summary
+from wcjax import models, optim
+
+PSI = wcjax.Arctan(1.0, 0.6)
+DECAY = 1e-4
+# (network, batch, dtype)
+CPU = [
+    ("resnet8", 16, "float32"),
+    ("resnet8", 128, "float32"),
+    ("resnet8", 128, "bfloat16"),
+    ("resnet18", 16, "float32"),
+    ("resnet50", 16, "float32"),
+    ("vgg16_bn", 16, "float32"),
+    ("wrn28_10", 2, "float32"),
+]
+GPU = [
+    (name, batch, dtype)
+    for dtype in ("bfloat16", "float32")
+    for name in ("resnet8", "resnet18", "resnet50", "wrn28_10", "vgg16_bn")
+    for batch in (128, 16)
+]
+
+
+def variants(full: bool):
+    """{name: (reparam of the layers, learn, optimizer)}; those of SGD that most people ask for, or all."""
+    sgd, adam = optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
+    plain, on_w = optax.add_decayed_weights(DECAY), optim.add_decayed_weights(DECAY, PSI)
+    power, norm = wcjax.PowerProp(2.0), wcjax.WeightNorm()
+    some = {
+        "plain": (None, "none", optax.chain(plain, sgd)),
+        "layers": (PSI, "none", optax.chain(on_w, sgd)),
+        "compand": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY)),
+    }
+    more = {
+        "layers, learned": (PSI, "fine", optax.chain(on_w, sgd)),
+        "compand, learned": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY, learn="fine")),
+        "powerprop": (power, "none", optax.chain(optim.add_decayed_weights(DECAY, power), sgd)),
+        "weightnorm": (norm, "none", optax.chain(plain, sgd)),
+        "Adam plain": (None, "none", optax.chain(plain, adam)),
+        "Adam layers": (PSI, "none", optax.chain(on_w, optim.scale_by_derivative(adam, PSI))),
+        "Adam compand": (None, "none", wcjax.compand(adam, PSI, adaptive=True, weight_decay=DECAY)),
+    }
+    return some | more if full else some
+
+
+def batch_of(size):
+    """(images (size, 32, 32, 3), labels (size,)), always the same."""
+    images = np.random.default_rng(0).normal(size=(size, 32, 32, 3))
+    return jnp.asarray(images, jnp.float32), jnp.arange(size) % 10
+
+
+def train_step(model, tx, images, labels):
+    """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state)."""
+    init = jax.jit(model.init, compiler_options=_fast_to_compile())
+    variables = init(jax.random.key(0), images[:1])
+    state = (variables["params"], variables["batch_stats"], tx.init(variables["params"]))
+
+    def step(state, images, labels):
+        params, batch_stats, opt_state = state
+
+        def loss_fn(params):
+            variables, key = {"params": params, "batch_stats": batch_stats}, jax.random.key(1)
+            logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]
+
+        grads, batch_stats = jax.grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), batch_stats, opt_state
+
+    return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(), state
+
+
+class Stepper:
+    """A compiled step together with the state that it moves, as a call without arguments."""
+
+    def __init__(self, step, state, *batch):
+        self.step, self.state, self.batch = step, state, batch
+
+    def __call__(self):
+        self.state = self.step(self.state, *self.batch)
+        return self.state
+
+
+def measure_steps(name, batch, dtype, repeats, full):
+    """One record for each variant of a training step."""
+    images, labels = batch_of(batch)
+    steppers = {}
+    for variant, (reparam, learn, tx) in variants(full).items():
+        model = models.create(name, 10, reparam, learn, jnp.dtype(dtype))
+        steppers[variant] = Stepper(*train_step(model, tx, images, labels), images, labels)
+    seconds = in_turn(steppers, repeats)
+    sgd = {k: v for k, v in seconds.items() if not k.startswith("Adam")}
+    adam = {k: v for k, v in seconds.items() if k.startswith("Adam")}
+    times = summary(sgd) | (summary(adam) if adam else {})
+    for variant, stepper in steppers.items():
+        memory = stepper.step.memory_analysis()
+        sizes = {"arguments_mib": memory.argument_size_in_bytes, "temporary_mib": memory.temp_size_in_bytes}
+        case = {"group": "steps", "model": name, "batch": batch, "dtype": dtype, "variant": variant}
+        yield case | times[variant] | {k: v / 2**20 for k, v in sizes.items()}
+
+
+def measure_forward(name, batch, dtype, repeats):
+    """One record for the network as it is trained, and one for the folded one."""
+    images, _ = batch_of(batch)
+    calls = {}
+    for variant, reparam in {"folded": None, "layers": PSI}.items():
+        model = models.create(name, 10, reparam, dtype=jnp.dtype(dtype))
+        variables = jax.jit(model.init, compiler_options=_fast_to_compile())(jax.random.key(0), images[:1])
+        calls[variant] = functools.partial(jax.jit(model.apply), variables, images)
+    for variant, times in summary(in_turn(calls, repeats)).items():
+        yield {"group": "forward", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
+
+
+def _fast_to_compile():
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -1,0 +1,72 @@
+"""Calls timed in turn, so that a noisy machine is equally noisy for each; what counts is the ratio to the first."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
+
+
+def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
+    """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
+
+    pause: seconds of sleep before each measurement, where a library's idle threads would disturb the next one.
+    """
+    times = {}
+    for name, call in calls.items():
+        jax.block_until_ready(call())
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        times[name] = max(1, round(SHORTEST / (time.perf_counter() - began)))
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            time.sleep(pause)
+            began = time.perf_counter()
+            for _ in range(times[name]):
+                last = call()
+            jax.block_until_ready(last)
+            seconds[name].append((time.perf_counter() - began) / times[name])
+    return seconds
+
+
+def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict[str, dict]:
+    """{name: {'seconds', 'ratio', 'low', 'high'}}: median time; median and quartiles of the ratio to base (the first).
+
+    A ratio is of two measurements of the same repeat.
+    """
+    base = base or next(iter(seconds))
+    found = {}
+    for name, of in seconds.items():
+        ratios = [x / y for x, y in zip(of, seconds[base], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        found[name] = {"seconds": statistics.median(of), "ratio": middle, "low": low, "high": high}
+    return found
+
+
+def machine() -> dict:
+    """What the numbers depend on: device, cores, versions and flags."""
+    device = jax.devices()[0]
+    installed = {}
+    for name in VERSIONS:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed[name] = None
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.machine(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": installed,
+        "flags": {k: v for k, v in os.environ.items() if k in ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS")},
+    }
