@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test help
+.PHONY: demo test bench bench-gpu help
 
 help:  ## Lists the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: .venv/installed  ## Trains a companded ResNet-8 and its plain twin on digits, and compares them
 	$(BIN)/python train.py --config configs/digits.py:resnet8,wc --workdir runs/demo/wc
@@ -32,3 +32,9 @@ test: .venv/installed-test  ## Runs ruff and pytest
 	@echo "Installing into .venv with the test extras (about 3 minutes the first time) ..."
 	$(INSTALL) -e '.[test]'
 	@touch $@ .venv/installed
+
+bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (some 25 minutes on 2 cores)
+	$(BIN)/python -m benchmarks --out runs/benchmarks.json
+
+bench-gpu:  ## The same on a GPU, in under 10 minutes and without a network; PYTHON is one with jax[cuda]
+	$(PYTHON) -m benchmarks --out $(or $(OUT),runs)/benchmarks.json --minutes 7

@@ -2,7 +2,7 @@
 
     python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, some 25 minutes on a CPU
     python -m benchmarks --out FILE --only steps,torch              some of the groups: steps, forward, torch, epoch,
-                                                                    scan, growth, start, imports
+                                                                    convolutions, scan, growth, start, imports
     python -m benchmarks.report                                       tables and plots of docs/performance.md
 
 Everything that is compared runs in turn in one process; ratios are what counts. The file is written after each case.
@@ -28,6 +28,8 @@ def cases(args):
         yield "torch", against_torch.measure(*case, max(3, size // 3))
     for i, case in enumerate(steps.GPU if gpu else steps.CPU):
         yield "steps", steps.measure_steps(*case, size, full=i == 0 or case[0] == "resnet18")
+    for case in [] if gpu else steps.CONVOLUTIONS:
+        yield "convolutions", steps.measure_convolutions(*case, max(3, size // 3))
     for case in (steps.GPU if gpu else steps.CPU)[:4]:
         yield "forward", steps.measure_forward(*case, size)
     model, dtype = ("resnet18", "bfloat16") if gpu else ("resnet8", "float32")

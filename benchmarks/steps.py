@@ -1,6 +1,7 @@
 """What WC costs in a training step and in the forward pass, for each network, batch and dtype."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax
 import wcjax
 from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
+from wcjax.models import convolution
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4
@@ -19,6 +21,13 @@ CPU = [
     ("resnet8", 128, "float32"),
     ("resnet8", 128, "bfloat16"),
     ("resnet18", 16, "float32"),
+    ("resnet50", 16, "float32"),
+    ("vgg16_bn", 16, "float32"),
+    ("wrn28_10", 2, "float32"),
+]
+CONVOLUTIONS = [  # where they differ: on a CPU
+    ("resnet18", 32, "float32"),
+    ("resnet18", 128, "float32"),
     ("resnet50", 16, "float32"),
     ("vgg16_bn", 16, "float32"),
     ("wrn28_10", 2, "float32"),
@@ -119,6 +128,23 @@ def measure_forward(name, batch, dtype, repeats):
         calls[variant] = functools.partial(jax.jit(model.apply), variables, images)
     for variant, times in summary(in_turn(calls, repeats)).items():
         yield {"group": "forward", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
+
+
+def measure_convolutions(name, batch, dtype, repeats):
+    """One record for a step with XLA's gradients of kernels, one with those of `wcjax.models.convolution`."""
+    images, labels = batch_of(batch)
+    plain = variants(full=False)["plain"][2]
+
+    def by_xla(x, w, strides, padding, **others):
+        return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=convolution.LAYOUT)
+
+    steppers = {}
+    for variant, convolve in {"XLA's": by_xla, "ours": convolution.conv_general_dilated}.items():
+        with mock.patch.object(convolution, "conv_general_dilated", convolve):
+            model = models.create(name, 10, dtype=jnp.dtype(dtype))
+            steppers[variant] = Stepper(*train_step(model, plain, images, labels), images, labels)
+    for variant, times in summary(in_turn(steppers, repeats)).items():
+        yield {"group": "convolutions", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
 
 
 def _fast_to_compile():
