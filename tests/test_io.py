@@ -60,7 +60,7 @@ class TestSafetensors:
         assert_same_bits(io.load_safetensors(tmp_path / "w"), odd)
 
     def test_other_programs_see_paths_as_names(self, tmp_path):
-        safetensors = pytest.importorskip("safetensors.numpy")
+        safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra 'io'")
         io.save_safetensors(tmp_path / "w", flax.core.freeze(SMALL))
         assert set(safetensors.load_file(tmp_path / "w")) == {
             "params/conv/kernel",
@@ -88,7 +88,7 @@ class TestSafetensors:
             io.load_safetensors(tmp_path / "nowhere")
 
     def test_name_that_is_array_and_folder_is_an_input_error(self, tmp_path):
-        safetensors = pytest.importorskip("safetensors.numpy")
+        safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra 'io'")
         safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, tmp_path / "w")
         with pytest.raises(InputError, match="a/b lies below|a is both"):
             io.load_safetensors(tmp_path / "w")

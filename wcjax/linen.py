@@ -27,6 +27,8 @@ class LearnedPair(nn.Module):
     """One learned (a, b), shared by all layers that get this module as their reparam (the paper's coarse form).
 
     Make it once in the parent module and hand it to every layer. Parameters: 'a' and 'b', of param_dtype, shape ().
+    Under nn.scan hand `pair()`, the Ψ, to the scanned module as an argument with in_axes=nn.broadcast: as an attribute
+    of it each layer would get a pair of its own.
     """
 
     psi: Arctan | Arsinh | Erf

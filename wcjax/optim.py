@@ -73,7 +73,8 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
 
     Returns:
       A transform whose state is that of inner. update raises ValueError without params, or where optax.masked or
-      optax.multi_transform gave a and b to another optimizer than their v.
+      optax.multi_transform gave a and b to another optimizer than their v. The labels of multi_transform must be one
+      for each leaf: with one for a whole layer the check has no pair to look at.
     """
     _check_elementwise(psi)
     inner = optax.with_extra_args_support(inner)

@@ -80,7 +80,10 @@ def check_bound(weights, psi) -> None:
         if share >= 1 - margin and (worst is None or share > worst[0]):
             worst = share, path, np.max(size)
         if np.all(np.isinf(bound)) and not jnp.all(jnp.isfinite(psi.inverse(w))):
-            raise ValueError(f"{path_str(path)}: Ψ⁻¹(w) overflows for |w| = {np.max(size):.6g} under {psi!r}.")
+            raise ValueError(
+                f"{path_str(path)}: Ψ⁻¹(w) overflows for |w| = {np.max(size):.6g} under {psi!r}. Choose a larger a, or "
+                "smaller weights."
+            )
     if worst:
         share, path, largest = worst
         a, b = (float(np.max(x)) for x in (psi.a, psi.b))

@@ -77,7 +77,10 @@ def train(config, workdir) -> dict:
         start = _restore(checkpoints, midway, state)
         state, record, compile_seconds = _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway)
         if record["best_epoch"] != record["epoch"]:
-            state, _ = checkpoints.restore(record["best_epoch"], state)
+            try:
+                state, _ = checkpoints.restore(record["best_epoch"], state)
+            except InputError as error:
+                raise InputError(f"{error} It is the best one; train again in a new workdir.") from error
     params = state.params if config.reparam.name == "none" else fold(state.params, make_psi(config))
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
     shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
