@@ -227,7 +227,8 @@ class _Compiled(NamedTuple):
 
 def _compile(config, dataset, model, tx, state, train_data, val_data, mesh) -> _Compiled:
     began = time.perf_counter()
-    fixed = {"model": model, "tx": tx, "config": config, "mean": dataset.mean, "std": dataset.std}
+    network, whole = steps.gathered_network(mesh, model, make_psi(config))
+    fixed = {"model": network, "whole": whole, "tx": tx, "config": config, "mean": dataset.mean, "std": dataset.std}
     if dataset.streamed:
         train, inputs = functools.partial(steps.train_step_on_batch, **fixed), (steps.streamed_batch(config, mesh),)
 

@@ -85,6 +85,13 @@ def state_sharding(mesh: Mesh, state):
     return jax.tree.map(of_leaf, state)
 
 
+def abstract(shapes, shardings):
+    """Shapes and dtypes with these shardings: a tree of them, or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def replicate(mesh: Mesh, tree):
     """Arrays that every process has, whole on each device."""
     place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
@@ -108,15 +115,17 @@ def share_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback((rows, *array.shape[1:]), by_rows(mesh), of_device)
 
 
-def take_rows(mesh: Mesh, rows: jax.Array, index: jax.Array) -> jax.Array:
+def take_rows(mesh: Mesh | None, rows: jax.Array, index: jax.Array) -> jax.Array:
     """rows[index] of what `share_rows` returned, sharded by rows again; for use under jit.
 
     Each device looks up what it has and puts zeros elsewhere; a reduce-scatter adds these up, exactly.
 
     Args:
-      rows: integers (n, ...). index: int32 (m,), from 0 to n − 1, m a multiple of the devices.
+      mesh: None for one device.
+      rows: integers (n, ...).
+      index: int32 (m,), from 0 to n − 1; m is a multiple of the devices.
     """
-    if mesh.size == 1:
+    if mesh is None or mesh.size == 1:
         return rows[index]
 
     def of_device(rows, index):

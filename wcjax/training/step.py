@@ -10,6 +10,7 @@ import optax
 
 from wcjax import optim
 from wcjax.data import augment
+from wcjax.params import fold
 from wcjax.reparam import WeightNorm
 from wcjax.training import mesh as meshes
 
@@ -73,6 +74,23 @@ def make_optimizer(config, psi, steps_per_epoch: int) -> optax.GradientTransform
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
     """The state before the first step. image_shape: (height, width, channels). mesh: one device if left out."""
     mesh = mesh or meshes.one_device()
+    init = _init(model, tx, image_shape)
+
+    # Most of the time to compile this goes into optimizing random draws that run once.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
+    return jax.jit(init, out_shardings=meshes.state_sharding(mesh, shapes), compiler_options=options)(key)
+
+
+def abstract_state(model, tx, image_shape, mesh) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`, which draws nothing and needs no memory."""
+    shapes = jax.eval_shape(_init(model, tx, image_shape), jax.random.key(0))
+    return meshes.abstract(shapes, meshes.state_sharding(mesh, shapes))
+
+
+def _init(model, tx, image_shape):
+    """key -> TrainState."""
 
     def init(key):
         weights_key, run_key = jax.random.split(key)
@@ -86,11 +104,7 @@ def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
             opt_state=tx.init(params),
         )
 
-    # Most of the time to compile this goes into optimizing random draws that run once.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    key = jax.random.key(seed)
-    shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
-    return jax.jit(init, out_shardings=meshes.state_sharding(mesh, shapes), compiler_options=options)(key)
+    return init
 
 
 def start_epoch(state: TrainState, num_images: int, steps_per_epoch: int):
@@ -100,10 +114,12 @@ def start_epoch(state: TrainState, num_images: int, steps_per_epoch: int):
     return order, Totals.zero()
 
 
-def train_step(state: TrainState, totals: Totals, data: Images, order, *, mesh, model, tx, config, mean, std):
+def train_step(
+    state: TrainState, totals: Totals, data: Images, order, *, model, tx, config, mean, std, mesh=None, whole=None
+):
     """One step on the next config.batch_size images of order, augmented here. data: a split on mesh.
 
-    Returns (state, totals, loss): loss is the mean over the batch, float32, shape ().
+    whole: see `gathered_network`. Returns (state, totals, loss): loss is the mean over the batch, float32, shape ().
     """
     steps_per_epoch = order.shape[0] // config.batch_size
     index = jax.lax.dynamic_slice_in_dim(order, state.step % steps_per_epoch * config.batch_size, config.batch_size)
@@ -111,14 +127,30 @@ def train_step(state: TrainState, totals: Totals, data: Images, order, *, mesh, 
     images = meshes.take_rows(mesh, data.images, index)
     images = augment.random_crop_and_flip(augment_key, images, **config.augment)
     images = augment.normalize(images, mean, std, jnp.dtype(config.dtype))
-    return _update(state, totals, images, data.labels[index], dropout_key, model, tx)
+    return _update(state, totals, images, data.labels[index], dropout_key, model, tx, whole)
 
 
-def train_step_on_batch(state: TrainState, totals: Totals, batch: Images, *, model, tx, config, mean, std):
+def train_step_on_batch(state: TrainState, totals: Totals, batch: Images, *, model, tx, config, mean, std, whole=None):
     """`train_step` on a batch of a streamed split, which is augmented already."""
     _, dropout_key = _step_keys(state)
     images = augment.normalize(batch.images, mean, std, jnp.dtype(config.dtype))
-    return _update(state, totals, images, batch.labels, dropout_key, model, tx)
+    return _update(state, totals, images, batch.labels, dropout_key, model, tx, whole)
+
+
+def gathered_network(mesh, model, psi) -> tuple:
+    """(model, whole) to train with where parameters are sharded over fsdp: the plain network, and params -> its params.
+
+    whole folds, w = Ψ(v), each device its shard, and only then puts the whole of w on each. Left to itself, XLA moves
+    activations instead of weights where these are larger, as at the head. Else (model, None): layers compute w.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return model, None
+
+    def whole(params):
+        plain = params if psi is None else fold(params, psi)
+        return jax.lax.with_sharding_constraint(plain, meshes.replicated(mesh))
+
+    return model.clone(reparam=None, learn="none"), whole
 
 
 def _step_keys(state):
@@ -127,12 +159,12 @@ def _step_keys(state):
     return jax.random.split(jax.random.fold_in(key, state.step))
 
 
-def _update(state, totals, images, labels, dropout_key, model, tx):
+def _update(state, totals, images, labels, dropout_key, model, tx, whole):
     """One step of the optimizer: (state, totals, loss) of normalized images."""
 
     def loss_fn(params):
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": whole(params) if whole else params, "batch_stats": state.batch_stats},
             images,
             train=True,
             mutable=["batch_stats"],
