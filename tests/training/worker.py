@@ -1,12 +1,13 @@
-"""Runs in a process of their own, which may have several devices or be one of several processes.
+"""Runs in processes of their own, which have several devices or share a run.
 
-    python -m tests.training.worker '{"runs": [[config, workdir], ...], "distributed": {...}}'
+    python -m tests.training.worker '{"runs": [{"config": ..., "workdir": ...}, ...], "distributed": {...}}'
 
-JAX_NUM_CPU_DEVICES says how many devices the process has. distributed: arguments of jax.distributed.initialize.
+A run with 'resume' first gets a copy of that run folder as it was after its epoch runs.STOPPED.
 """
 
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -15,42 +16,33 @@ import jax
 
 from tests.training import runs
 
+# Compiled in a hurry: the programs run for a second.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
-def start(tasks, *, devices=1, processes=1):
-    """Starts processes that do tasks, [(config, workdir), ...], together; `finish` waits for them.
 
-    devices: of all processes together.
+def train(tasks, *, devices=1, processes=1) -> None:
+    """Does tasks, dicts as above, one after the other in `processes` processes with `devices` devices together.
+
+    Fails with what they said where one of them failed.
     """
-    job = {"runs": [(config, str(workdir)) for config, workdir in tasks]}
-    # One thread each: the machine has few cores, and gradients of convolutions may depend on the number of threads.
-    env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices // processes), "JAX_PLATFORMS": "cpu"}
-    started = []
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        address = f"localhost:{free.getsockname()[1]}"
+    started = []
     for i in range(processes):
+        job = {"runs": [{**task, **{k: str(task[k]) for k in ("workdir", "resume") if k in task}} for task in tasks]}
         if processes > 1:
-            job["distributed"] = {
-                "coordinator_address": f"localhost:{port}",
-                "num_processes": processes,
-                "process_id": i,
-            }
-        command = [sys.executable, "-m", "tests.training.worker", json.dumps(job)]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, cwd=runs.ROOT, env=env, **output))
-    return started
-
-
-def finish(started) -> list[str]:
-    """Waits for the processes and returns what each said; fails where one of them failed."""
-    said = [process.communicate()[0] for process in started]
-    for process, output in zip(started, said, strict=True):
+            job["distributed"] = {"coordinator_address": address, "num_processes": processes, "process_id": i}
+        started.append(python(["-m", "tests.training.worker", json.dumps(job)], devices // processes))
+    for process, output in zip(started, [process.communicate()[0] for process in started], strict=True):
         assert process.returncode == 0, output
-    return said
 
 
-def train(tasks, **machine) -> list[str]:
-    return finish(start(tasks, **machine))
+def python(arguments, devices):
+    """A Python process that has this many CPU devices, started in the folder of the repository."""
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=runs.ROOT, env=env, **output)
 
 
 def main(job):
@@ -62,9 +54,13 @@ def main(job):
     models._NETWORKS["tiny"] = runs.TINY
     models.NAMES = (*models.NAMES, "tiny")
     mesh.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
-    for config, workdir in job["runs"]:
-        training.train(config, workdir)
-        print("done:", workdir, flush=True)
+    for run in job["runs"]:
+        workdir = pathlib.Path(run["workdir"])
+        if "resume" in run:
+            if mesh.is_first_process():
+                runs.stopped_copy(pathlib.Path(run["resume"]), workdir)
+            mesh.wait_for_all("the copy is made")
+        training.train(run["config"], workdir)
 
 
 if __name__ == "__main__":
