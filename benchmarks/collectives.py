@@ -75,6 +75,12 @@ def collectives(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
     return dict(found)
 
 
+def largest_arctan(hlo: str) -> int:
+    """Elements of the largest array of which a device computes the arctan: under fsdp that of a shard."""
+    shapes = re.findall(r"= f32\[([\d,]*)\]\S* atan2\(", hlo)
+    return max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 16, 32, 64])
@@ -91,11 +97,13 @@ def main():
     for devices in args.devices:
         for fsdp in args.fsdp:
             compiled, state = compile_step(args.model, args.variant, devices, fsdp, args.batch, args.dtype)
-            found = collectives(compiled.as_text())
+            hlo = compiled.as_text()
+            found = collectives(hlo)
             if args.json:
                 sizes = [leaf.size for leaf in jax.tree.leaves(state.params) if jnp.ndim(leaf) > 1]
                 rows = [[*key, *value] for key, value in sorted(found.items())]
-                print(json.dumps({"devices": devices, "fsdp": fsdp, "kernels": sizes, "found": rows}))
+                numbers = {"kernels": sizes, "found": rows, "largest_arctan": largest_arctan(hlo)}
+                print(json.dumps({"devices": devices, "fsdp": fsdp, **numbers}))
                 continue
             for (kind, what), (count, size) in sorted(found.items()):
                 print(f"| {devices} | {fsdp} | {kind} | {what} | {count} | {size / 1e6:.3f} |", flush=True)

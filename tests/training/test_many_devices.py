@@ -127,7 +127,7 @@ def test_compand_and_the_rows_on_the_devices_do_on_eight_what_they_do_on_one():
     assert process.returncode == 0, output
 
 
-def test_the_step_of_resnet50_on_eight_devices_sends_gradients_and_batch_norm_sums_and_nothing_else():
+def test_the_step_of_resnet50_on_eight_devices_sends_gradients_and_batch_norm_sums_only_and_folds_shards():
     arguments = ["--devices", "8", "--fsdp", "1", "8", "--json"]
     process = worker.python(["-m", "benchmarks.collectives", *arguments], devices=8)
     output, _ = process.communicate()
@@ -147,6 +147,7 @@ def test_the_step_of_resnet50_on_eight_devices_sends_gradients_and_batch_norm_su
     large = [size for size in fsdp["kernels"] if size >= meshes.MIN_FSDP_SIZE]
     expected["all-gather", "kernels"] = [len(large), 4 * sum(large)]  # each once, forwards
     assert {tuple(row[:2]): row[2:] for row in fsdp["found"]} == expected
+    assert [data["largest_arctan"], fsdp["largest_arctan"]] == [max(data["kernels"]), max(data["kernels"]) // 8]
 
 
 def test_fsdp_shards_the_largest_axis_that_it_divides_of_large_arrays_and_replicates_the_rest():
