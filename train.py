@@ -2,6 +2,9 @@
 
 python train.py --config configs/digits.py --workdir runs/digits
 python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/plain --config.seed=1 --config.data_dir=DIR
+
+One process uses all devices that it sees. For many processes give each the same command with --distributed, on a TPU
+pod, under Slurm or Open MPI; elsewhere also --coordinator_address, --num_processes and --process_id.
 """
 
 import json
@@ -17,6 +20,10 @@ from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: FILE.py or FILE.py:model,variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if missing, continued if it holds this run.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Be one of many processes; found out on TPU pods, Slurm, MPI.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; implies --distributed.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Where it cannot be found out.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "From 0 on; where it cannot be found out.", lower_bound=0)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -36,7 +43,12 @@ def main(argv):
         sys.exit(f"error: unknown arguments {argv[1:]}; see --help.")
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("wcjax").setLevel(logging.INFO)
+    if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
+        join_processes()
+    import jax
+
+    is_first = jax.process_index() == 0
+    logging.getLogger("wcjax").setLevel(logging.INFO if is_first else logging.WARNING)
     from wcjax.training import train
 
     try:
@@ -47,7 +59,21 @@ def main(argv):
         sys.exit(f"diverged: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on after the last checkpoint.")
-    print(json.dumps(summary, indent=2))
+    if is_first:
+        print(json.dumps(summary, indent=2))
+
+
+def join_processes():
+    """Makes this one of many processes, before JAX looks for devices. Waits until all have come."""
+    import jax
+
+    try:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(
+            f"error: the processes do not find each other ({str(error).splitlines()[0]}). Outside TPU pods, Slurm and "
+            "Open MPI give --coordinator_address=HOST:PORT, --num_processes and --process_id."
+        )
 
 
 if __name__ == "__main__":

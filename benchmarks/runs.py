@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.timing import in_turn, summary
 from wcjax.training import config as configs
 from wcjax.training import feed, step, train
+from wcjax.training import mesh as meshes
 from wcjax.training.evaluate import evaluate
 
 IMPORTS = (
@@ -51,10 +52,15 @@ class BareSteps:
         model, psi = configs.make_model(config, dataset.num_classes), configs.make_psi(config)
         self.per_epoch = dataset.train.num_images // config.batch_size
         tx = step.make_optimizer(config, psi, self.per_epoch)
-        self.state = step.init_state(model, tx, feed.image_shape(dataset, config), config.seed)
-        self.data = jax.device_put(step.Images(*dataset.train))
-        self.order, self.totals = step.start_epoch(self.state, dataset.train.num_images, self.per_epoch)
-        one = functools.partial(step.train_step, model=model, tx=tx, config=config, mean=dataset.mean, std=dataset.std)
+        mesh = meshes.make_mesh(config)
+        self.state = step.init_state(model, tx, feed.image_shape(dataset, config), config.seed, mesh)
+        with feed.training(dataset.train, config, 0, mesh) as self.data:
+            pass  # small sets stay on the device
+        self.totals = step.zero_totals(mesh)
+        begin = functools.partial(step.start_epoch, num_images=dataset.train.num_images, steps_per_epoch=self.per_epoch)
+        self.order, _ = jax.jit(begin, out_shardings=meshes.replicated(mesh))(self.state)
+        statistics = {"mean": dataset.mean, "std": dataset.std}
+        one = functools.partial(step.train_step, model=model, tx=tx, config=config, mesh=mesh, **statistics)
 
         def scanned(state, totals, data, order):
             body = lambda carry, _: (one(*carry, data, order)[:2], None)
@@ -63,9 +69,9 @@ class BareSteps:
 
         take = one if several == 1 else scanned
         arguments = (self.state, self.totals, self.data, self.order)
-        self.step = jax.jit(take, donate_argnums=(0, 1)).lower(*arguments).compile()
+        self.step = step.jit_train_step(take, mesh, self.state).lower(*arguments).compile()
         self.eval_step = step.compile_eval_step(
-            model, config, dataset, self.state.params, self.state.batch_stats, self.data
+            model, config, dataset, self.state.params, self.state.batch_stats, self.data, mesh
         )
         self.batch_size = config.batch_size
 

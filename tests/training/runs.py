@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import runpy
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from wcjax.training.checkpoint import load_tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 4
+STOPPED = 3  # the epoch after which `stopped_copy` goes on
 TINY = (functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8), models.options("resnet8"))
 TIMES = {"images_per_second", "seconds", "train_seconds", "compile_seconds"}
 
@@ -63,6 +65,28 @@ def checkpoint(run, epoch):
 
 def epochs_kept(run):
     return sorted(int(folder.name) for folder in (run / "checkpoints").iterdir())
+
+
+def stopped_copy(run, destination):
+    """A copy of a finished run as it was after epoch STOPPED."""
+    shutil.copytree(run, destination)
+    (destination / "summary.json").unlink()
+    shutil.rmtree(destination / "folded")
+    for epoch in epochs_kept(destination):
+        if epoch > STOPPED:
+            shutil.rmtree(destination / "checkpoints" / str(epoch))
+    return destination
+
+
+def assert_same_course(found, expected):
+    """That two run folders hold the same losses, to 1e-5 of them, and the same accuracies, to the last image."""
+    found, expected = metrics(found), metrics(expected)
+    assert [line["epoch"] for line in found] == [line["epoch"] for line in expected]
+    for line, other in zip(found, expected, strict=True):
+        assert line["step"] == other["step"]
+        for split in ("train", "val"):
+            assert line[f"{split}_accuracy"] == other[f"{split}_accuracy"]
+            np.testing.assert_allclose(line[f"{split}_loss"], other[f"{split}_loss"], rtol=1e-5)
 
 
 def assert_same_bits(found, expected):

@@ -40,6 +40,7 @@ SUMMARY = {
     "compile_seconds",
     "num_parameters",
     "device",
+    "num_devices",
     "jax_version",
 }
 

@@ -1,7 +1,7 @@
 """Batches of streamed images: read, decoded and augmented by Grain, in worker processes or in this one.
 
 A batch is a function of (seed, step) alone: not of the number of workers, nor of the step that a run was resumed at.
-Over several processes the images of a step are the same as well, dealt out among them.
+Of several processes the first has the first rows of that batch, and so on: together they have the same one.
 """
 
 import dataclasses
@@ -60,8 +60,8 @@ def train_batches(
     """
     per_process = _per_process(batch_size, process_count)
     images = grain.MapDataset.source(source).seed(seed).random_map(_Augment(size, flip)).shuffle()
-    epoch = images[: source.num_images // batch_size * batch_size][process_index::process_count]
-    return _iterate(epoch.batch(per_process).repeat()[first_step:], workers)
+    parts = images[: source.num_images // batch_size * batch_size].batch(per_process)
+    return _iterate(parts[process_index::process_count].repeat()[first_step:], workers)
 
 
 def eval_batches(
@@ -80,8 +80,8 @@ def eval_batches(
     """
     per_process = _per_process(batch_size, process_count)
     padded = grain.MapDataset.range(num_eval_batches(source, batch_size) * batch_size)
-    images = padded.map(_Centre(source, size))[process_index::process_count]
-    return _iterate(images.batch(per_process).repeat(), workers)
+    parts = padded.map(_Centre(source, size)).batch(per_process)
+    return _iterate(parts[process_index::process_count].repeat(), workers)
 
 
 def num_eval_batches(source: Source, batch_size: int) -> int:

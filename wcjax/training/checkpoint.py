@@ -100,12 +100,15 @@ def save_tree(path, tree) -> None:
 
 
 def load_tree(path):
-    """The pytree that `save_tree` wrote, as nested dicts of arrays on this machine's default device."""
+    """The pytree that `save_tree` wrote, as nested dicts of arrays on this process's first device."""
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path)
+        stored = checkpointer.metadata(path).item_metadata.tree
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not that of the devices that wrote it
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
+        return checkpointer.restore(path, like)
 
 
 @jax.jit

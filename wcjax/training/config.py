@@ -18,7 +18,7 @@ from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
-MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every")  # keys that say where and how, and change no result
+MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "mesh")  # say where and how; mesh changes roundings only
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
 VARIANTS = {
@@ -68,6 +68,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch_size = 128
     config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: only at its end
     config.seed = 0  # of the initial weights, the order of the images and their augmentation
+
+    # Devices along each axis; -1: all that are left. Batches are sharded over both, large parameters over fsdp
+    config.mesh = {"data": -1, "fsdp": 1}
     return config
 
 
@@ -114,6 +117,9 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0}
     for key, least in lowest.items():
         _in_range(full, key, least, math.inf)
+    data_axis, fsdp = full.mesh.data, full.mesh.fsdp
+    if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
+        raise InputError(f"config.mesh must have sizes of at least 1, one may be -1, found {full.mesh.to_dict()}.")
     _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
     _in_range(full, "val_fraction", 0, 1, open_ends=True)
     _in_range(full, "learning_rate", 0, math.inf, open_ends=True)

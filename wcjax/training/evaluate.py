@@ -11,6 +11,7 @@ import sys
 
 from wcjax.errors import InputError
 from wcjax.training import feed
+from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import load_tree
 from wcjax.training.config import check_config, load_dataset, make_model, read_config
@@ -20,11 +21,14 @@ from wcjax.training.config import check_config, load_dataset, make_model, read_c
 IN_FLIGHT = 8
 
 
-def evaluate(eval_step, params, batch_stats, data: steps.Images | feed.Rounds, batch_size: int) -> dict:
-    """{'loss', 'accuracy'} over all images of data, each counted once. eval_step: from `step.compile_eval_step`."""
+def evaluate(eval_step, params, batch_stats, data: steps.Images | feed.Rounds, batch_size: int, mesh=None) -> dict:
+    """{'loss', 'accuracy'} over all images of data, each counted once.
+
+    eval_step: from `step.compile_eval_step`. mesh: what it was compiled for, one device if left out.
+    """
     if isinstance(data, steps.Images):
         data = itertools.repeat(data, -(-len(data.labels) // batch_size))
-    totals, in_flight = steps.Totals.zero(), collections.deque()
+    totals, in_flight = steps.zero_totals(mesh or meshes.one_device()), collections.deque()
     for images in data:
         totals = eval_step(params, batch_stats, totals, images)
         in_flight.append(totals.seen)
@@ -55,16 +59,18 @@ def load_config(run):
     return check_config(read_config(path))
 
 
-def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val", "test")) -> dict:
+def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val", "test"), mesh=None) -> dict:
     """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
 
-    dataset: where it is loaded already. data_dir: where it has moved since training.
+    dataset: where it is loaded already. data_dir: where it has moved since training. mesh: one device if left out.
     """
     config = load_config(run)
     if data_dir is not None:
         config.data_dir = data_dir
     dataset = dataset or load_dataset(config)
     model, variables = load_folded(run, dataset.num_classes)
+    mesh = mesh or meshes.one_device()
+    variables = meshes.replicate(mesh, variables)
     params, batch_stats = variables["params"], variables["batch_stats"]
     result = {}
     for name in splits:
@@ -72,9 +78,9 @@ def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val
         if name == "test" and split is dataset.val and "val" in result:
             result[name] = result["val"]
             continue
-        with feed.evaluation(split, config) as data:
-            eval_step = steps.compile_eval_step(model, config, dataset, params, batch_stats, data)
-            result[name] = evaluate(eval_step, params, batch_stats, data, config.batch_size)
+        with feed.evaluation(split, config, mesh) as data:
+            eval_step = steps.compile_eval_step(model, config, dataset, params, batch_stats, data, mesh)
+            result[name] = evaluate(eval_step, params, batch_stats, data, config.batch_size, mesh)
     return result
 
 

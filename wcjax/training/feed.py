@@ -1,4 +1,4 @@
-"""Where the steps of a run find their images: in a split that lies on the device, or in batches streamed to it."""
+"""Where the steps of a run find their images: in a split that lies on the devices, or in batches streamed to them."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from wcjax.data.splits import Split
+from wcjax.training import mesh as meshes
 from wcjax.training.step import Images
 
 
@@ -23,30 +24,32 @@ class Rounds:
 
 
 @contextlib.contextmanager
-def training(split, config, first_step: int):
-    """Images on the device; of a streamed split, an endless iterator over batches there from first_step on."""
+def training(split, config, first_step: int, mesh):
+    """Images on the devices of mesh; of a streamed split, an endless iterator over batches there from first_step on."""
     if isinstance(split, Split):
-        yield jax.device_put(Images(*split))
+        yield _on_devices(split, mesh)
         return
     from wcjax.data import stream  # an optional dependency
 
     chosen = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
     batches = stream.train_batches(split, config.batch_size, **chosen, **_options(config))
     with contextlib.closing(batches):
-        yield map(_on_device, batches)
+        yield (meshes.share_batch(mesh, Images(*batch)) for batch in batches)
 
 
 @contextlib.contextmanager
-def evaluation(split, config):
-    """Images on the device, or the Rounds of a streamed split."""
+def evaluation(split, config, mesh=None):
+    """Images on the devices of mesh, or the Rounds of a streamed split. mesh: one device if left out."""
+    mesh = mesh or meshes.one_device()
     if isinstance(split, Split):
-        yield jax.device_put(Images(*split))
+        yield _on_devices(split, mesh)
         return
     from wcjax.data import stream  # an optional dependency
 
     batches = stream.eval_batches(split, config.batch_size, **_options(config))
     with contextlib.closing(batches):
-        yield Rounds(map(_on_device, batches), stream.num_eval_batches(split, config.batch_size))
+        placed = (meshes.share_batch(mesh, Images(*batch)) for batch in batches)
+        yield Rounds(placed, stream.num_eval_batches(split, config.batch_size))
 
 
 def image_shape(dataset, config) -> tuple[int, int, int]:
@@ -63,6 +66,5 @@ def _options(config):
     }
 
 
-def _on_device(batch):
-    """Starts the transfer and does not wait: it runs while the device works on the steps before."""
-    return jax.device_put(Images(*batch))
+def _on_devices(split, mesh):
+    return Images(meshes.share_rows(mesh, split.images), meshes.replicate(mesh, split.labels))

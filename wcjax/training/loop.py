@@ -21,11 +21,12 @@ from flax import traverse_util
 from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.params import fold, name_of, path_str, reparameterize
 from wcjax.training import feed
+from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
 from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_model, make_psi, read_config
 from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
-from wcjax.training.metrics import MetricsWriter, Progress, write_json
+from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
 from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def train(config, workdir) -> dict:
     Args:
       config: a mapping with the keys of `wcjax.training.default_config()`; missing keys get their defaults.
       workdir: the run folder. It gets config.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/, folded/
-        and summary.json.
+        and summary.json. Many processes must all see it; the first writes, checkpoints are written by all.
 
     Returns:
       What summary.json holds: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
@@ -50,7 +51,9 @@ def train(config, workdir) -> dict:
     """
     config = check_config(config)
     workdir = pathlib.Path(workdir)
+    mesh = meshes.make_mesh(config)
     check_workdir(workdir, config)
+    meshes.wait_for_all("the workdir is checked")
     if (workdir / "summary.json").exists():
         log.info("%s is finished; nothing to do.", workdir)
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
@@ -63,29 +66,35 @@ def train(config, workdir) -> dict:
         "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
         *(config.model, make_psi(config) or "none", config.dataset),
         *(split.num_images for split in dataset[:3]),
-        jax.devices()[0].device_kind,
+        f"{mesh.size} x {jax.devices()[0].device_kind}" if mesh.size > 1 else jax.devices()[0].device_kind,
     )
-    state = steps.init_state(model, tx, feed.image_shape(dataset, config), config.seed)
+    state = steps.init_state(model, tx, feed.image_shape(dataset, config), config.seed, mesh)
     _check_initial_weights(state, config, dataset)
 
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config.to_dict())
+    is_first = meshes.is_first_process()
+    if is_first:
+        write_json(workdir / "config.json", config.to_dict())
     with (
         contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints,
         _checkpoints_midway(config, workdir) as midway,
     ):
-        start = _restore(checkpoints, midway, state)
-        state, record, compile_seconds = _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway)
+        start = _restore(checkpoints, midway, state, mesh)
+        state, record, compile_seconds = _run_epochs(
+            config, workdir, dataset, model, tx, start, checkpoints, midway, mesh
+        )
         if record["best_epoch"] != record["epoch"]:
             try:
                 state, _ = checkpoints.restore(record["best_epoch"], state)
             except InputError as error:
                 raise InputError(f"{error} It is the best one; train again in a new workdir.") from error
-    params = state.params if config.reparam.name == "none" else fold(state.params, make_psi(config))
+    params = meshes.gather(mesh, state.params)
+    params = params if config.reparam.name == "none" else fold(params, make_psi(config))
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
-    shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
+    if is_first:
+        shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
 
-    tested = evaluate_folded(workdir, dataset, splits=("test",))
+    tested = evaluate_folded(workdir, dataset, splits=("test",), mesh=mesh)
     summary = {
         "best_epoch": record["best_epoch"],
         "best_val_accuracy": record["best_val_accuracy"],
@@ -97,9 +106,11 @@ def train(config, workdir) -> dict:
         "compile_seconds": compile_seconds,
         "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "device": jax.devices()[0].device_kind,
+        "num_devices": mesh.size,
         "jax_version": jax.__version__,
     }
-    write_json(workdir / "summary.json", summary)
+    if is_first:
+        write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -123,13 +134,13 @@ class _Start(NamedTuple):
     seconds: float = 0.0  # that the part of the epoch took
 
 
-def _restore(checkpoints, midway, state) -> _Start:
+def _restore(checkpoints, midway, state, mesh) -> _Start:
     """What was saved last, or the beginning with state."""
     record = {"epoch": 0, "best_epoch": 0, "best_val_accuracy": -1.0, "train_seconds": 0.0}
     start = _Start(*(checkpoints.restore_newest(state) or (state, record)))
     if midway is None:
         return start
-    found = midway.restore_newest({"state": state, "totals": steps.Totals.zero()})
+    found = midway.restore_newest({"state": state, "totals": steps.zero_totals(mesh)})
     # One of an earlier epoch is done with; one of a later goes with a checkpoint that cannot be read any more.
     if found is None or found[1]["epoch"] != start.record["epoch"]:
         midway.delete_all()
@@ -139,7 +150,7 @@ def _restore(checkpoints, midway, state) -> _Start:
     return _Start(saved["state"], record, saved["totals"], seconds)
 
 
-def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway):
+def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway, mesh):
     """Trains from start to config.epochs; returns the last state and record, and the seconds to compile."""
     state, record, totals, seconds = start
     first_step = int(state.step)
@@ -147,17 +158,19 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway)
     images_per_epoch = steps_per_epoch * config.batch_size
     schedule = steps.learning_rate_schedule(config, steps_per_epoch)
 
+    done_epochs = record["epoch"] if first_step else -1
+    writer = MetricsWriter(workdir, done_epochs) if meshes.is_first_process() else NoMetrics()
     with (
-        feed.training(dataset.train, config, first_step) as train_data,
-        feed.evaluation(dataset.val, config) as val_data,
-        contextlib.closing(MetricsWriter(workdir, record["epoch"] if first_step else -1)) as writer,
+        contextlib.closing(writer),
+        feed.training(dataset.train, config, first_step, mesh) as train_data,
+        feed.evaluation(dataset.val, config, mesh) as val_data,
         contextlib.closing(Progress(config.epochs * images_per_epoch, first_step * config.batch_size)) as progress,
     ):
-        compiled = _compile(config, dataset, model, tx, state, train_data, val_data)
+        compiled = _compile(config, dataset, model, tx, state, train_data, val_data, mesh)
         if first_step:
             log.info("Going on after %s.", _place(record["epoch"], first_step, steps_per_epoch))
         else:
-            writer.write_weights(0, describe_layers(state.params, config))
+            writer.write_weights(0, describe_layers(meshes.gather(mesh, state.params), config))
         for epoch in range(record["epoch"] + 1, config.epochs + 1):
             began = time.perf_counter() - seconds
             save = functools.partial(_save_midway, midway, record, began, schedule)
@@ -166,7 +179,7 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway)
             trained = totals.means()
             train_seconds = time.perf_counter() - began
             _check_finite(int(totals.first_bad_step), schedule, epoch)
-            val = evaluate(compiled.evaluate, state.params, state.batch_stats, val_data, config.batch_size)
+            val = evaluate(compiled.evaluate, state.params, state.batch_stats, val_data, config.batch_size, mesh)
             if not np.isfinite(val["loss"]):
                 _check_finite(last_step - 1, schedule, epoch)
 
@@ -187,7 +200,7 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway)
             if config.reparam.learn != "none":
                 line["pairs"] = learned_pairs(state.params)
             writer.write(line)
-            writer.write_weights(epoch, describe_layers(state.params, config))
+            writer.write_weights(epoch, describe_layers(meshes.gather(mesh, state.params), config))
             checkpoints.save(epoch, state, record, val["accuracy"])
             totals, seconds, first_step = None, 0.0, last_step
             progress.say(
@@ -215,28 +228,29 @@ class _Compiled(NamedTuple):
     seconds: float  # to trace and compile all three
 
 
-def _compile(config, dataset, model, tx, state, train_data, val_data) -> _Compiled:
+def _compile(config, dataset, model, tx, state, train_data, val_data, mesh) -> _Compiled:
     began = time.perf_counter()
-    fixed = {"model": model, "tx": tx, "config": config, "mean": dataset.mean, "std": dataset.std}
+    network, whole = steps.gathered_network(mesh, model, make_psi(config))
+    fixed = {"model": network, "whole": whole, "tx": tx, "config": config, "mean": dataset.mean, "std": dataset.std}
     if dataset.streamed:
-        train, inputs = functools.partial(steps.train_step_on_batch, **fixed), (steps.streamed_batch(config),)
+        train, inputs = functools.partial(steps.train_step_on_batch, **fixed), (steps.streamed_batch(config, mesh),)
 
         def start_epoch(state):
-            return steps.Totals.zero(), zip(train_data)
+            return steps.zero_totals(mesh), zip(train_data)
     else:
         num_images = dataset.train.num_images
         draw = functools.partial(
             steps.start_epoch, num_images=num_images, steps_per_epoch=num_images // config.batch_size
         )
-        draw = jax.jit(draw).lower(state).compile()
-        train, inputs = functools.partial(steps.train_step, **fixed), (train_data, draw(state)[0])
+        draw = jax.jit(draw, out_shardings=meshes.replicated(mesh)).lower(state).compile()
+        train, inputs = functools.partial(steps.train_step, mesh=mesh, **fixed), (train_data, draw(state)[0])
 
         def start_epoch(state):
             order, totals = draw(state)
             return totals, itertools.repeat((train_data, order))
 
-    train = jax.jit(train, donate_argnums=(0, 1)).lower(state, steps.Totals.zero(), *inputs).compile()
-    evaluate = steps.compile_eval_step(model, config, dataset, state.params, state.batch_stats, val_data)
+    train = steps.jit_train_step(train, mesh, state).lower(state, steps.zero_totals(mesh), *inputs).compile()
+    evaluate = steps.compile_eval_step(model, config, dataset, state.params, state.batch_stats, val_data, mesh)
     return _Compiled(start_epoch, train, evaluate, time.perf_counter() - began)
 
 
@@ -271,7 +285,7 @@ def check_workdir(workdir, config) -> None:
         return
     configs = (read_config(path), json.loads(json.dumps(config.to_dict())))
     there, asked = (traverse_util.flatten_dict(c, sep=".") for c in configs)
-    differing = [k for k in sorted(there | asked) if k not in MAY_DIFFER and there.get(k) != asked.get(k)]
+    differing = [k for k in sorted(there | asked) if k.split(".")[0] not in MAY_DIFFER and there.get(k) != asked.get(k)]
     if differing:
         rows = "\n".join(f"  {k}: {there.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)
         raise InputError(

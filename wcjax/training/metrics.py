@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 
+import jax
 import tqdm
 from flax import traverse_util
 
@@ -74,8 +75,21 @@ class MetricsWriter:
         self._events.close()
 
 
+class NoMetrics:
+    """Stands in for MetricsWriter in the processes that write nothing."""
+
+    def write(self, line: dict) -> None:
+        pass
+
+    def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Progress:
-    """A bar with images/s and the time left on a terminal; elsewhere plain lines."""
+    """A bar with images/s and the time left on a terminal; elsewhere plain lines. In the first process alone."""
 
     def __init__(self, total_images: int, done_images: int):
         self._bar = tqdm.tqdm(
@@ -85,7 +99,7 @@ class Progress:
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
-            disable=not sys.stderr.isatty(),
+            disable=jax.process_index() != 0 or not sys.stderr.isatty(),
         )
 
     def advance(self, images: int) -> None:
@@ -93,7 +107,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line above the bar."""
-        tqdm.tqdm.write(text, file=sys.stderr)
+        if jax.process_index() == 0:
+            tqdm.tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()

@@ -10,7 +10,9 @@ import optax
 
 from wcjax import optim
 from wcjax.data import augment
+from wcjax.params import fold
 from wcjax.reparam import WeightNorm
+from wcjax.training import mesh as meshes
 
 
 class TrainState(NamedTuple):
@@ -42,9 +44,9 @@ class Totals(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A split on the device, or a batch of a streamed one."""
+    """A split on the devices, or a batch of a streamed one."""
 
-    images: jax.Array  # uint8 (n, height, width, channels)
+    images: jax.Array  # uint8 (n, height, width, channels); of a split filled up by `mesh.share_rows`
     labels: jax.Array  # int32 (n,)
 
 
@@ -69,8 +71,26 @@ def make_optimizer(config, psi, steps_per_epoch: int) -> optax.GradientTransform
     return optax.chain(decay, optim.scale_by_derivative(adam, psi) if elementwise else adam)
 
 
-def init_state(model, tx, image_shape, seed: int) -> TrainState:
-    """The state before the first step. image_shape: (height, width, channels)."""
+def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
+    """The state before the first step. image_shape: (height, width, channels). mesh: one device if left out."""
+    mesh = mesh or meshes.one_device()
+    init = _init(model, tx, image_shape)
+
+    # Most of the time to compile this goes into optimizing random draws that run once.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
+    return jax.jit(init, out_shardings=meshes.state_sharding(mesh, shapes), compiler_options=options)(key)
+
+
+def abstract_state(model, tx, image_shape, mesh) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`, which draws nothing and needs no memory."""
+    shapes = jax.eval_shape(_init(model, tx, image_shape), jax.random.key(0))
+    return meshes.abstract(shapes, meshes.state_sharding(mesh, shapes))
+
+
+def _init(model, tx, image_shape):
+    """key -> TrainState."""
 
     def init(key):
         weights_key, run_key = jax.random.split(key)
@@ -84,9 +104,7 @@ def init_state(model, tx, image_shape, seed: int) -> TrainState:
             opt_state=tx.init(params),
         )
 
-    # Most of the time to compile this goes into optimizing random draws that run once.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)(jax.random.key(seed))
+    return init
 
 
 def start_epoch(state: TrainState, num_images: int, steps_per_epoch: int):
@@ -96,24 +114,43 @@ def start_epoch(state: TrainState, num_images: int, steps_per_epoch: int):
     return order, Totals.zero()
 
 
-def train_step(state: TrainState, totals: Totals, data: Images, order, *, model, tx, config, mean, std):
-    """One step on the next config.batch_size images of order, augmented here.
+def train_step(
+    state: TrainState, totals: Totals, data: Images, order, *, model, tx, config, mean, std, mesh=None, whole=None
+):
+    """One step on the next config.batch_size images of order, augmented here. data: a split on mesh.
 
-    Returns (state, totals, loss): loss is the mean over the batch, float32, shape ().
+    whole: see `gathered_network`. Returns (state, totals, loss): loss is the mean over the batch, float32, shape ().
     """
     steps_per_epoch = order.shape[0] // config.batch_size
     index = jax.lax.dynamic_slice_in_dim(order, state.step % steps_per_epoch * config.batch_size, config.batch_size)
     augment_key, dropout_key = _step_keys(state)
-    images = augment.random_crop_and_flip(augment_key, data.images[index], **config.augment)
+    images = meshes.take_rows(mesh, data.images, index)
+    images = augment.random_crop_and_flip(augment_key, images, **config.augment)
     images = augment.normalize(images, mean, std, jnp.dtype(config.dtype))
-    return _update(state, totals, images, data.labels[index], dropout_key, model, tx)
+    return _update(state, totals, images, data.labels[index], dropout_key, model, tx, whole)
 
 
-def train_step_on_batch(state: TrainState, totals: Totals, batch: Images, *, model, tx, config, mean, std):
+def train_step_on_batch(state: TrainState, totals: Totals, batch: Images, *, model, tx, config, mean, std, whole=None):
     """`train_step` on a batch of a streamed split, which is augmented already."""
     _, dropout_key = _step_keys(state)
     images = augment.normalize(batch.images, mean, std, jnp.dtype(config.dtype))
-    return _update(state, totals, images, batch.labels, dropout_key, model, tx)
+    return _update(state, totals, images, batch.labels, dropout_key, model, tx, whole)
+
+
+def gathered_network(mesh, model, psi) -> tuple:
+    """(model, whole) to train with where parameters are sharded over fsdp: the plain network, and params -> its params.
+
+    whole folds, w = Ψ(v), each device its shard, and only then puts the whole of w on each. Left to itself, XLA moves
+    activations instead of weights where these are larger, as at the head. Else (model, None): layers compute w.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return model, None
+
+    def whole(params):
+        plain = params if psi is None else fold(params, psi)
+        return jax.lax.with_sharding_constraint(plain, meshes.replicated(mesh))
+
+    return model.clone(reparam=None, learn="none"), whole
 
 
 def _step_keys(state):
@@ -122,12 +159,12 @@ def _step_keys(state):
     return jax.random.split(jax.random.fold_in(key, state.step))
 
 
-def _update(state, totals, images, labels, dropout_key, model, tx):
+def _update(state, totals, images, labels, dropout_key, model, tx, whole):
     """One step of the optimizer: (state, totals, loss) of normalized images."""
 
     def loss_fn(params):
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": whole(params) if whole else params, "batch_stats": state.batch_stats},
             images,
             train=True,
             mutable=["batch_stats"],
@@ -153,13 +190,15 @@ def _update(state, totals, images, labels, dropout_key, model, tx):
     return state, totals, loss
 
 
-def eval_step(params, batch_stats, totals: Totals, data: Images, *, model, batch_size: int, mean, std, dtype) -> Totals:
+def eval_step(
+    params, batch_stats, totals: Totals, data: Images, *, mesh, model, batch_size: int, mean, std, dtype
+) -> Totals:
     """Adds the next batch_size images of data, those from totals.seen on; a short last batch counts its images once."""
     n = data.labels.shape[0]
     index = totals.seen + jnp.arange(batch_size)
     real = index < n
     index = jnp.minimum(index, n - 1)
-    batch = Images(data.images[index], data.labels[index])
+    batch = Images(meshes.take_rows(mesh, data.images, index), data.labels[index])
     return _count(params, batch_stats, totals, batch, real, model, mean, std, dtype)
 
 
@@ -180,20 +219,37 @@ def _count(params, batch_stats, totals, batch, real, model, mean, std, dtype):
     )
 
 
-def streamed_batch(config) -> Images:
-    """Shapes and dtypes of the batches of a streamed split in this process."""
-    n, size = config.batch_size // jax.process_count(), config.image_size
-    return Images(jax.ShapeDtypeStruct((n, size, size, 3), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32))
+def streamed_batch(config, mesh) -> Images:
+    """Shapes, dtypes and shardings of the batches of a streamed split."""
+    n, size = config.batch_size, config.image_size
+    of = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.by_rows(mesh))
+    return Images(of((n, size, size, 3), jnp.uint8), of((n,), jnp.int32))
 
 
-def compile_eval_step(model, config, dataset, params, batch_stats, data):
+def zero_totals(mesh) -> Totals:
+    return meshes.replicate(mesh, Totals.zero())
+
+
+def jit_train_step(step, mesh, state):
+    """step, to be jitted for mesh: (state, totals, ...) -> (state, totals, loss), which takes over their buffers.
+
+    state: arrays, or their shapes. What comes out lies as what went in, so that every step is the same program.
+    """
+    everywhere = meshes.replicated(mesh)
+    shardings = (meshes.state_sharding(mesh, state), everywhere, everywhere)
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
+
+
+def compile_eval_step(model, config, dataset, params, batch_stats, data, mesh=None):
     """The evaluation of config.batch_size images, compiled: (params, batch_stats, totals, images) -> totals.
 
-    images: data, where that is Images, a split on the device; else a batch of a streamed split.
+    images: data, where that is Images, a split on mesh; else a batch of a streamed split. mesh: one device if left out.
     """
+    mesh = mesh or meshes.one_device()
     fixed = {"model": model, "mean": dataset.mean, "std": dataset.std, "dtype": jnp.dtype(config.dtype)}
     if isinstance(data, Images):
-        step = functools.partial(eval_step, batch_size=config.batch_size, **fixed)
+        step = functools.partial(eval_step, mesh=mesh, batch_size=config.batch_size, **fixed)
     else:
-        step, data = functools.partial(eval_step_on_batch, **fixed), streamed_batch(config)
-    return jax.jit(step).lower(params, batch_stats, Totals.zero(), data).compile()
+        step, data = functools.partial(eval_step_on_batch, **fixed), streamed_batch(config, mesh)
+    jitted = jax.jit(step, out_shardings=meshes.replicated(mesh))
+    return jitted.lower(params, batch_stats, zero_totals(mesh), data).compile()

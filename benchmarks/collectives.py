@@ -1,0 +1,113 @@
+"""What the devices of a mesh send each other in one training step of ImageNet, read from the compiled program.
+
+    python -m benchmarks.collectives --devices 8 64 --fsdp 1 8
+
+Compiles the step of configs/imagenet.py for that many simulated CPU devices, runs nothing, and prints Markdown: for
+each kind of collective how many arrays there are, and the bytes of the results on one device. On CPU XLA keeps the
+all-reduce of a gradient of which a device needs only its shard; its GPU and TPU back ends have a pass that makes it a
+reduce-scatter of the same operand.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import math
+import pathlib
+import re
+import runpy
+
+import jax
+import jax.numpy as jnp
+
+BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1}
+OPERATION = re.compile(
+    r"= (?P<result>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|"
+    r"collective-permute|collective-broadcast)(?:-start)?\("
+)
+ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<shape>[\d,]*)\]")
+
+
+def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_size: int = 256, dtype: str = "float32"):
+    """The step of configs/imagenet.py, compiled for a mesh of (devices / fsdp) x fsdp, and its abstract state."""
+    from wcjax.data import imagenet
+    from wcjax.training import check_config
+    from wcjax.training import mesh as meshes
+    from wcjax.training import step as steps
+    from wcjax.training.config import make_model, make_psi
+
+    file = pathlib.Path(__file__).parents[1] / "configs" / "imagenet.py"
+    config = runpy.run_path(str(file))["get_config"](f"{model},{variant}")
+    config.mesh = {"data": devices // fsdp, "fsdp": fsdp}
+    config.batch_size, config.dtype = batch_size, dtype
+    config = check_config(config)
+    mesh, psi = meshes.make_mesh(config), make_psi(config)
+    layers = make_model(config, 1000)
+    tx = steps.make_optimizer(config, psi, steps_per_epoch=1_281_167 // batch_size)
+    state = steps.abstract_state(layers, tx, (config.image_size, config.image_size, 3), mesh)
+    totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(mesh))
+    network, whole = steps.gathered_network(mesh, layers, psi)
+    step = functools.partial(
+        steps.train_step_on_batch,
+        **{"model": network, "whole": whole, "tx": tx, "config": config, "mean": imagenet.MEAN, "std": imagenet.STD},
+    )
+    lowered = steps.jit_train_step(step, mesh, state).lower(state, totals, steps.streamed_batch(config, mesh))
+    return lowered.compile(), state
+
+
+def collectives(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """{(kind, what): (arrays, bytes of the results on one device)} of a compiled program.
+
+    what: 'kernels' for arrays of two axes and more; for those of one axis, which are batch norm's but for the bias of
+    the head, 'vectors, forward' (sums for mean and variance) or 'backward'; 'numbers' for the loss and what is counted.
+    """
+    found = collections.defaultdict(lambda: (0, 0))
+    for line in hlo.splitlines():
+        if not (operation := OPERATION.search(line)):
+            continue
+        backward = "transpose(" in line.partition("op_name=")[2]
+        for array in ARRAY.finditer(operation["result"]):
+            shape = [int(n) for n in array["shape"].split(",") if n]
+            what = "kernels" if len(shape) > 1 else f"vectors, {'backward' if backward else 'forward'}"
+            what = what if shape else "numbers"
+            count, size = found[operation["kind"], what]
+            found[operation["kind"], what] = (count + 1, size + math.prod(shape) * BYTES[array["dtype"]])
+    return dict(found)
+
+
+def largest_arctan(hlo: str) -> int:
+    """Elements of the largest array of which a device computes the arctan: under fsdp that of a shard."""
+    shapes = re.findall(r"= f32\[([\d,]*)\]\S* atan2\(", hlo)
+    return max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--devices", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--fsdp", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--variant", default="wc")
+    parser.add_argument("--batch", type=int, default=256, help="of all devices together")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", action="store_true", help="one line for each program, for scripts")
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", max(args.devices))
+    if not args.json:
+        print("| devices | fsdp | collective | of | arrays | MB |\n| --- | --- | --- | --- | --- | --- |")
+    for devices in args.devices:
+        for fsdp in args.fsdp:
+            compiled, state = compile_step(args.model, args.variant, devices, fsdp, args.batch, args.dtype)
+            hlo = compiled.as_text()
+            found = collectives(hlo)
+            if args.json:
+                sizes = [leaf.size for leaf in jax.tree.leaves(state.params) if jnp.ndim(leaf) > 1]
+                rows = [[*key, *value] for key, value in sorted(found.items())]
+                numbers = {"kernels": sizes, "found": rows, "largest_arctan": largest_arctan(hlo)}
+                print(json.dumps({"devices": devices, "fsdp": fsdp, **numbers}))
+                continue
+            for (kind, what), (count, size) in sorted(found.items()):
+                print(f"| {devices} | {fsdp} | {kind} | {what} | {count} | {size / 1e6:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

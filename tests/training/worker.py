@@ -1,0 +1,67 @@
+"""Runs in processes of their own, which have several devices or share a run.
+
+    python -m tests.training.worker '{"runs": [{"config": ..., "workdir": ...}, ...], "distributed": {...}}'
+
+A run with 'resume' first gets a copy of that run folder as it was after its epoch runs.STOPPED.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+
+from tests.training import runs
+
+# Compiled in a hurry: the programs run for a second.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def train(tasks, *, devices=1, processes=1) -> None:
+    """Does tasks, dicts as above, one after the other in `processes` processes with `devices` devices together.
+
+    Fails with what they said where one of them failed.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = []
+    for i in range(processes):
+        job = {"runs": [{**task, **{k: str(task[k]) for k in ("workdir", "resume") if k in task}} for task in tasks]}
+        if processes > 1:
+            job["distributed"] = {"coordinator_address": address, "num_processes": processes, "process_id": i}
+        started.append(python(["-m", "tests.training.worker", json.dumps(job)], devices // processes))
+    for process, output in zip(started, [process.communicate()[0] for process in started], strict=True):
+        assert process.returncode == 0, output
+
+
+def python(arguments, devices):
+    """A Python process that has this many CPU devices, started in the folder of the repository."""
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=runs.ROOT, env=env, **output)
+
+
+def main(job):
+    if "distributed" in job:
+        jax.distributed.initialize(**job["distributed"])
+    from wcjax import models, training
+    from wcjax.training import mesh
+
+    models._NETWORKS["tiny"] = runs.TINY
+    models.NAMES = (*models.NAMES, "tiny")
+    mesh.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
+    for run in job["runs"]:
+        workdir = pathlib.Path(run["workdir"])
+        if "resume" in run:
+            if mesh.is_first_process():
+                runs.stopped_copy(pathlib.Path(run["resume"]), workdir)
+            mesh.wait_for_all("the copy is made")
+        training.train(run["config"], workdir)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,158 @@
+"""Many devices and many processes: one mesh, and how the arrays of a run lie on it.
+
+The mesh has two axes, `config.mesh = {"data": -1, "fsdp": 1}`. Batches are sharded by rows over both. The training
+state is replicated; with fsdp > 1 its large arrays, parameters and moments of the optimizer alike, are sharded over
+'fsdp'. The steps are the same programs as on one device: jax.jit partitions them, so that a mean over the batch, also
+that of batch norm, is one over the batch of all devices. Results differ between meshes by rounding alone.
+
+Images that lie on the devices (digits, CIFAR) are sharded by rows too, once, in the order of the data set: a process
+hands over the rows of its own devices only. A step picks its batch where the rows lie and adds the parts up
+(reduce-scatter, see `take_rows`). That moves batch_size images of uint8 a step (0.4 MB of CIFAR at 128, beside 45 MB of
+gradients of a ResNet18), and in return the order of the images is that of one device, and the host has nothing to do
+within an epoch. Each process still reads the file, because mean, std and the held out images are of the whole set.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from wcjax.errors import InputError
+
+AXES = ("data", "fsdp")
+MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
+
+
+def make_mesh(config) -> Mesh:
+    """The mesh that config.mesh asks for; -1 stands for all devices that the other axis leaves.
+
+    A single process may take fewer devices than there are: the first ones. Many processes use all of theirs.
+
+    Raises InputError where there are not that many devices, or where they cannot share config.batch_size.
+    """
+    data, fsdp, found = config.mesh.data, config.mesh.fsdp, len(jax.devices())
+    asked = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
+    if -1 in (data, fsdp):
+        given = -data * fsdp
+        if found % given:
+            raise InputError(f"{asked}, but there are {found}: choose a divisor of {found} in place of {given}.")
+        data, fsdp = (found // given if size == -1 else size for size in (data, fsdp))
+    size = data * fsdp
+    if size > found:
+        raise InputError(f"{asked}, but there are {found}: choose smaller numbers, or -1 for all that are left.")
+    if size < found and jax.process_count() > 1:
+        raise InputError(f"{asked}, but {jax.process_count()} processes have {found} and must use all: say data=-1.")
+    if config.batch_size % size:
+        raise InputError(
+            f"config.batch_size is {config.batch_size}, which {size} devices cannot share: choose a multiple of "
+            f"{size}, or fewer devices by config.mesh.data."
+        )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:size])
+
+
+def one_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return jax.make_mesh((1, 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def state_sharding(mesh: Mesh, state):
+    """The sharding of each array of a training state, or one for all of them where fsdp is 1.
+
+    Over 'fsdp' goes the largest axis that it divides, the last of equals, of arrays with two or more axes and at least
+    MIN_FSDP_SIZE elements. All others, learned a and b among them, are replicated. state: arrays, or their shapes.
+    """
+    fsdp = mesh.shape["fsdp"]
+    if fsdp == 1:
+        return replicated(mesh)
+
+    def of_leaf(leaf):
+        axes = [axis for axis, length in enumerate(leaf.shape) if length % fsdp == 0]
+        if leaf.ndim < 2 or leaf.size < MIN_FSDP_SIZE or not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+        return NamedSharding(mesh, P(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(of_leaf, state)
+
+
+def abstract(shapes, shardings):
+    """Shapes and dtypes with these shardings: a tree of them, or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def replicate(mesh: Mesh, tree):
+    """Arrays that every process has, whole on each device."""
+    place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
+    return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+
+def gather(mesh: Mesh, tree):
+    """The same arrays of the mesh, whole on each device, so that each process can read them."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def share_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """array (n, ...), sharded by rows and filled up with zeros to a multiple of the devices; see `take_rows`."""
+    rows = -(-len(array) // mesh.size) * mesh.size
+
+    def of_device(index):
+        start, stop, _ = index[0].indices(rows)
+        part = array[start:stop]
+        return np.concatenate([part, np.zeros((stop - start - len(part), *array.shape[1:]), array.dtype)])
+
+    return jax.make_array_from_callback((rows, *array.shape[1:]), by_rows(mesh), of_device)
+
+
+def take_rows(mesh: Mesh | None, rows: jax.Array, index: jax.Array) -> jax.Array:
+    """rows[index] of what `share_rows` returned, sharded by rows again; for use under jit.
+
+    Each device looks up what it has and puts zeros elsewhere; a reduce-scatter adds these up, exactly.
+
+    Args:
+      mesh: None for one device.
+      rows: integers (n, ...).
+      index: int32 (m,), from 0 to n − 1; m is a multiple of the devices.
+    """
+    if mesh is None or mesh.size == 1:
+        return rows[index]
+
+    def of_device(rows, index):
+        index = index - jax.lax.axis_index(AXES) * len(rows)
+        here = ((index >= 0) & (index < len(rows))).reshape(-1, *(1,) * (rows.ndim - 1))
+        found = jnp.where(here, rows[jnp.clip(index, 0, len(rows) - 1)], 0)
+        return jax.lax.psum_scatter(found, AXES, scatter_dimension=0, tiled=True)
+
+    return jax.shard_map(of_device, mesh=mesh, in_specs=(P(AXES), P()), out_specs=P(AXES))(rows, index)
+
+
+def share_batch(mesh: Mesh, batch):
+    """A batch on the devices from the rows that each process has: arrays (n / processes, ...) -> (n, ...).
+
+    Starts the transfer and does not wait: it runs while the devices work on the steps before.
+    """
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
