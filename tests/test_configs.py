@@ -1,9 +1,12 @@
 """Every config file and variant: the paper's settings, a network that can be made, and one step of it."""
 
+import collections
 import functools
 import importlib.util
+import itertools
 import math
 import pathlib
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from wcjax import data, models
+from wcjax import data, models, sweep
+from wcjax.analysis import paper, runs
 from wcjax.errors import InputError
 from wcjax.models import resnet, vgg, wide_resnet
 from wcjax.training import check_config, config, step
@@ -150,3 +154,23 @@ def test_every_variant_takes_a_step_that_moves_all_weights(model, variant, monke
 def test_a_network_that_does_not_exist_is_named():
     with pytest.raises(InputError, match="unknown config.model 'wrn28'. Did you mean 'wrn28_10'"):
         get_config("cifar100", "wrn28,wc")
+
+
+def test_every_row_of_the_papers_tables_has_a_command_on_the_page():
+    page = (CONFIGS.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("python -m wcjax.sweep")]
+    started = collections.defaultdict(set)
+    for _, _, _, *arguments in commands:
+        args, overrides = sweep.parser().parse_known_args(arguments)
+        assert overrides == ["--config.data_dir=DIR"]
+        file, _, argument = args.config.partition(":")
+        if args.command == "grid":
+            assert (get_config(pathlib.Path(file).stem, argument).reparam.name, len(args.seeds)) == ("arctan", 5)
+            continue
+        for model, variant in itertools.product(args.models, args.variants):
+            c = get_config(pathlib.Path(file).stem, f"{model},{variant}")
+            started[c.dataset, model].add(runs.method(c.reparam))
+            assert len(args.seeds) == (3 if "imagenet" in c.dataset else 5)
+    # The paper prints one accuracy of PP twice; the row that it belongs to has a command all the same.
+    started["cifar100", "resnet34"].remove("PP")
+    assert started == {(dataset, m): set(row) for dataset, of in paper.ACCURACY.items() for m, row in of.items()}

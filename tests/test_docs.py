@@ -43,3 +43,9 @@ def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_tables_of_the_performance_page_are_those_of_the_results():
+    from benchmarks import report
+
+    assert report.page() == report.PAGE.read_text(encoding="utf-8"), "run: python -m benchmarks.report"
