@@ -296,3 +296,54 @@ def test_bfloat16_parameters_train_as_well_as_bfloat16_v_in_layers():
         chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), jnp.bfloat16(0))
         accuracies.append(compand_gap.accuracy(net, params, test))
     assert accuracies[1] > 0.9 and abs(accuracies[1] - accuracies[0]) < 0.03
+
+
+@pytest.mark.parametrize("learn", ["none", "fine", "coarse"])
+@pytest.mark.parametrize("adaptive", [False, True], ids=["sgd", "adamw"])
+def test_a_weight_put_beyond_the_bound_after_init_is_taken_to_it(learn, adaptive):
+    inner = optax.adamw(0.1, weight_decay=0.0) if adaptive else optax.sgd(0.1)
+    tx = compand(inner, PSI, adaptive=adaptive, learn=learn)
+    params = {"kernel": jnp.full((2, 2), 0.1)}
+    state = tx.init(params)
+    for sign in (1, -1):
+        beyond = {"kernel": jnp.full((2, 2), sign * 5.0)}
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, beyond), state, beyond)
+        moved = optax.apply_updates(beyond, updates)["kernel"]
+        np.testing.assert_allclose(moved, sign * PSI.bound, rtol=1e-5)
+        assert np.all(np.abs(moved) < PSI.bound)
+
+
+def test_pairs_of_flax_variables_in_boxes_are_learned():
+    init = nn.with_partitioning(nn.initializers.constant(0.1), (None, "x"))
+    boxed = nn.Dense(4, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    plain = nn.meta.unbox(boxed)
+    found = {}
+    for name, params in (("boxed", boxed), ("plain", plain)):
+        tx = compand(optax.sgd(0.1), PSI, learn="fine")
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+        found[name] = nn.meta.unbox(updates), state.pairs
+    chex.assert_trees_all_equal(*found.values())
+    assert found["plain"][1]["kernel"]["a"] != PSI.a
+
+
+def test_a_line_search_is_refused_unless_it_sees_w():
+    params = {"kernel": jnp.full((2, 2), 0.1)}
+    value = lambda params: jnp.sum((params["kernel"] - 0.3) ** 2)
+    more = {"value": value(params), "grad": jax.grad(value)(params), "value_fn": value}
+    tx = compand(optax.lbfgs(), PSI)
+    with pytest.raises(ValueError, match="value_fn with v in place of w: use adaptive=True"):
+        tx.update(more["grad"], tx.init(params), params, **more)
+    tx = compand(optax.lbfgs(), PSI, adaptive=True)
+    updates, _ = tx.update(more["grad"], tx.init(params), params, **more)
+    assert value(optax.apply_updates(params, updates)) < value(params)
+
+
+def test_compand_itself_may_have_its_rates_injected():
+    def make(rate, weight_decay):
+        return compand(optax.sgd(rate), PSI, weight_decay=weight_decay)
+
+    static = ("inner", "psi", "adaptive", "where", "learn")
+    injected = optax.inject_hyperparams(compand, static_args=static)(optax.sgd(0.1), PSI, weight_decay=0.01)
+    params = {"kernel": jnp.full((2, 2), 0.1)}
+    updates = [tx.update(params, tx.init(params), params)[0] for tx in (injected, make(0.1, 0.01))]
+    chex.assert_trees_all_close(*updates, rtol=1e-6)

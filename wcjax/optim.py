@@ -4,8 +4,9 @@
     Adam   optax.chain(add_decayed_weights(1e-4, psi), scale_by_derivative(optax.adam(1e-3), psi))
 
 Both know a companded weight by the name of its leaf ('v'), and take learned a and b from the leaves beside it or from
-the shared pair, as `wcjax.params` describes. Under optax.inject_hyperparams name psi in static_args, because a Ψ is
-callable and would pass for a schedule. `compand` does the same work for a network that holds plain w.
+the shared pair, as `wcjax.params` describes. `compand` does the same work for a network that holds plain w. Under
+optax.inject_hyperparams all arguments but the rates belong in static_args (for compand: inner, psi, adaptive, where,
+learn), because a Ψ and a `where` are callable and would pass for schedules.
 
 Source: Cakaj et al. 2023, arXiv 2306.16993; the scaling of adaptive steps is that of Powerpropagation, Schwarz et al.
 2021, arXiv 2110.00296.
@@ -122,13 +123,16 @@ def compand(
 
     Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. Nothing is swapped
     in the model, nothing is folded afterwards, and forward and backward pass cost nothing more. v is not kept: w, which
-    may be loaded, averaged or clipped between updates, is all there is to know.
+    may be loaded, averaged or clipped between updates, is all there is to know. A w that was put beyond the bound after
+    init, or before an init under jit, which cannot look at values, counts as one at the bound: the next update takes it
+    there.
 
         tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(0.6, 0.6), weight_decay=1e-4)
         tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(0.6, 0.6), adaptive=True)
 
     Args:
-      inner: an optax optimizer. Its step u may be anything; only its size in v matters.
+      inner: an optax optimizer. Its step u may be anything; only its size in v matters. One that keeps parameters of
+        its own for evaluation (schedule_free) keeps v of them, with adaptive=True w that no bound holds.
       psi: Arctan, Arsinh, Erf or PowerProp.
       adaptive: False: inner sees dL/dv = Ψ′(v)·dL/dw, and v as its params. True, for optimizers that normalize
         gradients (adam, lion, rmsprop, lamb, muon): inner sees dL/dw and w, and u is its step times Ψ′(v).
@@ -137,13 +141,15 @@ def compand(
       mask: bools in the structure of the params (or a prefix of it), or a function from params to them; True decays.
       where: (key path, leaf) -> bool, the leaves that are companded. The others are left to inner.
       learn: 'fine', a learned (a, b) for each companded leaf; 'coarse', one for all. They start at psi's, live in the
-        state and are stepped by inner, which then sees the tuple (params, pairs); w follows them.
+        state and are stepped by inner, which then sees the tuple (params, pairs); w follows them. Masks and labels of
+        inner must be of that tuple, and its own decay (adamw's) falls on the pairs too.
 
     Returns:
       A transform. init raises ValueError where nothing is companded, or |w| >= psi.bound (with the a that fits). update
-      raises ValueError without params.
+      raises ValueError without params, or for a value_fn, which a line search would call with v, unless adaptive=True.
 
-    A w that a step would carry to the bound stops a few roundings before it. Updates have the dtype of their leaf.
+    A w that a step would carry to the bound stops a few roundings before it. Updates of companded leaves have the dtype
+    of their leaf.
     """
     _check_elementwise(psi)
     check_learnable(psi, learn, LEARN_NETWORK)
@@ -179,7 +185,10 @@ def compand(
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError(NO_PARAMS)
-        psis = psis_of(params, state.pairs)
+        if "value_fn" in extra_args and not adaptive:
+            raise ValueError("inner would call value_fn with v in place of w: use adaptive=True, or no line search.")
+        psis, given = psis_of(params, state.pairs), params
+        params = _map(lambda p, w: w + _keep_inside(p, w, jnp.zeros_like(w)), psis, given)
         slopes = _map(lambda p, w: p.slope(w), psis, params)
         v = _map(lambda p, w: p.inverse(w), psis, params)
 
@@ -199,11 +208,12 @@ def compand(
         if adaptive:
             steps = _map(lambda _, u, slope: _scale(_, jnp.clip(u, -_HUGE, _HUGE), slope), psis, steps, slopes)
 
-        def change_of_w(p, u, w, new):
+        def change_of_w(p, u, w, given, new):
             delta = _keep_inside(p, w, p.increment(w, jnp.clip(u, -_HUGE, _HUGE)))
-            return _keep_inside(new, w, delta + p.change(w + delta, new)) if learned else delta
+            delta = _keep_inside(new, w, delta + p.change(w + delta, new)) if learned else delta
+            return delta + (w - given)
 
-        return _map(change_of_w, psis, steps, params, new_psis), CompandState(inner_state, decay_state, pairs)
+        return _map(change_of_w, psis, steps, params, given, new_psis), CompandState(inner_state, decay_state, pairs)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -245,7 +255,10 @@ def _pair_grads(psis, params, grads, coarse):
     def of_leaf(path, w, p, g):
         if p is not None:
             w, g = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (w, g))
-            found[path_str(path)] = {"a": jnp.sum(g * p.derivative_a(w)), "b": jnp.sum(g * p.derivative_b(w))}
+            found[path_str(plain_path(path))] = {
+                "a": jnp.sum(g * p.derivative_a(w)),
+                "b": jnp.sum(g * p.derivative_b(w)),
+            }
 
     jax.tree_util.tree_map_with_path(of_leaf, params, psis, grads)
     return jax.tree.map(lambda *x: sum(x), *found.values()) if coarse else found
@@ -264,7 +277,8 @@ def _check_elementwise(psi):
     if not isinstance(psi, Arctan | Arsinh | Erf | PowerProp):
         raise ValueError(
             f"psi must be Arctan, Arsinh, Erf or PowerProp, found {psi!r}. Plain and weight-normalized networks take "
-            "optax's own transforms; under optax.inject_hyperparams pass static_args=('psi',)."
+            "optax's own transforms; under optax.inject_hyperparams pass static_args=('psi',), for compand "
+            "also 'inner', 'adaptive', 'where' and 'learn'."
         )
 
 

@@ -184,7 +184,8 @@ def fold(params, psi):
       psi: the Ψ it was made with; a learned pair in the tree takes the place of its a and b.
 
     Raises:
-      ValueError: the tree holds no 'v', or psi is none that it can have been made with.
+      ValueError: the tree holds no 'v', or psi is none that it can have been made with, as far as the names of the
+        leaves tell.
     """
 
     def convert(node, psis):
