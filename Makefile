@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench bench-gpu help
+.PHONY: demo test test-long bench bench-gpu help
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +17,9 @@ test: .venv/installed-test  ## Runs ruff and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
+
+test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills of sweeps, notebooks
+	$(BIN)/pytest -m long -n 2
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

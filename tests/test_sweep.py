@@ -249,6 +249,7 @@ sweep_study.HEARTBEAT, sweep_study.GRACE = 1, 4
 sys.exit(sweep.main(sys.argv[1:]))"""
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(tmp_path, tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

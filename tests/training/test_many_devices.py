@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", MESHES)
 def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
     runs.assert_same_course(folder / devices, tiny_run[0])
@@ -44,11 +45,13 @@ def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
     assert summary["test_accuracy"] == tiny_run[1]["test_accuracy"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", ["2", "8"])
 def test_a_checkpoint_of_four_devices_is_gone_on_with_on_two_and_eight(folder, tiny_run, devices):
     runs.assert_same_course(folder / f"4-on-{devices}", tiny_run[0])
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_four_devices_is_gone_on_with_on_one(folder, tiny_run, tmp_path):
     run = runs.stopped_copy(folder / "4", tmp_path / "run")
     training.train(runs.tiny(), run)
@@ -65,6 +68,7 @@ def streamed(tmp_path_factory):
     return config, folder / "run"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, tmp_path, processes):
     tasks = [{"config": on(-1), "workdir": tmp_path / "digits"}, {"config": streamed[0], "workdir": tmp_path / "files"}]
@@ -127,6 +131,7 @@ def test_compand_and_the_rows_on_the_devices_do_on_eight_what_they_do_on_one():
     assert process.returncode == 0, output
 
 
+@pytest.mark.long
 def test_the_step_of_resnet50_on_eight_devices_sends_gradients_and_batch_norm_sums_only_and_folds_shards():
     arguments = ["--devices", "8", "--fsdp", "1", "8", "--json"]
     process = worker.python(["-m", "benchmarks.collectives", *arguments], devices=8)
