@@ -73,6 +73,7 @@ def test_the_run_is_that_of_the_layers(name, learn, adaptive):
             chex.assert_trees_all_close(state.pairs, expected["pair"], rtol=1e-9)
 
 
+@pytest.mark.long
 def test_in_float32_the_run_strays_no_further_than_ten_times_what_one_rounding_at_the_start_does():
     layers, found, others = compand_gap.runs(jnp.tanh, [100], 1)
     assert 0 < compand_gap.gap(layers[100], found[100]) < 10 * compand_gap.gap(layers[100], others[0][100])
@@ -171,6 +172,7 @@ jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), *found)
 """
 
 
+@pytest.mark.long
 def test_on_two_devices_with_donated_and_sharded_state_the_result_is_that_of_one():
     subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, check=True)
 
@@ -284,6 +286,7 @@ def test_describe_prints_counts_and_shares_of_the_bound(capsys):
     assert lines[-1] == "2 of 3 leaves companded: 12 of 15 parameters."
 
 
+@pytest.mark.long
 def test_bfloat16_parameters_train_as_well_as_bfloat16_v_in_layers():
     (images, labels), (test_images, test_labels) = compand_gap.digits()
     images, test = images.reshape(len(images), 64), (test_images.reshape(-1, 64), test_labels)

@@ -187,6 +187,7 @@ class TestTorchvision:
         like = jax.eval_shape(model.init, jax.random.key(0), record.images())
         io.check_like(io.from_torchvision(recorded("resnet50")[0]), like)
 
+    @pytest.mark.long
     def test_companded_network_folded_and_exported_keeps_its_logits(self, tmp_path):
         state_dict, expected = recorded("resnet18")
         variables = io.from_torchvision(state_dict)

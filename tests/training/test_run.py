@@ -220,8 +220,10 @@ def test_of_equally_good_epochs_the_first_is_folded(tmp_path, monkeypatch):
     runs.assert_same_bits(load_tree(run / "folded")["params"]["head"]["bias"], best["params"]["head"]["bias"])
 
 
-VARIANTS = [(variant, "sgd") for variant in training.config.VARIANTS]
-VARIANTS += [(variant, "adam") for variant in ("wc", "learned", "plain")]
+LONG = [(variant, "sgd") for variant in training.config.VARIANTS if variant not in ("wc", "learned", "wn")]
+LONG += [(variant, "adam") for variant in ("learned", "plain")]
+VARIANTS = [("wc", "sgd"), ("learned", "sgd"), ("wn", "sgd"), ("wc", "adam")]
+VARIANTS += [pytest.param(*names, marks=pytest.mark.long) for names in LONG]
 
 
 @pytest.mark.parametrize("variant, optimizer", VARIANTS)

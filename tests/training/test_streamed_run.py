@@ -68,6 +68,7 @@ def test_training_learns_the_classes(unbroken):
     assert unbroken[1]["best_val_accuracy"] > 0.5
 
 
+@pytest.mark.long
 def test_the_number_of_workers_changes_no_bit_and_the_folder_may_be_gone_on_with(folder, unbroken, tmp_path):
     run = tmp_path / "run"
     training.train(streamed(folder, data_workers=1), run)
@@ -125,6 +126,7 @@ def test_so_does_a_run_on_the_device(tiny_run, tmp_path, monkeypatch):
     runs.assert_same_run(run, tiny_run[0])
 
 
+@pytest.mark.long
 def test_a_streamed_run_killed_in_a_process_of_its_own_ends_in_the_same_bits(folder, unbroken, tmp_path):
     run, config = tmp_path / "run", streamed(folder, checkpoint_every=1, data_workers=1)
     (tmp_path / "config.json").write_text(json.dumps(config))
