@@ -133,7 +133,7 @@ def _figures(setting: Setting, letter: str, out) -> list[str]:
 
     one_seed = {of[0].method: min(of, key=lambda run: run.config["seed"]) for of in chosen.values()}
     courses = {
-        ", ".join([method, *[run.reparam] * (method != "plain"), f"seed {run.config['seed']}"]): found
+        f"{method}\n{run.reparam}, seed {run.config['seed']}": found
         for method, run in one_seed.items()
         if (found := course.first_layer_course(run))
     }
