@@ -21,7 +21,8 @@ from wcjax.training.metrics import write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
-GRID = ["grid", "--config", f"{DIGITS}:resnet8", "--a", "0.6,1.0", "--b", "0.5,0.8", "--seeds", "0-2"]
+GRID = ["grid", "--config", f"{DIGITS}:resnet8", "--seeds", "0-2"]
+PAIRS = [*GRID, "--over", "reparam.a=0.6,1", "--over", "reparam.b=0.5,0.8"]
 RUNS = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain,wc", "--seeds", "0,7"]
 
 
@@ -63,13 +64,28 @@ def trainer(monkeypatch):
 
 
 def test_a_grid_is_run_on_one_seed_and_its_best_pair_on_the_others(trainer, tmp_path, capsys):
-    assert sweep.main([*GRID, "--out", str(tmp_path), "--config.epochs=2"]) == 0
+    assert sweep.main([*PAIRS, "--out", str(tmp_path), "--config.epochs=2"]) == 0
     pairs = {f"a{a}_b{b}_seed0" for a in ("0.6", "1") for b in ("0.5", "0.8")}
     assert set(trainer.trained[:4]) == pairs
     assert sorted(trainer.trained[4:]) == ["a0.6_b0.8_seed1", "a0.6_b0.8_seed2"]
-    assert "Best on val: a=0.6, b=0.8." in capsys.readouterr().out
+    assert "Best on val: reparam.a=0.6, reparam.b=0.8." in capsys.readouterr().out
     config = json.loads((tmp_path / "a0.6_b0.8_seed2" / "config.json").read_text())
     assert (config["seed"], config["reparam"]["a"], config["reparam"]["b"], config["epochs"]) == (2, 0.6, 0.8, 2)
+
+
+def test_a_grid_is_over_any_keys_and_its_folders_say_their_values(trainer, tmp_path):
+    plain = ["grid", "--config", f"{DIGITS}:resnet8,plain", "--seeds", "5", "--out", str(tmp_path)]
+    assert sweep.main([*plain, "--over", "learning_rate=0.05,0.1", "--over", "weight_decay=0,5e-4"]) == 0
+    names = {f"learning_rate{rate}_weight_decay{decay}_seed5" for rate in ("0.05", "0.1") for decay in ("0", "5e-4")}
+    assert set(trainer.trained) == names
+    config = json.loads((tmp_path / "learning_rate0.05_weight_decay5e-4_seed5" / "config.json").read_text())
+    assert (config["learning_rate"], config["weight_decay"], config["reparam"]["name"]) == (0.05, 0.0005, "none")
+
+
+def test_a_grid_is_the_papers_where_no_key_is_given(trainer, tmp_path):
+    assert sweep.main([*GRID, "--seeds", "0", "--out", str(tmp_path)]) == 0
+    steps = ("0.5", "0.6", "0.7", "0.8", "0.9", "1.0")
+    assert sorted(trainer.trained) == sorted(f"a{a}_b{b}_seed0" for a in steps for b in steps)
 
 
 def test_a_list_of_variants_and_seeds_is_run_once_each_and_not_again(trainer, tmp_path):
@@ -91,11 +107,11 @@ def test_one_job_is_one_run_at_a_time(trainer, tmp_path):
 def test_runs_that_cannot_finish_are_told_with_their_reason_and_not_tried_again(trainer, tmp_path, capsys):
     trainer.ends = {"a0.6_b0.8_seed0": "the loss became nan", "a0.6_b0.5_seed0": "largest |w| does not fit"}
     for _ in range(2):
-        assert sweep.main([*GRID, "--out", str(tmp_path)]) == 0
+        assert sweep.main([*PAIRS, "--out", str(tmp_path)]) == 0
         output = capsys.readouterr().out
         assert "| a0.6_b0.8_seed0 | failed | 0/10 |  | the loss became nan |" in output
         assert r"| a0.6_b0.5_seed0 | failed | 0/10 |  | largest \|w\| does not fit |" in output
-        assert "Best on val: a=1, b=0.8." in output
+        assert "Best on val: reparam.a=1, reparam.b=0.8." in output
     assert len(trainer.trained) == len(set(trainer.trained)) == 6
 
 
@@ -153,9 +169,15 @@ def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
         ([*RUNS, "--jobs", "0"], "--jobs must be 1 or more, found 0."),
         ([*RUNS, "--config.batch_size=5000"], "config.batch_size is 5000, but digits has 1293 training images."),
         ([*RUNS, "--storage", "nosuch://x"], "--storage nosuch://x cannot be used: "),
-        ([*GRID, "--config.reparam.a=3"], "config.reparam.a is set by --a."),
+        ([*GRID, "--config.reparam.a=3"], "config.reparam.a is set by the grid; --over says by which values."),
+        ([*GRID, "--over", "seed=1,2"], "--over takes every key once, and seeds are given by --seeds."),
+        ([*PAIRS, "--over", "reparam.a=2"], "--over takes every key once"),
+        ([*GRID, "--over", "momentun=0.9"], "unknown config key 'momentun'. Did you mean 'momentum'?"),
+        ([*GRID, "--over", "momentum=0.9,much"], "flag --config.momentum=much"),
+        ([*GRID, "--over", "momentum=0.9,1.9"], "config.momentum must be between 0 and 1, found 1.9."),
+        ([*GRID, "--over", "momentum=0.9,0.90"], "two runs of the sweep are the same; give each value once."),
         ([*GRID, "--config", f"{DIGITS}:resnet8,plain"], "a grid is over a and b, which 'none' has not"),
-        ([*GRID, "--a", "0.5,-1"], "a must be"),
+        ([*GRID, "--over", "reparam.a=0.5,-1"], "a must be"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(trainer, tmp_path, capsys, arguments, message):

@@ -1,11 +1,12 @@
-"""Many runs, each in a folder and a process of its own: a grid over (a, b), or networks × variants × seeds.
+"""Many runs, each in a folder and a process of its own: a grid over config keys, or networks × variants × seeds.
 
     python -m wcjax.sweep grid --config configs/cifar10.py:resnet18 --out DIR --seeds 0-4 --jobs 2 --config.data_dir=DIR
     python -m wcjax.sweep runs --config configs/digits.py --models resnet8 --variants plain,wc,pp --seeds 0-4 --out DIR
 
-grid: every (a, b) with the first seed, then the pair that is best on val with the other seeds. Both may be stopped or
-killed at any moment; the same command goes on, and repeats no run that is finished. With --storage, an address of a
-database like postgresql://..., the same command on several machines shares the work; DIR should be one for all of them.
+grid: every (a, b), or every point of --over, with the first seed, then the point that is best on val with the other
+seeds. Both may be stopped or killed at any moment; the same command goes on, and repeats no run that is finished. With
+--storage, an address of a database like postgresql://..., the same command on several machines shares the work; DIR
+should be one for all of them.
 """
 
 import argparse
@@ -19,35 +20,34 @@ import sys
 from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.training.metrics import write_json
 
-GRID = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # the paper's, for a and for b
+PAPERS_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
 
 
 def plan_grid(args, overrides):
-    """The Plan of every (a, b) with the first seed."""
+    """The Plan of every point of args.over with the first seed."""
     from wcjax.sweep_study import Plan
 
-    return Plan.of(
-        "grid", {"a": args.a, "b": args.b}, lambda p: grid_run(args, overrides, p["a"], p["b"], args.seeds[0])
-    )
+    return Plan.of("grid", args.over, lambda point: grid_run(args, overrides, point, args.seeds[0]))
 
 
-def plan_best(args, overrides, a, b):
-    """The Plan of one pair with the other seeds."""
+def plan_best(args, overrides, point):
+    """The Plan of one point with the other seeds."""
     from wcjax.sweep_study import Plan
 
-    return Plan.of("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, a, b, p["seed"]))
+    return Plan.of("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, point, p["seed"]))
 
 
-def grid_run(args, overrides, a, b, seed):
-    """(name, config) of one run of a grid."""
+def grid_run(args, overrides, point, seed):
+    """(name, config) of one run of a grid; the name says the values of point, {key: text}."""
     from wcjax.training.command_line import read_config_file
 
-    config = read_config_file(args.config, overrides)
-    if config.reparam.name not in ("arctan", "arsinh", "erf"):
-        raise InputError(f"a grid is over a and b, which {config.reparam.name!r} has not; choose wc, arsinh or erf.")
-    config.reparam.a, config.reparam.b, config.seed = a, b, seed
-    return f"a{a:g}_b{b:g}_seed{seed}", config
+    config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
+    psi = config.reparam.name
+    if point.keys() & PAPERS_GRID.keys() and psi not in ("arctan", "arsinh", "erf"):
+        raise InputError(f"a grid is over a and b, which {psi!r} has not; choose wc, arsinh or erf, or give --over.")
+    config.seed = seed
+    return "_".join([*(key.rpartition(".")[2] + text for key, text in point.items()), f"seed{seed}"]), config
 
 
 def plan_runs(args, overrides):
@@ -72,12 +72,19 @@ def sweep(args, overrides) -> int:
         raise InputError(f"a sweep needs Optuna ({error}): pip install 'wcjax[sweep]'.") from error
     from wcjax.training.command_line import overridden
 
+    if args.command == "grid":
+        given = args.over or list(PAPERS_GRID.items())
+        args.over = dict(given)
+        if "seed" in args.over or len(args.over) < len(given):
+            raise InputError("--over takes every key once, and seeds are given by --seeds.")
     for argument in overrides:
         key = overridden(argument)
         if key is None:
             raise InputError(f"unknown argument {argument!r}; see --help.")
-        if key == "seed" or (args.command == "grid" and key in ("reparam.a", "reparam.b")):
-            raise InputError(f"config.{key} is set by --{key.rpartition('.')[2].replace('seed', 'seeds')}.")
+        if key == "seed":
+            raise InputError("config.seed is set by --seeds.")
+        if args.command == "grid" and key in args.over:
+            raise InputError(f"config.{key} is set by the grid; --over says by which values.")
     if args.command == "runs":
         if ":" in args.config:
             raise InputError(
@@ -87,11 +94,11 @@ def sweep(args, overrides) -> int:
     grid = sweep_study.work(plan_grid(args, overrides), args.out, args.storage, args.jobs)
     best = grid.best()
     if best is None:
-        raise InputError(f"no pair of the grid has a finished run; see {args.out / 'logs'}.")
-    print(f"\nBest on val: a={best['a']:g}, b={best['b']:g}.")
+        raise InputError(f"no point of the grid has a finished run; see {args.out / 'logs'}.")
+    print(f"\nBest on val: {', '.join(f'{key}={text}' for key, text in best.items())}.")
     if grid.exit_code() or len(args.seeds) == 1:
         return grid.exit_code()
-    return sweep_study.work(plan_best(args, overrides, **best), args.out, args.storage, args.jobs).exit_code()
+    return sweep_study.work(plan_best(args, overrides, best), args.out, args.storage, args.jobs).exit_code()
 
 
 def train_one(folder: pathlib.Path, config: dict) -> int:
@@ -111,9 +118,10 @@ def train_one(folder: pathlib.Path, config: dict) -> int:
     return 0
 
 
-def numbers(text: str) -> list[float]:
-    """'0.5,0.6' -> [0.5, 0.6]"""
-    return unique([float(x) for x in text.split(",")])
+def over(text: str) -> tuple[str, list[str]]:
+    """'learning_rate=0.1,0.2' -> ('learning_rate', ['0.1', '0.2'])"""
+    key, values = text.split("=")
+    return key, names(values)
 
 
 def seeds(text: str) -> list[int]:
@@ -140,9 +148,14 @@ def unique(values):
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m wcjax.sweep", description=__doc__.split("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
-    grid = commands.add_parser("grid", help="every (a, b) with the first seed, then the best pair with the other seeds")
-    grid.add_argument("--a", type=numbers, default=list(GRID), help="like 0.5,0.6; the paper's six where left out")
-    grid.add_argument("--b", type=numbers, default=list(GRID), help="like 0.5,0.6; the paper's six where left out")
+    grid = commands.add_parser("grid", help="every point of a grid with the first seed, the best with the other seeds")
+    grid.add_argument(
+        "--over",
+        type=over,
+        action="append",
+        metavar="KEY=VALUES",
+        help="a key of the config, like learning_rate=0.1,0.2; once for each key; the paper's (a, b) where left out",
+    )
     runs = commands.add_parser("runs", help="networks × variants × seeds")
     runs.add_argument("--models", type=names, required=True, help="like resnet18,resnet34")
     runs.add_argument("--variants", type=names, required=True, help="like plain,wc,pp")

@@ -87,8 +87,8 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
     for name, config in plan.runs.values():
         configs[name] = check_config(config)
         check_workdir(out / name, configs[name])
-    if len(configs) != len(plan.runs):
-        raise InputError("two values of the grid have the same name to 6 digits; choose others.")
+    if len({config.to_json(sort_keys=True) for config in configs.values()}) != len(plan.runs):
+        raise InputError("two runs of the sweep are the same; give each value once.")
     for config in {(c.dataset, c.val_fraction, c.batch_size): c for c in configs.values()}.values():
         load_dataset(config)
 

@@ -67,16 +67,44 @@ def test_every_number_of_the_paper_has_a_row(folder):
 
 def test_runs_whose_other_settings_differ_are_not_mixed_and_the_report_lists_them(tmp_path, write_run):
     write_run(tmp_path / "runs" / "a", "plain", 0, 0.94)
-    write_run(tmp_path / "runs" / "b", "plain", 1, 0.95, weight_decay=0.002)
-    write_run(tmp_path / "runs" / "c", "wc", 1, 0.96, weight_decay=0.002, data_dir="elsewhere")
+    write_run(tmp_path / "runs" / "b", "plain", 1, 0.95, momentum=0.5)
+    write_run(tmp_path / "runs" / "c", "wc", 1, 0.96, momentum=0.5, data_dir="elsewhere")
     of = settings(find_runs([tmp_path / "runs"]))
     assert sorted(len(s.runs) for s in of) == [1, 2]
-    assert differences(of) == {"weight_decay": ["0.0001", "0.002"]}
+    assert differences(of) == {"momentum": ["0.5", "0.9"]}
     text = report.write_report([tmp_path / "runs"], tmp_path / "out").read_text()
-    assert "| resnet8 (A) | plain | none | 1 | 94.00 |" in text
-    assert "| resnet8 (B) | plain | none | 1 | 95.00 |" in text
+    assert "| resnet8 (A) | plain | none | 1 | 95.00 |" in text
+    assert "| resnet8 (B) | plain | none | 1 | 94.00 |" in text
     assert "| key | A | B |" in text
-    assert "| weight_decay | 0.0001 | 0.002 |" in text
+    assert "| momentum | 0.5 | 0.9 |" in text
+
+
+def test_a_tuned_plain_network_stands_beside_the_others_which_are_compared_with_it_too(tmp_path, write_run):
+    for seed in range(3):
+        write_run(tmp_path / "runs" / f"plain{seed}", "plain", seed, PLAIN[seed])
+        write_run(tmp_path / "runs" / f"wc{seed}", "wc", seed, WC[seed])
+        write_run(tmp_path / "runs" / f"tuned{seed}", "plain", seed, 0.95 + seed / 1e3, learning_rate=0.3)
+    write_run(tmp_path / "runs" / "other", "plain", 0, 0.99, val_accuracy=0.99, weight_decay=0.01)
+    of = settings(find_runs([tmp_path / "runs"]))
+    assert [len(s.runs) for s in of] == [10]
+    tuned = row_of(tables.table(of), "resnet8", "plain tuned")
+    assert (tuned.n, tuned.reparam, tuned.baseline) == (3, "none, lr 0.3, decay 0.0001", "plain")
+    np.testing.assert_allclose(tuned.difference, 95.1 - 100 * np.mean(PLAIN))
+    wc = row_of(tables.table(of, baseline="plain tuned"), "resnet8", "WC")
+    np.testing.assert_allclose(wc.difference, 100 * np.mean(WC) - 95.1)
+    np.testing.assert_allclose([wc.p, wc.p_holm], [0.1, 0.2])  # plain against the tuned one is a test of the table too
+    text = report.write_report([tmp_path / "runs"], tmp_path / "out").read_text()
+    assert "| difference to plain (95 % interval) |" in text
+    assert "| difference to plain tuned (95 % interval) |" in text
+    assert "| resnet8 on digits | none, lr 0.1, decay 0.01 | 1 | 99.00 |" in text
+    assert "## Settings that differ" not in text
+
+
+def test_a_plain_run_that_differs_in_more_than_rate_and_decay_is_no_tuned_one(tmp_path, write_run):
+    write_run(tmp_path / "runs" / "wc", "wc", 0, 0.94)
+    write_run(tmp_path / "runs" / "plain", "plain", 0, 0.95, learning_rate=0.3, momentum=0.5)
+    of = settings(find_runs([tmp_path / "runs"]))
+    assert sorted([run.method for run in s.runs] for s in of) == [["WC"], ["plain"]]
 
 
 def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run):

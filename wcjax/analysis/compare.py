@@ -27,7 +27,8 @@ def table(runs) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
-        _, config, summary, _ = found = finished(run)
+        found = finished(run)
+        config, summary = found.config, found.summary
         lines.append(
             f"| {run} | {config['model']} | {found.reparam} "
             f"| {summary['best_val_accuracy']:.2%} | {summary['test_accuracy']:.2%} "

@@ -6,7 +6,8 @@ three for TinyImageNet and ImageNet. A method is what `runs.method` calls it.
 What SLIPS lists is noted and not copied.
 """
 
-METHODS = ("plain", "PP", "WN", "WC", "WC arsinh", "WC erf", "WC learned fine", "WC learned coarse")
+# In the order of a table. The paper has no tuned plain network, and of learned coarse no number.
+METHODS = ("plain", "plain tuned", "PP", "WN", "WC", "WC arsinh", "WC erf", "WC learned fine", "WC learned coarse")
 
 SLIPS = (
     "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is left out.",

@@ -82,14 +82,14 @@ def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path
 def plot_near_zero(path, courses: Mapping[str, Course], title: str, reach: float = 0.1) -> pathlib.Path:
     """Distribution after the last epoch for |w| < reach: figure 4 of the paper."""
     bins = np.linspace(-reach, reach, 21)
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for (label, course), colour, line in zip(courses.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
         axes.stairs(course.density(bins)[-1], bins, label=label, color=colour, linestyle=line, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set(xlabel="w", ylabel="density (1 / unit of w)")
     axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside right upper")
     return _save(figure, path)
 
 

@@ -18,10 +18,11 @@ from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training.metrics import write_atomically
 
 EXPLANATION = """Accuracies are of the test split, of the epoch that is best on val. n: finished runs, each of another
-seed; mean ± standard deviation over them. Difference: to plain, in percentage points, with Welch's 95 % interval. p:
+seed; mean ± standard deviation over them. Difference: in percentage points, with Welch's 95 % interval. p:
 permutation test of that difference, two-sided, exact where that is feasible; p (Holm): corrected for all tests of the
 table. An empty cell: too few runs. Paper: tables II to VII of arXiv 2306.16993. Where a method was run with several
-Ψ, the one with the most runs is shown, and of equals the best on val."""
+Ψ, the one with the most runs is shown, and of equals the best on val. Plain tuned: the plain network with another
+learning rate and decay than all the others, chosen among several like a Ψ."""
 
 
 def write_report(folders, out) -> pathlib.Path:
@@ -36,10 +37,14 @@ def write_report(folders, out) -> pathlib.Path:
         raise InputError(f"--out {out} is a file; give a folder.")
     out.mkdir(parents=True, exist_ok=True)
 
-    tables = [table(list(of)) for _, of in itertools.groupby(groups, key=lambda s: s.dataset)]
-    parts = ["# Weight compander: a report", _header(runs)]
-    for rows in tables:
-        parts += [f"## Test accuracy on {rows[0].dataset}", markdown(rows)]
+    parts, results = ["# Weight compander: a report", _header(groups)], []
+    for dataset, of in itertools.groupby(groups, key=lambda s: s.dataset):
+        of = list(of)
+        rows = table(of)
+        to_tuned = [row for row in table(of, baseline="plain tuned") if row.difference is not None]
+        parts += [f"## Test accuracy on {dataset}", markdown(rows)]
+        parts += ["The same runs against the tuned plain network:", markdown(to_tuned)] if to_tuned else []
+        results += rows + to_tuned
     parts += [" ".join(EXPLANATION.split()), "Slips of the paper: " + " ".join(paper.SLIPS)]
     parts += _other_psis(groups) + _settings_that_differ(groups) + _unfinished(runs) + _repeats(groups)
     parts += ["## Figures", _figure_2(out)]
@@ -49,13 +54,14 @@ def write_report(folders, out) -> pathlib.Path:
         "Every number as CSV: [results.csv](results.csv) (the tables), [runs.csv](runs.csv) (one row for a run)."
     )
 
-    write_csv(out / "results.csv", Row._fields, [row for rows in tables for row in rows])
+    write_csv(out / "results.csv", Row._fields, results)
     _write_runs(out / "runs.csv", groups)
     write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
     return out / "report.md"
 
 
-def _header(runs):
+def _header(groups):
+    runs = [run for setting in groups for run in setting.runs]
     finished = [run for run in runs if run.summary]
     failed = sum(run.failure is not None for run in runs)
     counts = Counter((r.config["dataset"], r.config["model"], r.method) for r in finished)
@@ -83,7 +89,7 @@ def _other_psis(groups):
             val = [run.summary["best_val_accuracy"] for run in runs if run.reparam == reparam]
             lines.append(f"| {_name(setting, letter)} | {reparam} | {len(val)} | {100 * sum(val) / len(val):.2f} |")
     head = ["| network | Ψ | n | val accuracy (%) |", "| --- | --- | --- | --- |"]
-    return ["## Other Ψ that were run", "\n".join(head + lines)] if lines else []
+    return ["## Other Ψ, and other tunings of plain, that were run", "\n".join(head + lines)] if lines else []
 
 
 def _settings_that_differ(groups):
@@ -97,7 +103,7 @@ def _settings_that_differ(groups):
             lines += [f"| {name} | {' | '.join(values)} |" for name, values in differences(of).items()]
             lines.append(f"| runs | {' | '.join(str(len(s.runs)) for s in of)} |")
             parts += [f"{model} on {dataset}:", "\n".join(lines)]
-    explained = "Runs whose configs differ in more than Ψ and seed are not compared with each other."
+    explained = "Runs whose configs differ in more than Ψ and seed (and in plain tuned's two keys) are not compared."
     return ["## Settings that differ", explained, *parts] if parts else []
 
 
@@ -127,7 +133,7 @@ def _figures(setting: Setting, letter: str, out) -> list[str]:
 
     one_seed = {of[0].method: min(of, key=lambda run: run.config["seed"]) for of in chosen.values()}
     courses = {
-        ", ".join([method, *[run.reparam] * (method != "plain"), f"seed {run.config['seed']}"]): found
+        f"{method}\n{run.reparam}, seed {run.config['seed']}": found
         for method, run in one_seed.items()
         if (found := course.first_layer_course(run))
     }

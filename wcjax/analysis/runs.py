@@ -12,6 +12,7 @@ from wcjax.errors import InputError
 from wcjax.training.config import MAY_DIFFER, read_config
 
 _FREE = ("seed", "reparam", *MAY_DIFFER)  # what may differ between runs of one setting
+_TUNED = ("learning_rate", "weight_decay")  # and what may for the plain network, as a and b may for WC
 
 
 class Run(NamedTuple):
@@ -21,18 +22,22 @@ class Run(NamedTuple):
     config: dict
     summary: dict | None
     failure: str | None  # why it will never finish
+    tuned: bool = False  # a plain network with another learning rate or decay than the rest of its setting
 
     @property
     def reparam(self) -> str:
-        return describe_reparam(self.config["reparam"])
+        described = describe_reparam(self.config["reparam"])
+        if self.tuned:
+            described += f", lr {self.config['learning_rate']:g}, decay {self.config['weight_decay']:g}"
+        return described
 
     @property
     def method(self) -> str:
-        return method(self.config["reparam"])
+        return "plain tuned" if self.tuned else method(self.config["reparam"])
 
 
 class Setting(NamedTuple):
-    """Runs that differ in Ψ and seed alone, so that their accuracies can be compared."""
+    """Runs that differ in Ψ and seed alone, so that their accuracies can be compared, and tuned plain ones."""
 
     dataset: str
     model: str
@@ -71,12 +76,24 @@ def read_run(folder) -> Run:
 
 
 def settings(runs: list[Run]) -> list[Setting]:
-    """runs in groups that may be compared, sorted by data set and model."""
+    """runs in groups that may be compared, sorted by data set and model.
+
+    Plain runs that differ in learning rate and decay alone from one group with a Ψ join it as tuned ones.
+    """
     groups = collections.defaultdict(list)
     for run in runs:
         flat = traverse_util.flatten_dict({k: v for k, v in run.config.items() if k not in _FREE}, sep=".")
         groups[tuple((key, json.dumps(flat[key])) for key in sorted(flat))].append(run)
+    plain = [key for key, of in groups.items() if {run.method for run in of} == {"plain"}]
+    for key in plain:
+        beside = [other for other in groups if other not in plain and _without_tuned(other) == _without_tuned(key)]
+        if len(beside) == 1:
+            groups[beside[0]] += [run._replace(tuned=True) for run in groups.pop(key)]
     return sorted(Setting(runs[0].config["dataset"], runs[0].config["model"], k, runs) for k, runs in groups.items())
+
+
+def _without_tuned(others):
+    return [(key, value) for key, value in others if key not in _TUNED]
 
 
 def differences(of: list[Setting]) -> dict[str, list[str]]:

@@ -24,10 +24,11 @@ class Row(NamedTuple):
     std: float | None  # of the sample
     paper_mean: float | None
     paper_std: float | None
-    difference: float | None  # to plain, percentage points
+    baseline: str  # the method that this one is compared with
+    difference: float | None  # to the baseline, percentage points
     low: float | None  # 95 % interval of the difference
     high: float | None
-    p: float | None  # permutation test against plain
+    p: float | None  # permutation test against the baseline
     p_holm: float | None  # over all tests of this table
 
 
@@ -52,7 +53,7 @@ def accuracies(runs: list[Run]) -> list[float]:
     return [100 * run.summary["test_accuracy"] for run in runs]
 
 
-def table(of: list[Setting]) -> list[Row]:
+def table(of: list[Setting], baseline: str = "plain") -> list[Row]:
     """The rows of one data set: each network and method that was run or that the paper has. of: its settings."""
     dataset = of[0].dataset
     reported = paper.ACCURACY.get(dataset, {})
@@ -61,13 +62,12 @@ def table(of: list[Setting]) -> list[Row]:
     cells += [("", model, {}, set()) for model in reported if model not in {s.model for s in of}]
     rows = []
     for letter, model, chosen, tried in cells:
-        plain = accuracies(chosen.get("plain", []))
+        against = accuracies(chosen.get(baseline, []))
         for method in (*paper.METHODS, *sorted(tried - set(paper.METHODS))):
             printed = reported.get(model, {}).get(method)
             if method in tried or printed:
-                rows.append(
-                    _row(letter, dataset, model, method, chosen.get(method, []), plain, printed or (None, None))
-                )
+                place, found = (letter, dataset, model, method), chosen.get(method, [])
+                rows.append(_row(place, found, printed or (None, None), baseline, against))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
 
@@ -82,24 +82,23 @@ def _letter(i):
     return chr(ord("A") + i) if i < 26 else str(i + 1)
 
 
-def _row(letter, dataset, model, method, runs, plain, printed):
+def _row(place, runs, printed, baseline, against):
     found = accuracies(runs)
     mean, std = mean_and_std(found)
     difference = interval = p = None
-    if method != "plain" and found and plain:
-        difference = mean - mean_and_std(plain)[0]
-        interval, p = welch_interval(found, plain), permutation_p(found, plain)
+    if place[-1] != baseline and found and against:
+        difference = mean - mean_and_std(against)[0]
+        interval, p = welch_interval(found, against), permutation_p(found, against)
     low, high = interval or (None, None)
     reparam = runs[0].reparam if runs else None
-    return Row(
-        *(letter, dataset, model, method, reparam, len(found), mean, std), *printed, difference, low, high, p, None
-    )
+    return Row(*place, reparam, len(found), mean, std, *printed, baseline, difference, low, high, p, None)
 
 
 def markdown(rows: list[Row]) -> str:
     """One table of a report."""
+    difference = f"difference to {rows[0].baseline} (95 % interval)"
     lines = [
-        "| network | method | Ψ | n | accuracy (%) | paper (%) | difference to plain (95 % interval) | p | p (Holm) |",
+        f"| network | method | Ψ | n | accuracy (%) | paper (%) | {difference} | p | p (Holm) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
