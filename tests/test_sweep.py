@@ -15,9 +15,10 @@ import pytest
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 
 from wcjax import sweep, sweep_study, training
-from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
 from wcjax.sweep_table import LiveTable
 from wcjax.training.metrics import write_json
+from wcjax.training.preemption import START_AGAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -43,6 +44,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         config = workers.configs[name]
         end = self.ends.get(name)
+        end = end.pop() if isinstance(end, list) else end
         if isinstance(end, int):
             return end
         if end:
@@ -204,24 +206,19 @@ def test_an_error_that_another_start_may_mend_leaves_none(tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
-def test_of_two_processes_with_one_folder_the_second_waits(tmp_path, monkeypatch):
-    inside, most, counting = [], [], threading.Lock()
-
+@pytest.mark.parametrize("error", [InUseError("another process is at it"), Preempted("SIGTERM came")])
+def test_a_run_that_was_stopped_or_is_in_use_asks_to_be_started_again(tmp_path, monkeypatch, error):
     def train(config, folder):
-        with counting:
-            inside.append(config)
-            most.append(len(inside))
-        time.sleep(0.2)
-        with counting:
-            inside.remove(config)
+        raise error
 
     monkeypatch.setattr(training, "train", train, raising=False)
-    threads = [threading.Thread(target=sweep.train_one, args=(tmp_path / "run", {"n": n})) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1]
+    assert sweep.train_one(tmp_path / "run", {}) == START_AGAIN
+
+
+def test_a_run_that_asks_for_it_is_started_again_until_it_has_an_end(trainer, tmp_path):
+    trainer.ends = {"resnet8_wc_seed0": [None, START_AGAIN, START_AGAIN]}
+    assert sweep.main([*RUNS, "--variants", "wc", "--seeds", "0", "--out", str(tmp_path)]) == 0
+    assert trainer.trained == ["resnet8_wc_seed0"] * 3
 
 
 def test_the_table_is_redrawn_on_a_terminal_and_told_line_by_line_elsewhere():
