@@ -13,10 +13,9 @@ import signal
 import sys
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from wcjax.errors import DivergedError, InputError, Preempted, SaveError
+from wcjax.errors import DivergedError, InputError, LoaderError, Preempted, SaveError
 from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: FILE.py or FILE.py:model,variant.")
@@ -42,8 +41,8 @@ def parse(argv):
 def main(argv):
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}; see --help.")
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback for each thread that cannot write
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
         join_processes()
     import jax
@@ -57,7 +56,7 @@ def main(argv):
         signal.signal(signal.SIGTERM, stop_at_once)
     try:
         summary = train(CONFIG.value, WORKDIR.value)
-    except (InputError, SaveError) as error:
+    except (InputError, LoaderError, SaveError) as error:
         sys.exit(f"error: {error}")
     except DivergedError as error:
         sys.exit(f"diverged: {error}")

@@ -22,6 +22,10 @@ class DivergedError(RuntimeError):
     """
 
 
+class LoaderError(RuntimeError):
+    """A process that decodes images is gone. What was saved before is whole."""
+
+
 class SaveError(RuntimeError):
     """A file or a checkpoint could not be written. The message says which and why; those saved before are whole."""
 

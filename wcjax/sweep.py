@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 
-from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted, SaveError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, LoaderError, Preempted, SaveError
 from wcjax.training.metrics import write_json
 from wcjax.training.preemption import START_AGAIN, stop_at_once
 
@@ -170,7 +170,7 @@ def main(argv=None) -> int:
         if args.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, found {args.jobs}.")
         return sweep(args, overrides)
-    except (InputError, SaveError) as error:
+    except (InputError, LoaderError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Preempted:

@@ -11,6 +11,9 @@ from wcjax.errors import InputError, cause, saving
 
 log = logging.getLogger(__name__)
 
+# A folder that is made in the background and cannot be leaves threads that wait for it for 20 minutes at the exit.
+IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
 
 class Checkpoints:
     """The checkpoints in one folder, one for each finished epoch; the newest `keep` and the two best on val are kept.
@@ -31,7 +34,9 @@ class Checkpoints:
         with saving(self._folder):
             self._manager = _Manager(
                 self._folder,
-                options=ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept)),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(kept), async_options=IN_BACKGROUND
+                ),
                 item_names=("state", "record"),
             )
 
@@ -105,7 +110,7 @@ class _Manager(ocp.CheckpointManager):
 
 def save_tree(path, tree) -> None:
     """Writes a pytree of arrays to the folder `path`, which appears by one rename; replaces what was there."""
-    with saving(path), ocp.StandardCheckpointer() as checkpointer:
+    with saving(path), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
 

@@ -50,6 +50,7 @@ def train(config, workdir) -> dict:
       InputError: a bad config, data set or workdir, before any work is done; InUseError if another run is at work in
         workdir; later on, data that can no longer be read.
       DivergedError: the loss or the weights became nan or inf.
+      LoaderError: a process that decodes images is gone.
       SaveError: something cannot be written.
       Preempted: SIGTERM came to this process or to one that shares the run.
     """
