@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import signal
 import subprocess
 
 import pytest
@@ -69,6 +68,12 @@ def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed
     attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(obey_permissions,))
 
 
+def saved(folder):
+    """The checkpoints in a folder, in their order."""
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def cut(path, random):
     os.truncate(path, random.randrange(max(1, path.stat().st_size)))
 
@@ -84,14 +89,11 @@ def flip(path, random):
 @pytest.mark.parametrize("kind", ["checkpoints", "midway"])
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(unbroken, tmp_path, chance, kind, damage):
     def kill_and_damage(attempt, run):
-        attempt.wait_for(lambda: len(list((run / kind).glob("[0-9]"))) >= 2)  # the first has none before it
-        attempt.send(signal.SIGKILL)
-        attempt.end()
-        saved = sorted((run / kind).glob("[0-9]*"), key=lambda path: int(path.name))
-        saved = [path for path in saved if path.name.isdigit()]
-        if len(saved) < 2 or (run / "summary.json").exists():
+        attempt.wait_for(lambda: len(saved(run / kind)) >= 2)  # the first has none before it
+        attempts.kill(attempt, run)
+        if len(saved(run / kind)) < 2 or (run / "summary.json").exists():
             return False
-        files = sorted(path for path in saved[-1].rglob("*") if path.is_file())
+        files = sorted(path for path in saved(run / kind)[-1].rglob("*") if path.is_file())
         damage(chance.random.choice(files), chance.random)
         return True
 

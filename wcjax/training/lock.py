@@ -21,7 +21,7 @@ def alone_in(workdir):
     Of many processes that share a run, the first holds it. Raises InUseError, in all of them, if another run does.
     """
     with saving(workdir / NAME):
-        file = (workdir / NAME).open("a+", encoding="utf-8")
+        file = (workdir / NAME).open("a+b", buffering=0)
     with file:
         holder = _lock(file) if meshes.is_first_process() else None
         if meshes.first_says(holder is not None):
@@ -37,11 +37,10 @@ def _lock(file) -> str | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        return file.read() or "another run"
+        return file.read().decode() or "another run"
     except OSError as error:  # a file system without locks
         log.warning("%s cannot be locked (%s): see to it that no second run uses the folder.", file.name, error)
     with saving(file.name):
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     return None
