@@ -1,4 +1,4 @@
-"""What surrounds the step: a whole run against bare steps, saving, compilation with and without cache, imports, growth."""
+"""What surrounds the step: a whole run against bare steps, saving, compilation with a cache, imports, growth."""
 
 import functools
 import itertools

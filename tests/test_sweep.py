@@ -246,15 +246,46 @@ sweep_study.HEARTBEAT, sweep_study.GRACE = 1, 4
 sys.exit(sweep.main(sys.argv[1:]))"""
 
 
-@pytest.mark.long
-def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(tmp_path, tmp_path_factory):
+@pytest.fixture
+def cache(tmp_path_factory):
+    """The environment for the compilation cache of tests/training/conftest.py."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),  # as in tests/training/conftest.py
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+
+
+@pytest.mark.long
+def test_a_sweep_that_gets_sigterm_saves_its_runs_and_asks_to_be_started_again(tmp_path, cache):
+    command = [
+        sys.executable,
+        "-m",
+        "wcjax.sweep",
+        *RUNS,
+        "--seeds",
+        "0",
+        "--variants",
+        "plain",
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, stdout=subprocess.DEVNULL)
+    run = tmp_path / "resnet8_plain_seed0"
+    while not (run / "checkpoints" / "1").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == START_AGAIN
+    assert not (run / "summary.json").exists()
+    (step,) = (int(path.name) for path in (run / "midway").iterdir())
+    assert step > 0
+
+
+@pytest.mark.long
+def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(tmp_path, cache):
     arguments = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain", "--seeds", "0-2"]
     arguments += ["--jobs", "2", "--config.epochs=1", "--out", str(tmp_path)]
 
