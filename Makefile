@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long bench bench-gpu help
+.PHONY: demo test test-long test-faults bench bench-gpu help
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -20,6 +20,9 @@ test: .venv/installed-test  ## Runs ruff and pytest
 
 test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills of sweeps, notebooks
 	$(BIN)/pytest -m long -n 2
+
+test-faults: .venv/installed-test  ## Lets runs suffer 20 faults of each kind, at random moments, and compares their bits
+	$(BIN)/pytest tests/faults -m faults -n 2
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

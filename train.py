@@ -9,13 +9,13 @@ pod, under Slurm or Open MPI; elsewhere also --coordinator_address, --num_proces
 
 import json
 import logging
+import signal
 import sys
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from wcjax.errors import DivergedError, InputError
+from wcjax.errors import DivergedError, InputError, LoaderError, Preempted, SaveError
 from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: FILE.py or FILE.py:model,variant.")
@@ -41,8 +41,8 @@ def parse(argv):
 def main(argv):
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}; see --help.")
-    absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
         join_processes()
     import jax
@@ -50,13 +50,19 @@ def main(argv):
     is_first = jax.process_index() == 0
     logging.getLogger("wcjax").setLevel(logging.INFO if is_first else logging.WARNING)
     from wcjax.training import train
+    from wcjax.training.preemption import START_AGAIN, stop_at_once
 
+    if jax.process_count() == 1:  # else JAX holds SIGTERM back
+        signal.signal(signal.SIGTERM, stop_at_once)
     try:
         summary = train(CONFIG.value, WORKDIR.value)
-    except InputError as error:
+    except (InputError, LoaderError, SaveError) as error:
         sys.exit(f"error: {error}")
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
+    except Preempted as notice:
+        print(f"stopped: {notice}; the same command goes on from there.", file=sys.stderr)
+        sys.exit(START_AGAIN)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on after the last checkpoint.")
     if is_first:

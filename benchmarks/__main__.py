@@ -2,7 +2,7 @@
 
     python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, some 25 minutes on a CPU
     python -m benchmarks --out FILE --only steps,torch              some of the groups: steps, forward, torch, epoch,
-                                                                    convolutions, scan, growth, start, imports
+                                                                    save, convolutions, scan, growth, start, imports
     python -m benchmarks.report                                       tables and plots of docs/performance.md
 
 Everything that is compared runs in turn in one process; ratios are what counts. The file is written after each case.
@@ -34,6 +34,8 @@ def cases(args):
         yield "forward", steps.measure_forward(*case, size)
     model, dtype = ("resnet18", "bfloat16") if gpu else ("resnet8", "float32")
     yield "epoch", runs.measure_epoch(model, 128, dtype, 351 if gpu else 60)
+    for name in ("resnet8", "resnet18"):
+        yield "save", runs.measure_saving(name, 128 if gpu else 16, dtype, max(3, size // 2))
     yield "scan", runs.measure_scan(model, 128 if gpu else 16, dtype, max(3, size // 2))
     batches = (16, 32, 64, 128, 256, 512, 1024)
     yield "growth", runs.measure_growth(names, batches, dtype, 3)

@@ -1,9 +1,11 @@
-"""What surrounds the step: a whole run against bare steps, compilation with and without a cache, imports, growth."""
+"""What surrounds the step: a whole run against bare steps, saving, compilation with a cache, imports, growth."""
 
 import functools
+import itertools
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from benchmarks.timing import in_turn, summary
 from wcjax.training import config as configs
 from wcjax.training import feed, step, train
 from wcjax.training import mesh as meshes
+from wcjax.training.checkpoint import Checkpoints
 from wcjax.training.evaluate import evaluate
 
 IMPORTS = (
@@ -112,6 +115,28 @@ def measure_epoch(model, batch, dtype, steps):
     rates = {"bare steps": images / min(seconds), "run": in_run, "evaluation": evaluation}
     for variant, rate in rates.items():
         yield case | {"variant": variant, "images_per_second": rate, "ratio": rate / rates["bare steps"]}
+
+
+def measure_saving(model, batch, dtype, repeats, steps=8):
+    """Seconds that a checkpoint adds to the steps beside which it is written, and their share of an epoch of CIFAR."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = BareSteps(run_config(model, batch, dtype, folder, 4 * batch))
+        checkpoints, numbers = Checkpoints(pathlib.Path(folder, "checkpoints")), itertools.count(1)
+
+        def stretch(save):
+            if save:
+                checkpoints.save(next(numbers), bare.state, {}, 0.5)
+            for _ in range(steps):
+                loss = bare()
+            return loss
+
+        calls = {name: functools.partial(stretch, name == "saving") for name in ("steps", "saving")}
+        seconds = in_turn(calls, repeats)
+        checkpoints.close()
+    added = statistics.median(y - x for x, y in zip(seconds["steps"], seconds["saving"], strict=True))
+    epoch = 45_000 // batch * statistics.median(seconds["steps"]) / steps
+    case = {"group": "save", "model": model, "batch": batch, "dtype": dtype}
+    yield case | {"seconds": added, "epoch_seconds": epoch, "share": added / epoch}
 
 
 def measure_scan(model, batch, dtype, repeats, several=(1, 10)):

@@ -15,9 +15,10 @@ import pytest
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 
 from wcjax import sweep, sweep_study, training
-from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
 from wcjax.sweep_table import LiveTable
 from wcjax.training.metrics import write_json
+from wcjax.training.preemption import START_AGAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -44,6 +45,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         config = workers.configs[name]
         end = self.ends.get(name)
+        end = end.pop() if isinstance(end, list) else end
         if isinstance(end, int):
             return end
         if end:
@@ -226,24 +228,19 @@ def test_an_error_that_another_start_may_mend_leaves_none(tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
-def test_of_two_processes_with_one_folder_the_second_waits(tmp_path, monkeypatch):
-    inside, most, counting = [], [], threading.Lock()
-
+@pytest.mark.parametrize("error", [InUseError("another process is at it"), Preempted("SIGTERM came")])
+def test_a_run_that_was_stopped_or_is_in_use_asks_to_be_started_again(tmp_path, monkeypatch, error):
     def train(config, folder):
-        with counting:
-            inside.append(config)
-            most.append(len(inside))
-        time.sleep(0.2)
-        with counting:
-            inside.remove(config)
+        raise error
 
     monkeypatch.setattr(training, "train", train, raising=False)
-    threads = [threading.Thread(target=sweep.train_one, args=(tmp_path / "run", {"n": n})) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1]
+    assert sweep.train_one(tmp_path / "run", {}) == START_AGAIN
+
+
+def test_a_run_that_asks_for_it_is_started_again_until_it_has_an_end(trainer, tmp_path):
+    trainer.ends = {"resnet8_wc_seed0": [None, START_AGAIN, START_AGAIN]}
+    assert sweep.main([*RUNS, "--variants", "wc", "--seeds", "0", "--out", str(tmp_path)]) == 0
+    assert trainer.trained == ["resnet8_wc_seed0"] * 3
 
 
 def test_the_table_is_redrawn_on_a_terminal_and_told_line_by_line_elsewhere():
@@ -271,15 +268,46 @@ sweep_study.HEARTBEAT, sweep_study.GRACE = 1, 4
 sys.exit(sweep.main(sys.argv[1:]))"""
 
 
-@pytest.mark.long
-def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(tmp_path, tmp_path_factory):
+@pytest.fixture
+def cache(tmp_path_factory):
+    """The environment for the compilation cache of tests/training/conftest.py."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),  # as in tests/training/conftest.py
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+
+
+@pytest.mark.long
+def test_a_sweep_that_gets_sigterm_saves_its_runs_and_asks_to_be_started_again(tmp_path, cache):
+    command = [
+        sys.executable,
+        "-m",
+        "wcjax.sweep",
+        *RUNS,
+        "--seeds",
+        "0",
+        "--variants",
+        "plain",
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, stdout=subprocess.DEVNULL)
+    run = tmp_path / "resnet8_plain_seed0"
+    while not (run / "checkpoints" / "1").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == START_AGAIN
+    assert not (run / "summary.json").exists()
+    (step,) = (int(path.name) for path in (run / "midway").iterdir())
+    assert step > 0
+
+
+@pytest.mark.long
+def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(tmp_path, cache):
     arguments = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain", "--seeds", "0-2"]
     arguments += ["--jobs", "2", "--config.epochs=1", "--out", str(tmp_path)]
 

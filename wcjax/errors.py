@@ -1,5 +1,6 @@
 """The errors that a user can mend; train.py prints them without a traceback."""
 
+import contextlib
 import difflib
 
 
@@ -11,8 +12,26 @@ class InitialWeightsError(InputError):
     """The initial weights do not fit under the bound of Ψ: no run with this config and seed can start."""
 
 
+class InUseError(InputError):
+    """Another run is at work in this run folder."""
+
+
 class DivergedError(RuntimeError):
-    """The loss is no longer a number. The message says at which step and learning rate; the last checkpoint is good."""
+    """Loss or weights are no longer numbers. The message says at which step and learning rate; the last checkpoint is
+    good.
+    """
+
+
+class LoaderError(RuntimeError):
+    """A process that decodes images is gone. What was saved before is whole."""
+
+
+class SaveError(RuntimeError):
+    """A file or a checkpoint could not be written. The message says which and why; those saved before are whole."""
+
+
+class Preempted(Exception):
+    """SIGTERM came, and what was done is saved: an end, but no error. The same command goes on."""
 
 
 def unknown(what: str, found, known) -> InputError:
@@ -21,3 +40,20 @@ def unknown(what: str, found, known) -> InputError:
     close = difflib.get_close_matches(str(found).lower(), known, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return InputError(f"unknown {what} {found!r}.{hint} Known: {', '.join(known)}.")
+
+
+def cause(error: Exception) -> str:
+    """What an error says, in one line and without the settings that TensorStore adds."""
+    return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def saving(path):
+    """Around what writes to path: whatever a full, read-only or failing file system makes of it is a SaveError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the latter two
+        raise SaveError(
+            f"{path} cannot be written ({cause(error)}). What was saved before is whole: mend this, and the same "
+            "command goes on from there."
+        ) from error

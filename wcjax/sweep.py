@@ -4,21 +4,22 @@
     python -m wcjax.sweep runs --config configs/digits.py --models resnet8 --variants plain,wc,pp --seeds 0-4 --out DIR
 
 grid: every (a, b), or every point of --over, with the first seed, then the point that is best on val with the other
-seeds. Both may be stopped or killed at any moment; the same command goes on, and repeats no run that is finished. With
---storage, an address of a database like postgresql://..., the same command on several machines shares the work; DIR
-should be one for all of them.
+seeds. Both may be stopped or killed at any moment; the same command goes on, and repeats no run that is finished. After
+SIGTERM the runs save within their epoch, and the exit code is START_AGAIN, 75. With --storage, an address of a database
+like postgresql://..., the same command on several machines shares the work; DIR should be one for all of them.
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import pathlib
 import re
+import signal
 import sys
 
-from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, LoaderError, Preempted, SaveError
 from wcjax.training.metrics import write_json
+from wcjax.training.preemption import START_AGAIN, stop_at_once
 
 PAPERS_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
@@ -102,19 +103,17 @@ def sweep(args, overrides) -> int:
 
 
 def train_one(folder: pathlib.Path, config: dict) -> int:
-    """One run in this process. Of two processes with the same folder on one file system, the second waits."""
+    """One run in this process; START_AGAIN if it was stopped, or if another process is at it, which may be killed."""
     from wcjax.training import train
 
-    locks = folder.parent / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / folder.name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when this process ends, however it ends
-        try:
-            train(config, folder)
-        except (DivergedError, InitialWeightsError) as error:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "failed.json", {"reason": str(error), "config": config})
-            return CANNOT_FINISH
+    try:
+        train(config, folder)
+    except (DivergedError, InitialWeightsError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "failed.json", {"reason": str(error), "config": config})
+        return CANNOT_FINISH
+    except (InUseError, Preempted):
+        return START_AGAIN
     return 0
 
 
@@ -183,13 +182,17 @@ def main(argv=None) -> int:
         if args.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, found {args.jobs}.")
         return sweep(args, overrides)
-    except InputError as error:
+    except (InputError, LoaderError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Preempted:
+        print("stopped by SIGTERM; the same command goes on.", file=sys.stderr)
+        return START_AGAIN
     except KeyboardInterrupt:
         print("stopped; the same command goes on.", file=sys.stderr)
         return 130
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop_at_once)
     sys.exit(main())

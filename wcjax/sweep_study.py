@@ -30,6 +30,7 @@ from wcjax.sweep_table import LiveTable
 from wcjax.training.config import MAY_DIFFER, check_config, load_dataset
 from wcjax.training.loop import check_workdir
 from wcjax.training.metrics import read_metrics
+from wcjax.training.preemption import START_AGAIN
 
 HEARTBEAT, GRACE = 5, 30  # seconds
 POLL = 1.0  # seconds between two looks at the study and the run folders
@@ -203,7 +204,9 @@ class Workers:
             if twin.state == TrialState.RUNNING and twin.number < trial.number:
                 raise optuna.TrialPruned
         summary, failed = (self.out / name / f"{which}.json" for which in ("summary", "failed"))
-        code = None if summary.exists() or failed.exists() else self.train(name, self.out / name)
+        code = START_AGAIN
+        while code == START_AGAIN and not (summary.exists() or failed.exists()):
+            code = self.train(name, self.out / name)
         if summary.exists():
             return read_json(summary)["best_val_accuracy"]
         if not failed.exists():
@@ -236,7 +239,7 @@ class Workers:
             return process.wait()
 
     def stop(self) -> None:
-        """Ends the processes of this sweep; their runs can go on later."""
+        """Ends the processes of this sweep, which save their runs first."""
         with self.lock:
             self.stopping = True
             for process in self.processes.values():

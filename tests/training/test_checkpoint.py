@@ -43,8 +43,8 @@ def record(epoch):
     return {"epoch": epoch, "best_val_accuracy": 0.1 * epoch}
 
 
-def save(folder, accuracies):
-    checkpoints = Checkpoints(folder)
+def save(folder, accuracies, **options):
+    checkpoints = Checkpoints(folder, **options)
     for epoch, accuracy in enumerate(accuracies, start=1):
         checkpoints.save(epoch, state(epoch), record(epoch), accuracy)
     checkpoints.close()
@@ -113,6 +113,11 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
 def test_the_newest_two_and_the_best_two_are_kept(tmp_path, accuracies, expected):
     save(tmp_path, accuracies)
     assert kept(tmp_path) == expected
+
+
+def test_more_than_two_are_kept_where_that_is_asked_for(tmp_path):
+    save(tmp_path, [0.9, 0.8, 0.3, 0.4, 0.5, 0.6], keep=3)
+    assert kept(tmp_path) == [1, 2, 4, 5, 6]
 
 
 DAMAGE = {

@@ -23,6 +23,7 @@ WRONG = [
         "PowerProp: alpha must be finite and at least 1, found alpha=0.5.",
     ),
     ({"epochs": 0}, "config.epochs must be between 1 and inf, found 0."),
+    ({"keep_checkpoints": 0}, "config.keep_checkpoints must be between 1 and inf, found 0."),
     ({"batch_size": 0}, "config.batch_size must be between 1 and inf, found 0."),
     ({"val_fraction": 0.0}, "config.val_fraction must be strictly between 0 and 1, found 0.0."),
     ({"val_fraction": 1}, "config.val_fraction must be strictly between 0 and 1, found 1.0."),

@@ -1,5 +1,6 @@
 """A run that was stopped, however roughly, goes on to the same bits as one that was not."""
 
+import errno
 import json
 import os
 import re
@@ -13,9 +14,11 @@ import pytest
 
 from tests.training import runs
 from wcjax import training
-from wcjax.errors import DivergedError, InputError
+from wcjax.errors import DivergedError, InputError, InUseError, Preempted
 from wcjax.training import loop
 from wcjax.training.checkpoint import Checkpoints
+from wcjax.training.lock import alone_in
+from wcjax.training.preemption import sigterm_noticed
 
 STEPS = 718 // 64  # in an epoch of runs.tiny()
 
@@ -118,6 +121,49 @@ def test_a_run_stopped_in_its_first_epoch_starts_over(tiny_run, tmp_path, monkey
     runs.assert_same_run(tmp_path / "run", tiny_run[0])
 
 
+def test_sigterm_while_a_run_evaluates_loses_no_step(tiny_run, tmp_path, monkeypatch):
+    evaluate, run = loop.evaluate, tmp_path / "run"
+
+    def evaluate_and_signal(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    for _ in range(2):  # the second session has nothing to train before it
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "evaluate", evaluate_and_signal)
+            with pytest.raises(Preempted, match=rf"SIGTERM came at step {STEPS} \(epoch 1\)"):
+                training.train(runs.tiny(), run)
+        assert [path.name for path in (run / "midway").iterdir()] == [str(STEPS)]
+        assert runs.metrics(run) == []
+    training.train(runs.tiny(), run)
+    runs.assert_same_run(run, tiny_run[0])
+
+
+def test_a_handler_of_sigterm_is_left_as_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_noticed() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_is_locked_by_one_run_at_a_time_and_free_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(Stopped), alone_in(tmp_path):
+            with pytest.raises(InUseError, match=rf"workdir {tmp_path} is in use by process {os.getpid()} on "):
+                alone_in(tmp_path).__enter__()
+            raise Stopped
+
+
+def test_where_the_file_system_has_no_locks_the_run_warns_and_goes_on(tmp_path, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with alone_in(tmp_path):
+        assert "cannot be locked ([Errno 37] No locks available): see to it that no second run" in caplog.text
+
+
 def test_torn_and_surplus_lines_of_the_metrics_and_weights_are_removed(tiny_run, tmp_path, monkeypatch):
     run = tmp_path / "run"
     train_until_stopped(monkeypatch, runs.tiny(), run, 2, before_save=False)
@@ -173,7 +219,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
         assert "The checkpoint of epoch 2 is kept. Try a lower learning_rate, in a new workdir." in message
         assert runs.epochs_kept(run) == [1, 2]
         assert [line["epoch"] for line in runs.metrics(run)] == [1, 2]
-        left = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints"}
+        left = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints", "midway", ".lock"}
         assert {path.name for path in run.iterdir()} == left
 
 

@@ -57,7 +57,7 @@ def dataset():
 def test_the_run_folder_holds_what_the_docs_list_and_nothing_else(finished):
     run, _ = finished
     documented = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints", "folded"}
-    documented.add("summary.json")
+    documented |= {"summary.json", ".lock"}
     assert {path.name for path in run.iterdir()} == documented
 
 

@@ -7,40 +7,51 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from wcjax.errors import InputError
+from wcjax.errors import InputError, cause, saving
 
 log = logging.getLogger(__name__)
 
+# A folder that is made in the background and cannot be leaves threads that wait for it for 20 minutes at the exit.
+IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
 
 class Checkpoints:
-    """The checkpoints in one folder, one for each finished epoch; the newest two and the two best on val are kept.
+    """The checkpoints in one folder, one for each finished epoch; the newest `keep` and the two best on val are kept.
 
-    With unit="step" they are those within an epoch, numbered by steps, of which the newest two are kept.
+    With unit="step" they are those within an epoch, numbered by steps, of which the newest `keep` are kept.
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
     rename after everything in it is written, and carries a fingerprint of its arrays that is checked when it is read.
+    What cannot be written raises SaveError, at the latest when the next is saved or all are closed.
     """
 
-    def __init__(self, folder, unit: str = "epoch"):
+    def __init__(self, folder, unit: str = "epoch", keep: int = 2):
         policies = ocp.checkpoint_managers
-        keep = [policies.LatestN(n=2)]
+        kept = [policies.LatestN(n=keep)]
         if unit == "epoch":
-            keep.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
-        self._unit = unit
-        self._manager = ocp.CheckpointManager(
-            pathlib.Path(folder).absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(keep)),
-            item_names=("state", "record"),
-        )
+            kept.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
+        self._unit, self._folder = unit, pathlib.Path(folder).absolute()
+        with saving(self._folder):
+            self._manager = _Manager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(kept), async_options=IN_BACKGROUND
+                ),
+                item_names=("state", "record"),
+            )
 
     def save(self, number: int, state, record: dict, val_accuracy: float | None = None) -> None:
-        """Saves in the background; state may be donated as soon as this returns. An older save is waited for."""
+        """Saves in the background; state may be donated as soon as this returns. An older save is waited for.
+
+        Does nothing if this number is there already.
+        """
         record = record | {"fingerprint": int(fingerprint(state))}
-        self._manager.save(
-            number,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-            metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy, "epoch": number},
-        )
+        with saving(self._folder / str(number)):
+            self._manager.save(
+                number,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+                metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy, "epoch": number},
+            )
 
     def restore(self, number: int, like):
         """(state, record) of one epoch or step, with the structure, dtypes and shardings of `like`.
@@ -52,8 +63,7 @@ class Checkpoints:
         try:
             found = self._manager.restore(number, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {reason}") from error
+            raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {cause(error)}") from error
         record = dict(found.record)
         if record.pop("fingerprint", None) != int(fingerprint(found.state)):
             raise InputError(
@@ -78,9 +88,7 @@ class Checkpoints:
                 self._manager.delete(damaged)
             return found
         if numbers and self._unit == "epoch":
-            raise InputError(
-                f"none of the checkpoints in {self._manager.directory} can be read. Start in a new workdir."
-            )
+            raise InputError(f"none of the checkpoints in {self._folder} can be read. Start in a new workdir.")
         return None
 
     def delete_all(self) -> None:
@@ -89,13 +97,20 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with saving(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step):
+        """Not asked here: JAX would take the numbers of epochs for what `wcjax.training.preemption` counts."""
+        return False
 
 
 def save_tree(path, tree) -> None:
     """Writes a pytree of arrays to the folder `path`, which appears by one rename; replaces what was there."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with saving(path), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
 

@@ -18,7 +18,8 @@ from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
-MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "mesh")  # say where and how; mesh changes roundings only
+# Say where and how; mesh changes roundings only.
+MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "keep_checkpoints", "mesh")
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
 VARIANTS = {
@@ -67,6 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.epochs = 10
     config.batch_size = 128
     config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: only at its end
+    config.keep_checkpoints = 2  # the newest ones that are kept, beside the two best on val
     config.seed = 0  # of the initial weights, the order of the images and their augmentation
 
     # Devices along each axis; -1: all that are left. Batches are sharded over both, large parameters over fsdp
@@ -114,7 +116,7 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _one_of(full, "reparam.name", REPARAMS)
     _one_of(full, "reparam.learn", LEARN_NETWORK)
     lowest = {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}
-    lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0}
+    lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
     for key, least in lowest.items():
         _in_range(full, key, least, math.inf)
     data_axis, fsdp = full.mesh.data, full.mesh.fsdp

@@ -21,10 +21,13 @@ from wcjax.training.config import check_config, load_dataset, make_model, read_c
 IN_FLIGHT = 8
 
 
-def evaluate(eval_step, params, batch_stats, data: steps.Images | feed.Rounds, batch_size: int, mesh=None) -> dict:
+def evaluate(
+    eval_step, params, batch_stats, data: steps.Images | feed.Rounds, batch_size: int, mesh=None, after_batch=None
+) -> dict:
     """{'loss', 'accuracy'} over all images of data, each counted once.
 
-    eval_step: from `step.compile_eval_step`. mesh: what it was compiled for, one device if left out.
+    eval_step: from `step.compile_eval_step`. mesh: what it was compiled for, one device if left out. after_batch: what
+    to call after each batch.
     """
     if isinstance(data, steps.Images):
         data = itertools.repeat(data, -(-len(data.labels) // batch_size))
@@ -34,6 +37,8 @@ def evaluate(eval_step, params, batch_stats, data: steps.Images | feed.Rounds, b
         in_flight.append(totals.seen)
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().block_until_ready()
+        if after_batch is not None:
+            after_batch()
     return totals.means()
 
 

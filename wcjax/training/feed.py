@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from wcjax.data.splits import Split
+from wcjax.errors import LoaderError
 from wcjax.training import mesh as meshes
 from wcjax.training.step import Images
 
@@ -34,7 +35,7 @@ def training(split, config, first_step: int, mesh):
     chosen = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
     batches = stream.train_batches(split, config.batch_size, **chosen, **_options(config))
     with contextlib.closing(batches):
-        yield (meshes.share_batch(mesh, Images(*batch)) for batch in batches)
+        yield _placed(batches, mesh)
 
 
 @contextlib.contextmanager
@@ -48,13 +49,27 @@ def evaluation(split, config, mesh=None):
 
     batches = stream.eval_batches(split, config.batch_size, **_options(config))
     with contextlib.closing(batches):
-        placed = (meshes.share_batch(mesh, Images(*batch)) for batch in batches)
-        yield Rounds(placed, stream.num_eval_batches(split, config.batch_size))
+        yield Rounds(_placed(batches, mesh), stream.num_eval_batches(split, config.batch_size))
 
 
 def image_shape(dataset, config) -> tuple[int, int, int]:
     """(height, width, channels) of the images that the network gets."""
     return (config.image_size, config.image_size, 3) if dataset.streamed else dataset.train.images.shape[1:]
+
+
+def _placed(batches, mesh):
+    """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, where a worker of Grain is gone."""
+    try:
+        for batch in batches:
+            yield meshes.share_batch(mesh, Images(*batch))
+    except RuntimeError as error:
+        if not str(error).startswith("Worker process was terminated"):
+            raise
+        code = str(error).partition("exit code ")[2].partition(".")[0]
+        raise LoaderError(
+            f"a process that decodes images was killed (exit code {code}), if for lack of memory, choose a "
+            "smaller config.data_workers. The same command goes on after the last checkpoint."
+        ) from error
 
 
 def _options(config):

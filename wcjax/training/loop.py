@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
 
-from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, Preempted, saving
 from wcjax.params import fold, name_of, path_str, reparameterize
 from wcjax.training import feed
 from wcjax.training import mesh as meshes
@@ -26,7 +25,9 @@ from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
 from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_model, make_psi, read_config
 from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
+from wcjax.training.lock import alone_in
 from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
+from wcjax.training.preemption import sigterm_noticed
 from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,12 @@ def train(config, workdir) -> dict:
       What summary.json holds: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
 
     Raises:
-      InputError: a bad config, data set or workdir, before any work is done.
-      DivergedError: the loss became nan or inf.
+      InputError: a bad config, data set or workdir, before any work is done; InUseError if another run is at work in
+        workdir; later on, data that can no longer be read.
+      DivergedError: the loss or the weights became nan or inf.
+      LoaderError: a process that decodes images is gone.
+      SaveError: something cannot be written.
+      Preempted: SIGTERM came to this process or to one that shares the run.
     """
     config = check_config(config)
     workdir = pathlib.Path(workdir)
@@ -71,29 +76,36 @@ def train(config, workdir) -> dict:
     state = steps.init_state(model, tx, feed.image_shape(dataset, config), config.seed, mesh)
     _check_initial_weights(state, config, dataset)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    is_first = meshes.is_first_process()
-    if is_first:
-        write_json(workdir / "config.json", config.to_dict())
-    with (
-        contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints,
-        _checkpoints_midway(config, workdir) as midway,
-    ):
-        start = _restore(checkpoints, midway, state, mesh)
-        state, record, compile_seconds = _run_epochs(
-            config, workdir, dataset, model, tx, start, checkpoints, midway, mesh
-        )
-        if record["best_epoch"] != record["epoch"]:
-            try:
-                state, _ = checkpoints.restore(record["best_epoch"], state)
-            except InputError as error:
-                raise InputError(f"{error} It is the best one; train again in a new workdir.") from error
+    with saving(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    with alone_in(workdir), sigterm_noticed() as stop:
+        if meshes.is_first_process():
+            write_json(workdir / "config.json", config.to_dict())
+        with (
+            contextlib.closing(Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)) as checkpoints,
+            contextlib.closing(Checkpoints(workdir / MIDWAY, unit="step")) as midway,
+        ):
+            start = _restore(checkpoints, midway, state, mesh)
+            state, record, compile_seconds = _run_epochs(
+                config, workdir, dataset, model, tx, start, checkpoints, midway, mesh, stop
+            )
+            if record["best_epoch"] != record["epoch"]:
+                try:
+                    state, _ = checkpoints.restore(record["best_epoch"], state)
+                except InputError as error:
+                    raise InputError(f"{error} It is the best one; train again in a new workdir.") from error
+        return _finish(config, workdir, dataset, state, record, compile_seconds, mesh)
+
+
+def _finish(config, workdir, dataset, state, record, compile_seconds, mesh) -> dict:
+    """Folds the best state, evaluates it on test and writes the summary, which it returns."""
     params = meshes.gather(mesh, state.params)
     params = params if config.reparam.name == "none" else fold(params, make_psi(config))
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
-    if is_first:
+    if meshes.is_first_process():
         shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
 
+    images_per_epoch = dataset.train.num_images // config.batch_size * config.batch_size
     tested = evaluate_folded(workdir, dataset, splits=("test",), mesh=mesh)
     summary = {
         "best_epoch": record["best_epoch"],
@@ -101,7 +113,7 @@ def train(config, workdir) -> dict:
         "test_accuracy": tested["test"]["accuracy"],
         "test_loss": tested["test"]["loss"],
         "epochs": config.epochs,
-        "images_per_second": config.epochs * steps_per_epoch * config.batch_size / record["train_seconds"],
+        "images_per_second": config.epochs * images_per_epoch / record["train_seconds"],
         "train_seconds": record["train_seconds"],
         "compile_seconds": compile_seconds,
         "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
@@ -109,20 +121,9 @@ def train(config, workdir) -> dict:
         "num_devices": mesh.size,
         "jax_version": jax.__version__,
     }
-    if is_first:
+    if meshes.is_first_process():
         write_json(workdir / "summary.json", summary)
     return summary
-
-
-@contextlib.contextmanager
-def _checkpoints_midway(config, workdir):
-    """The checkpoints within epochs, or None where the config wants none and there are none."""
-    folder = workdir / MIDWAY
-    if config.checkpoint_every or folder.exists():
-        with contextlib.closing(Checkpoints(folder, unit="step")) as midway:
-            yield midway
-    else:
-        yield None
 
 
 class _Start(NamedTuple):
@@ -138,8 +139,6 @@ def _restore(checkpoints, midway, state, mesh) -> _Start:
     """What was saved last, or the beginning with state."""
     record = {"epoch": 0, "best_epoch": 0, "best_val_accuracy": -1.0, "train_seconds": 0.0}
     start = _Start(*(checkpoints.restore_newest(state) or (state, record)))
-    if midway is None:
-        return start
     found = midway.restore_newest({"state": state, "totals": steps.zero_totals(mesh)})
     # One of an earlier epoch is done with; one of a later goes with a checkpoint that cannot be read any more.
     if found is None or found[1]["epoch"] != start.record["epoch"]:
@@ -150,8 +149,11 @@ def _restore(checkpoints, midway, state, mesh) -> _Start:
     return _Start(saved["state"], record, saved["totals"], seconds)
 
 
-def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway, mesh):
-    """Trains from start to config.epochs; returns the last state and record, and the seconds to compile."""
+def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway, mesh, stop):
+    """Trains from start to config.epochs; returns the last state and record, and the seconds to compile.
+
+    stop: whether to save within the epoch and raise Preempted, from `sigterm_noticed`.
+    """
     state, record, totals, seconds = start
     first_step = int(state.step)
     steps_per_epoch = dataset.train.num_images // config.batch_size
@@ -173,15 +175,17 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway,
             writer.write_weights(0, describe_layers(meshes.gather(mesh, state.params), config))
         for epoch in range(record["epoch"] + 1, config.epochs + 1):
             began = time.perf_counter() - seconds
-            save = functools.partial(_save_midway, midway, record, began, schedule)
+            save = functools.partial(_save_midway, midway, stop, record, began, schedule)
             last_step = epoch * steps_per_epoch
             state, totals = _train_epoch(config, compiled, state, totals, first_step, last_step, progress, save)
             trained = totals.means()
             train_seconds = time.perf_counter() - began
-            _check_finite(int(totals.first_bad_step), schedule, epoch)
-            val = evaluate(compiled.evaluate, state.params, state.batch_stats, val_data, config.batch_size, mesh)
+            _check_finite(state, totals, schedule, epoch)
+            stop_now = functools.partial(save, last_step, state, totals)
+            val_args = (state.params, state.batch_stats, val_data, config.batch_size, mesh, stop_now)
+            val = evaluate(compiled.evaluate, *val_args)
             if not np.isfinite(val["loss"]):
-                _check_finite(last_step - 1, schedule, epoch)
+                raise _diverged("loss became nan or inf at", last_step - 1, schedule, epoch)
 
             record = record | {"epoch": epoch, "train_seconds": record["train_seconds"] + train_seconds}
             if val["accuracy"] > record["best_val_accuracy"]:
@@ -211,9 +215,15 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway,
     return state, record, compiled.seconds
 
 
-def _save_midway(midway, record, began, schedule, step, state, totals) -> None:
-    _check_finite(int(totals.first_bad_step), schedule, record["epoch"] + 1)
-    midway.save(step, {"state": state, "totals": totals}, record | {"seconds": time.perf_counter() - began})
+def _save_midway(midway, stop, record, began, schedule, step, state, totals, due=False) -> None:
+    """Saves within an epoch if that is due. So it does when SIGTERM came, and raises Preempted."""
+    stopping = stop()
+    if due or stopping:
+        epoch = record["epoch"] + 1
+        _check_finite(state, totals, schedule, epoch)
+        midway.save(step, {"state": state, "totals": totals}, record | {"seconds": time.perf_counter() - began})
+    if stopping:
+        raise Preempted(f"SIGTERM came at step {step} (epoch {epoch})")
 
 
 def _place(epoch, step, steps_per_epoch) -> str:
@@ -255,7 +265,7 @@ def _compile(config, dataset, model, tx, state, train_data, val_data, mesh) -> _
 
 
 def _train_epoch(config, compiled, state, totals, first_step, last_step, progress, save):
-    """Does the steps from first_step to last_step, both of one epoch; calls save(step, state, totals) in between."""
+    """Does the steps of an epoch from first_step to last_step; calls save(step, state, totals, due) after each."""
     zero, inputs = compiled.start_epoch(state)
     totals = totals or zero
     in_flight = collections.deque()
@@ -265,8 +275,8 @@ def _train_epoch(config, compiled, state, totals, first_step, last_step, progres
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().block_until_ready()
             progress.advance(config.batch_size)
-        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < last_step:
-            save(done, state, totals)
+        due = config.checkpoint_every and done % config.checkpoint_every == 0 and done < last_step
+        save(done, state, totals, due)
     jax.block_until_ready(totals)
     progress.advance(config.batch_size * len(in_flight))
     return state, totals
@@ -294,8 +304,7 @@ def check_workdir(workdir, config) -> None:
 
 
 def _check_initial_weights(state, config, dataset) -> None:
-    finite = jax.jit(lambda tree: jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])))
-    if finite(state.params):
+    if steps.all_finite(state.params):
         return
     plain = make_model(config, dataset.num_classes, plain=True)
     weights = steps.init_state(plain, optax.identity(), feed.image_shape(dataset, config), config.seed).params
@@ -305,14 +314,23 @@ def _check_initial_weights(state, config, dataset) -> None:
         raise InitialWeightsError(f"initial weights: {error}") from error
 
 
-def _check_finite(bad_step, schedule, epoch) -> None:
-    """Raises DivergedError unless bad_step is -1. Called once an epoch, because a look waits for the device."""
-    if bad_step >= 0:
-        kept = f"The checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "There is no checkpoint yet"
-        raise DivergedError(
-            f"the loss became nan or inf at step {bad_step} (epoch {epoch}), "
-            f"learning rate {float(schedule(bad_step)):g}. {kept}. Try a lower learning_rate, in a new workdir."
-        )
+def _check_finite(state, totals, schedule, epoch) -> None:
+    """Raises DivergedError unless each loss of the epoch and all of state are finite, so that they may be saved.
+
+    Gradients that are nan leave a finite loss if no step comes after them. A look waits for the device.
+    """
+    if (bad_step := int(totals.first_bad_step)) >= 0:
+        raise _diverged("loss became nan or inf at", bad_step, schedule, epoch)
+    if not steps.all_finite(state):
+        raise _diverged("weights or moments are nan or inf after", int(state.step) - 1, schedule, epoch)
+
+
+def _diverged(what, step, schedule, epoch) -> DivergedError:
+    kept = f"The checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "There is no checkpoint yet"
+    return DivergedError(
+        f"the {what} step {step} (epoch {epoch}), learning rate {float(schedule(step)):g}. {kept}. "
+        "Try a lower learning_rate, in a new workdir."
+    )
 
 
 def learned_pairs(params) -> dict[str, dict[str, float]]:

@@ -153,6 +153,15 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def first_says(value: bool) -> bool:
+    """The value that the first process gives."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        value = bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+    return value
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes what is written once."""
     return jax.process_index() == 0

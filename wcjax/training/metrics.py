@@ -4,11 +4,18 @@ import json
 import logging
 import os
 import pathlib
+import socket
 import sys
+import time
 
 import jax
 import tqdm
 from flax import traverse_util
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+
+from wcjax.errors import saving
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +27,13 @@ def write_json(path, value) -> None:
 
 def write_atomically(path, text: str) -> None:
     path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with saving(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def read_metrics(workdir, name: str = "metrics.jsonl") -> list[dict]:
@@ -40,14 +48,19 @@ class MetricsWriter:
 
     def __init__(self, workdir, done_epochs: int):
         """Lines of epochs after done_epochs are left from a run that was stopped, and are removed; -1: all of them."""
-        from tensorboardX import SummaryWriter
-
         self._workdir = pathlib.Path(workdir)
         for name in ("metrics.jsonl", "weights.jsonl"):
             found = read_metrics(workdir, name)
             kept = [json.dumps(line) + "\n" for line in found if line["epoch"] <= done_epochs]
             write_atomically(self._workdir / name, "".join(kept))
-        self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=done_epochs + 1)
+        # Not tensorboardX's SummaryWriter, whose thread dies on a full disk: add_scalar then waits for it for ever.
+        self._tensorboard = self._workdir / "tensorboard"
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        with saving(self._tensorboard):
+            self._tensorboard.mkdir(exist_ok=True)
+            self._events = RecordWriter(str(self._tensorboard / name))
+        self._add_event(file_version="brain.Event:2")
+        self._add_event(step=done_epochs + 1, session_log=SessionLog(status=SessionLog.START))  # hides what was there
 
     def write(self, line: dict) -> None:
         """line: 'epoch' and numbers by name, or dicts of them."""
@@ -61,18 +74,25 @@ class MetricsWriter:
         self._show({"weights": shown}, epoch)
 
     def _append(self, name, line):
-        with (self._workdir / name).open("a", encoding="utf-8") as file:
+        path = self._workdir / name
+        with saving(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _show(self, numbers, epoch):
         for name, value in traverse_util.flatten_dict(numbers, sep="/").items():
-            self._events.add_scalar(name, value, epoch)
-        self._events.flush()
+            self._add_event(step=epoch, summary=scalar(name, value))
+        with saving(self._tensorboard):
+            self._events.flush()
+
+    def _add_event(self, **content):
+        with saving(self._tensorboard):
+            self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
-        self._events.close()
+        with saving(self._tensorboard):
+            self._events.close()
 
 
 class NoMetrics:

@@ -230,6 +230,12 @@ def zero_totals(mesh) -> Totals:
     return meshes.replicate(mesh, Totals.zero())
 
 
+@jax.jit
+def all_finite(tree):
+    """Whether no element of tree is nan or inf: bool, shape ()."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
 def jit_train_step(step, mesh, state):
     """step, to be jitted for mesh: (state, totals, ...) -> (state, totals, loss), which takes over their buffers.
 

@@ -1,0 +1,141 @@
+"""Starts of train.py that something happens to, each in a process of its own.
+
+A fork server has imported all that a run imports, so that a start takes a tenth of a second.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import time
+
+import jax
+import psutil
+
+from tests.training import runs
+
+PATIENCE = 120  # seconds after which a process counts as one that hangs
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app"])
+_numbers = itertools.count()
+
+
+class Attempt:
+    """`train.py --workdir run *flags` with the config of tiny.py, after the calls in `changes`, in a process."""
+
+    def __init__(self, run, *flags, changes=()):
+        self.log = run.with_name(f"{run.name}.{next(_numbers)}.log")
+        arguments = ["train.py", "--config=tests/faults/tiny.py", f"--workdir={run}", *flags]
+        self.process = _CONTEXT.Process(target=_train, args=(arguments, self.log, changes))
+        self.process.start()
+
+    def wait_for(self, found) -> bool:
+        """Returns once found() is true, or False where the process ends before."""
+        deadline = time.monotonic() + PATIENCE
+        while not found():
+            if not self.process.is_alive():
+                return False
+            assert time.monotonic() < deadline, f"nothing happened for {PATIENCE} s:\n{self.said()}"
+            time.sleep(0.002)
+        return True
+
+    def wait_for_training(self) -> bool:
+        return self.wait_for(lambda: "Compiling ..." in self.said())
+
+    def send(self, number) -> bool:
+        """Whether the process was there to get the signal."""
+        alive = self.process.is_alive()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+        return alive
+
+    def workers(self) -> list:
+        """Its processes that decode images."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children()
+            return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+        return []
+
+    def end(self, seconds=PATIENCE) -> int:
+        """The exit code. Fails where the process is still there after that many seconds."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"it hangs, {seconds} s long:\n{self.said()}")
+        return self.process.exitcode
+
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def error(self) -> str:
+        """The last line of what it said, where that is not the end of a traceback."""
+        assert "train.py" not in self.said(), self.said()
+        return self.said().splitlines()[-1]
+
+
+def _train(arguments, log, changes):
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(runs.ROOT)
+    for change in changes:
+        change()
+    sys.argv = arguments
+    try:
+        runpy.run_path("train.py", run_name="__main__")
+    finally:
+        jax.distributed.shutdown()  # as at the end of a process that was not forked
+
+
+def finish(run, *flags, changes=()) -> None:
+    attempt = Attempt(run, *flags, changes=changes)
+    assert attempt.end() == 0, attempt.said()
+
+
+def strike(folder, chance, seconds, fault, check, *flags, changes=()) -> None:
+    """Starts a run again and again, each time with a fault at a random moment, until chance.times have struck.
+
+    Then, and whenever a run is finished before that, check(run) compares it with an unbroken one.
+
+    Args:
+      folder: where the run folders go.
+      chance: from the fixture of this name.
+      seconds: that the training may take; moments lie within.
+      fault: (attempt, run) -> whether it struck. It returns when the process has ended.
+      check: run -> None.
+    """
+    struck, runs_done = 0, 0
+    while struck < chance.times:
+        run = pathlib.Path(folder, f"run{runs_done}")
+        attempt = Attempt(run, *flags, changes=changes)
+        moment = chance.random.uniform(0, seconds)
+        print(f"fault {struck} of {run.name}, at {moment:.3f} s")  # pytest shows it of a test that failed
+        if attempt.wait_for_training():
+            time.sleep(moment)
+            struck += fault(attempt, run)
+        else:
+            assert attempt.end() == 0, attempt.said()
+        if (run / "summary.json").exists():
+            check(run)
+            runs_done += 1
+    if run.exists() and not (run / "summary.json").exists():
+        finish(run, *flags, changes=changes)
+        check(run)
+
+
+def stop(attempt, run) -> bool:
+    """SIGTERM."""
+    struck = attempt.send(signal.SIGTERM)
+    assert attempt.end() in (0, 75), attempt.said()
+    return struck
+
+
+def kill(attempt, run) -> bool:
+    """kill -9."""
+    struck = attempt.send(signal.SIGKILL)
+    assert attempt.end() in (0, -signal.SIGKILL), attempt.said()
+    return struck

@@ -1,0 +1,123 @@
+"""Files that cannot be written or are damaged: one error that names them, and nothing lost once that is mended."""
+
+import ctypes
+import os
+import re
+import subprocess
+
+import pytest
+
+from tests.faults import attempts
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs root, and the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(unbroken, small_disk, chance):
+    filler = small_disk / "filler"
+
+    def fill(attempt, run):
+        struck = attempt.process.is_alive()
+        with filler.open("wb", buffering=0) as file:
+            while attempt.process.is_alive():  # what the run frees is taken too
+                try:
+                    file.write(bytes(2**16))
+                except OSError:
+                    attempt.process.join(0.002)
+        filler.unlink()
+        if attempt.end() == 0:
+            return False  # it had written all
+        assert attempt.process.exitcode == 1
+        assert attempt.error().startswith(f"error: {run}") and "No space left on device" in attempt.error()
+        return struck
+
+    attempts.strike(small_disk, chance, unbroken.seconds, fill, unbroken.same)
+
+
+def obey_permissions():
+    """Takes from root the right to write where the permissions forbid it (CAP_DAC_OVERRIDE)."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~(1 << 1)
+    assert libc.capset(header, sets) == 0
+
+
+def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed(unbroken, tmp_path, chance):
+    def protect(attempt, run):
+        folder = run / "checkpoints"
+        if not attempt.wait_for(folder.is_dir):
+            return False
+        folder.chmod(0o555)
+        code = attempt.end()
+        folder.chmod(0o755)
+        if code == 0:
+            return False  # it had written all
+        assert code == 1, attempt.said()
+        assert attempt.error().startswith(f"error: {folder}") and "Permission denied" in attempt.error()
+        return True
+
+    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(obey_permissions,))
+
+
+def saved(folder):
+    """The checkpoints in a folder, in their order."""
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def cut(path, random):
+    os.truncate(path, random.randrange(max(1, path.stat().st_size)))
+
+
+def flip(path, random):
+    content = bytearray(path.read_bytes())
+    if content:
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("kind", ["checkpoints", "midway"])
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(unbroken, tmp_path, chance, kind, damage):
+    def kill_and_damage(attempt, run):
+        attempt.wait_for(lambda: len(saved(run / kind)) >= 2)  # the first has none before it
+        attempts.kill(attempt, run)
+        if len(saved(run / kind)) < 2 or (run / "summary.json").exists():
+            return False
+        files = sorted(path for path in saved(run / kind)[-1].rglob("*") if path.is_file())
+        damage(chance.random.choice(files), chance.random)
+        return True
+
+    attempts.strike(tmp_path, chance, unbroken.seconds, kill_and_damage, unbroken.same, "--config.checkpoint_every=2")
+
+
+def cut_image(path, random):
+    path.write_bytes(path.read_bytes()[: random.randrange(1, path.stat().st_size // 2)])
+
+
+@pytest.mark.parametrize("harm", [lambda path, random: path.unlink(), cut_image], ids=["gone", "cut"])
+def test_an_image_lost_in_the_middle_is_named_and_the_run_goes_on_when_it_is_restored(streamed, tmp_path, chance, harm):
+    images = sorted(streamed.images.rglob("*.JPEG"))
+
+    def lose_one(attempt, run):
+        path = chance.random.choice(images)
+        content = path.read_bytes()
+        harm(path, chance.random)
+        code = attempt.end()
+        path.write_bytes(content)
+        if code == 0:
+            return False  # it had been read for the last time
+        assert code == 1, attempt.said()
+        assert re.match(rf"error: {path}: (cannot be read|not an image that can be decoded)", attempt.error())
+        return True
+
+    attempts.strike(tmp_path, chance, streamed.seconds, lose_one, streamed.same, *streamed.flags)
