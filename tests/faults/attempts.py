@@ -85,6 +85,7 @@ def _train(arguments, log, changes):
     for change in changes:
         change()
     sys.argv = arguments
+    os.environ.setdefault("GLIBC_TUNABLES", "")  # else train.py would start the fork server again
     try:
         runpy.run_path("train.py", run_name="__main__")
     finally:
