@@ -1,6 +1,7 @@
 """The errors that a user can mend; train.py prints them without a traceback."""
 
 import difflib
+import reprlib
 
 
 class InputError(ValueError):
@@ -18,6 +19,16 @@ class DivergedError(RuntimeError):
 def unknown(what: str, found, known) -> InputError:
     """The error for a name that does not exist: names the nearest and lists the known ones."""
     known = list(known)
-    close = difflib.get_close_matches(str(found).lower(), known, 1)
+    close = difflib.get_close_matches(found.lower(), known, 1) if isinstance(found, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return InputError(f"unknown {what} {found!r}.{hint} Known: {', '.join(known)}.")
+    return InputError(f"unknown {what} {shown(found)}.{hint} Known: {', '.join(known)}.")
+
+
+def shown(value) -> str:
+    """repr(value), cut where it is long or deep: what was found may be a whole file."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+_SHORT.maxdict = 8

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from wcjax.sweep_table import LiveTable
 from wcjax.training.config import MAY_DIFFER, check_config, load_dataset
 from wcjax.training.loop import check_workdir
 from wcjax.training.metrics import read_metrics
+from wcjax.training.run_files import FAILED, SHARE, read_json
 
 HEARTBEAT, GRACE = 5, 30  # seconds
 POLL = 1.0  # seconds between two looks at the study and the run folders
@@ -85,6 +87,10 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
     out = pathlib.Path(out)
     configs = {}
     for name, config in plan.runs.values():
+        if not re.fullmatch(r"\w[\w.,=+-]*", name):  # a config file need not look at the model that it is called with
+            raise InputError(
+                f"a run would be called {name!r}: only letters, digits and _ . , = + - make a folder's name."
+            )
         configs[name] = check_config(config)
         check_workdir(out / name, configs[name])
     if len(configs) != len(plan.runs):
@@ -205,13 +211,13 @@ class Workers:
         summary, failed = (self.out / name / f"{which}.json" for which in ("summary", "failed"))
         code = None if summary.exists() or failed.exists() else self.train(name, self.out / name)
         if summary.exists():
-            return read_json(summary)["best_val_accuracy"]
+            return read_json(summary, {"best_val_accuracy": SHARE})["best_val_accuracy"]
         if not failed.exists():
             log = self.out / "logs" / f"{name}.log"
             why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}"
             self.lost[number] = f"{why}; start the sweep again"
             raise RunFailed(why)
-        reason = read_json(failed)["reason"]
+        reason = read_json(failed, FAILED)["reason"]
         trial.set_user_attr("reason", reason)
         raise RunFailed(reason)
 
@@ -290,7 +296,3 @@ def has_error(future) -> bool:
 def is_settled(trial) -> bool:
     """Whether nothing is left to do for the point of a trial."""
     return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs)
-
-
-def read_json(path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -51,7 +51,8 @@ def write_report(folders, out) -> pathlib.Path:
 
     write_csv(out / "results.csv", Row._fields, [row for rows in tables for row in rows])
     _write_runs(out / "runs.csv", groups)
-    write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(out / "report.md", text.encode(errors="backslashreplace").decode())  # of paths that are no UTF-8
     return out / "report.md"
 
 
