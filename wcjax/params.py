@@ -6,6 +6,7 @@ where they are learned or 'g' under weight normalization. A weight of another na
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -185,7 +186,7 @@ def fold(params, psi):
 
     Raises:
       ValueError: the tree holds no 'v', or psi is none that it can have been made with, as far as the names of the
-        leaves tell.
+        leaves tell; a v, or its a, b or g, is no float array of a fitting shape.
     """
 
     def convert(node, psis):
@@ -198,9 +199,9 @@ def fold(params, psi):
             kind, suffix = _kind(name)
             own = psis[name]
             if isinstance(own, WeightNorm):
-                out[suffix[1:] or "kernel"] = own(leaf, node["g" + suffix])
+                out[suffix[1:] or "kernel"] = _weight(name, own, leaf, node["g" + suffix])
             elif isinstance(own, type(psi)):
-                out[suffix[1:] or "kernel"] = own(leaf)
+                out[suffix[1:] or "kernel"] = _weight(name, own, leaf)
             elif isinstance(own, Learned) or (kind == "g" and isinstance(psis.get("v" + suffix), WeightNorm)):
                 continue
             elif kind == "v" and not isinstance(leaf, Mapping | list | tuple) and not _is_leaf(leaf):
@@ -218,6 +219,19 @@ def fold(params, psi):
     if not any(isinstance(x, type(psi)) for x in jax.tree.leaves(psis, is_leaf=lambda x: isinstance(x, type(psi)))):
         raise ValueError("fold found no leaf called 'v': the tree is plain already.")
     return convert(params, psis)
+
+
+def _weight(name, psi, v, *g):
+    """w = psi(v, *g), of the shape of v."""
+    leaves = [v, *g, *jax.tree.leaves(psi)]
+    dtypes = [getattr(x, "dtype", type(x)) for x in leaves]
+    if all(jnp.issubdtype(dtype, jnp.floating) or dtype is int for dtype in dtypes):
+        with contextlib.suppress(TypeError, ValueError):  # of JAX, for shapes that do not go together
+            w = psi(v, *g)
+            if w.shape == jnp.shape(v):
+                return w
+    found = ", ".join(f"{dtype}{np.shape(x)}" for dtype, x in zip(dtypes, leaves, strict=True))
+    raise ValueError(f"{name!r} and its g, a and b must be float arrays, the latter of fitting shapes; found {found}.")
 
 
 def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi=None) -> None:
