@@ -18,8 +18,9 @@ test: .venv/installed-test  ## Runs ruff and pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
 
-test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills of sweeps, notebooks
+test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks, more fuzzing
 	$(BIN)/pytest -m long -n 2
+	WCJAX_FUZZ=long $(BIN)/pytest tests/fuzz -n 2
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
