@@ -67,9 +67,10 @@ def check_bound(weights, psi) -> None:
     A margin of 4 roundings is kept: the float32 next to the bound can lie beyond the true one, where Ψ⁻¹ changes sign.
     Tracers and arrays that other processes hold cannot be looked at, and pass.
     """
-    if isinstance(psi, WeightNorm) or isinstance(psi.bound, jax.core.Tracer):
+    bound, worst = math.inf if isinstance(psi, WeightNorm) else psi.bound, None
+    if isinstance(bound, jax.core.Tracer):
         return
-    bound, worst = np.asarray(psi.bound, np.float64), None
+    bound = np.asarray(bound, np.float64)
     for path, w in weights.items():
         if isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True):
             continue
@@ -80,7 +81,8 @@ def check_bound(weights, psi) -> None:
         margin = 4 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps)
         if share >= 1 - margin and (worst is None or share > worst[0]):
             worst = share, path, np.max(size)
-        if np.all(np.isinf(bound)) and not jnp.all(jnp.isfinite(psi.inverse(w))):
+        inverse = jax.tree.leaves(psi.inverse(w)) if np.all(np.isinf(bound)) else []
+        if not all(jnp.all(jnp.isfinite(x)) for x in inverse):
             raise ValueError(
                 f"{path_str(path)}: Ψ⁻¹(w) overflows for |w| = {np.max(size):.6g} under {psi!r}. Choose a larger a, or "
                 "smaller weights."
@@ -226,7 +228,7 @@ def _weight(name, psi, v, *g):
     leaves = [v, *g, *jax.tree.leaves(psi)]
     dtypes = [getattr(x, "dtype", type(x)) for x in leaves]
     if all(jnp.issubdtype(dtype, jnp.floating) or dtype is int for dtype in dtypes):
-        with contextlib.suppress(TypeError, ValueError):  # of JAX, for shapes that do not go together
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # JAX's, for shapes that do not go together
             w = psi(v, *g)
             if w.shape == jnp.shape(v):
                 return w
