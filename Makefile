@@ -19,8 +19,9 @@ test: .venv/installed-test  ## Runs ruff and pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
 
-test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills of sweeps, notebooks
+test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks, more fuzzing
 	$(BIN)/pytest -m long -n 2
+	WCJAX_FUZZ=long $(BIN)/pytest tests/fuzz -n 2
 
 test-faults: .venv/installed-test  ## Lets runs suffer 20 faults of each kind, at random moments, and compares their bits
 	$(BIN)/pytest tests/faults -m faults -n 2

@@ -7,7 +7,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPTIONAL = {"equinox": "equinox", "haiku": "dm-haiku", "safetensors": "safetensors"}  # module: what to install
 NEEDED_BY = {"fine_tuning.md": ["safetensors"], "equinox.md": ["equinox"], "haiku.md": ["haiku"]}
 BLOCK = re.compile(r"^(?P<skip><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -129,6 +129,20 @@ def test_a_weight_at_the_bound_is_an_error(share):
 W = weights(2, 2)
 MISTAKES = {
     "nan": (lambda: reparameterize({"x": {"kernel": W.at[0, 0].set(jnp.nan)}}, PSI), "x/kernel: .*nan"),
+    "nan in a norm": (
+        lambda: reparameterize({"x": {"kernel": W.at[0, 0].set(jnp.nan)}}, WeightNorm()),
+        "x/kernel: .*nan",
+    ),
+    "norm overflows": (
+        lambda: reparameterize({"x": {"kernel": W.at[0, 0].set(1e30)}}, WeightNorm()),
+        r"x/kernel: Ψ⁻¹\(w\) overflows for \|w\| = 1e\+30",
+    ),
+    "text for v": (lambda: fold({"v": "text"}, PSI), r"'v' and its g, a and b must be float arrays"),
+    "complex v": (lambda: fold({"v": W.astype(complex)}, PSI), r"'v' and .*; found complex64\("),
+    "a of another shape": (
+        lambda: fold({"v": W, "a": jnp.ones(99), "b": jnp.ones(99)}, PSI),
+        r"'v' and its g, a and b must be float arrays, the latter of fitting shapes; found float32\(.*float32\(99,",
+    ),
     "overflow": (lambda: reparameterize({"x": {"kernel": W}}, Arsinh(1e-3)), "x/kernel"),  # sinh(300) is inf in float32
     "nothing selected": (lambda: reparameterize({"x": {"bias": W}}, PSI), "selects none of the 1 leaves .x/bias"),
     "twice": (lambda: reparameterize(reparameterize({"x": {"kernel": W}}, PSI), PSI), "x/v: .*companded already"),

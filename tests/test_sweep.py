@@ -101,6 +101,32 @@ def test_a_list_of_variants_and_seeds_is_run_once_each_and_not_again(trainer, tm
     assert len(trainer.trained) == 4
 
 
+def test_no_run_folder_lies_outside_of_the_sweeps(trainer, tmp_path, capsys):
+    (tmp_path / "deaf.py").write_text(
+        "from wcjax.training import default_config\nget_config = lambda _: default_config()"
+    )
+    arguments = ["runs", "--config", str(tmp_path / "deaf.py"), "--variants", "wc", "--out", str(tmp_path / "out")]
+    for model in ("../../evil", "/evil", "..", "a/b", "a\n"):
+        assert sweep.main([*arguments, "--models", model]) == 2
+        assert f"error: a run would be called {f'{model}_wc_seed0'!r}: only letters, " in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"deaf.py", "__pycache__"}
+    assert trainer.trained == []
+
+
+@pytest.mark.parametrize("name, content", [("failed.json", "[]"), ("failed.json", "{}"), ("summary.json", "{}")])
+def test_a_result_that_no_run_wrote_is_an_error_of_one_line(trainer, tmp_path, capsys, name, content):
+    (tmp_path / "resnet8_plain_seed0").mkdir()
+    (tmp_path / "resnet8_plain_seed0" / name).write_text(content)
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 2
+    assert f"resnet8_plain_seed0/{name}" in capsys.readouterr().err
+
+
+def test_a_database_that_is_none_is_an_error_of_one_line(trainer, tmp_path, capsys):
+    (tmp_path / "sweep.db").write_bytes(b"no database" * 1000)
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 2
+    assert "sweep.db cannot be used: (sqlite3.DatabaseError) file is not a database" in capsys.readouterr().err
+
+
 def test_one_job_is_one_run_at_a_time(trainer, tmp_path):
     assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
     assert trainer.most_together == 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import reprlib
 
 
 class InputError(ValueError):
@@ -37,9 +38,19 @@ class Preempted(Exception):
 def unknown(what: str, found, known) -> InputError:
     """The error for a name that does not exist: names the nearest and lists the known ones."""
     known = list(known)
-    close = difflib.get_close_matches(str(found).lower(), known, 1)
+    close = difflib.get_close_matches(found.lower(), known, 1) if isinstance(found, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return InputError(f"unknown {what} {found!r}.{hint} Known: {', '.join(known)}.")
+    return InputError(f"unknown {what} {shown(found)}.{hint} Known: {', '.join(known)}.")
+
+
+def shown(value) -> str:
+    """repr(value), cut where it is long or deep: what was found may be a whole file."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+_SHORT.maxdict = 8
 
 
 def cause(error: Exception) -> str:

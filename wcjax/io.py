@@ -78,16 +78,17 @@ def load_safetensors(path, like=None) -> dict:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     variables = _unflatten(arrays, path)
     if like is not None:
-        check_like(variables, like)
+        check_like(variables, like, f"the arrays in {path}")
     return variables
 
 
-def check_like(variables, like) -> None:
+def check_like(variables, like, source="the variables") -> None:
     """Raises InputError unless variables has exactly the names, shapes and dtypes of `like` and neither nan nor inf.
 
-    like: arrays, or shapes alone: jax.eval_shape(model.init, jax.random.key(0), images).
+    like: arrays, or shapes alone: jax.eval_shape(model.init, jax.random.key(0), images). variables may be shapes too.
+    source: where they come from, for the error.
     """
-    _check(_flatten(variables), _flatten(like), "the variables do not fit the network")
+    _check(_flatten(variables), _flatten(like), f"{source} do not fit the network")
 
 
 def to_torchvision(variables) -> dict[str, np.ndarray]:
@@ -194,7 +195,9 @@ def _check(found: Mapping, expected: Mapping, sentence: str) -> None:
         "with nan or inf": [
             name
             for name in common
-            if jnp.issubdtype(found[name].dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(found[name])))
+            if not isinstance(found[name], jax.ShapeDtypeStruct)
+            and jnp.issubdtype(found[name].dtype, jnp.inexact)
+            and not np.all(np.isfinite(np.asarray(found[name])))
         ],
     }
     if any(wrong.values()):

@@ -6,6 +6,7 @@ where they are learned or 'g' under weight normalization. A weight of another na
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -66,9 +67,10 @@ def check_bound(weights, psi) -> None:
     A margin of 4 roundings is kept: the float32 next to the bound can lie beyond the true one, where Ψ⁻¹ changes sign.
     Tracers and arrays that other processes hold cannot be looked at, and pass.
     """
-    if isinstance(psi, WeightNorm) or isinstance(psi.bound, jax.core.Tracer):
+    bound, worst = math.inf if isinstance(psi, WeightNorm) else psi.bound, None
+    if isinstance(bound, jax.core.Tracer):
         return
-    bound, worst = np.asarray(psi.bound, np.float64), None
+    bound = np.asarray(bound, np.float64)
     for path, w in weights.items():
         if isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True):
             continue
@@ -79,7 +81,8 @@ def check_bound(weights, psi) -> None:
         margin = 4 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps)
         if share >= 1 - margin and (worst is None or share > worst[0]):
             worst = share, path, np.max(size)
-        if np.all(np.isinf(bound)) and not jnp.all(jnp.isfinite(psi.inverse(w))):
+        inverse = jax.tree.leaves(psi.inverse(w)) if np.all(np.isinf(bound)) else []
+        if not all(jnp.all(jnp.isfinite(x)) for x in inverse):
             raise ValueError(
                 f"{path_str(path)}: Ψ⁻¹(w) overflows for |w| = {np.max(size):.6g} under {psi!r}. Choose a larger a, or "
                 "smaller weights."
@@ -185,7 +188,7 @@ def fold(params, psi):
 
     Raises:
       ValueError: the tree holds no 'v', or psi is none that it can have been made with, as far as the names of the
-        leaves tell.
+        leaves tell; a v, or its a, b or g, is no float array of a fitting shape.
     """
 
     def convert(node, psis):
@@ -198,9 +201,9 @@ def fold(params, psi):
             kind, suffix = _kind(name)
             own = psis[name]
             if isinstance(own, WeightNorm):
-                out[suffix[1:] or "kernel"] = own(leaf, node["g" + suffix])
+                out[suffix[1:] or "kernel"] = _weight(name, own, leaf, node["g" + suffix])
             elif isinstance(own, type(psi)):
-                out[suffix[1:] or "kernel"] = own(leaf)
+                out[suffix[1:] or "kernel"] = _weight(name, own, leaf)
             elif isinstance(own, Learned) or (kind == "g" and isinstance(psis.get("v" + suffix), WeightNorm)):
                 continue
             elif kind == "v" and not isinstance(leaf, Mapping | list | tuple) and not _is_leaf(leaf):
@@ -218,6 +221,19 @@ def fold(params, psi):
     if not any(isinstance(x, type(psi)) for x in jax.tree.leaves(psis, is_leaf=lambda x: isinstance(x, type(psi)))):
         raise ValueError("fold found no leaf called 'v': the tree is plain already.")
     return convert(params, psis)
+
+
+def _weight(name, psi, v, *g):
+    """w = psi(v, *g), of the shape of v."""
+    leaves = [v, *g, *jax.tree.leaves(psi)]
+    dtypes = [getattr(x, "dtype", type(x)) for x in leaves]
+    if all(jnp.issubdtype(dtype, jnp.floating) or dtype is int for dtype in dtypes):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # JAX's, for shapes that do not go together
+            w = psi(v, *g)
+            if w.shape == jnp.shape(v):
+                return w
+    found = ", ".join(f"{dtype}{np.shape(x)}" for dtype, x in zip(dtypes, leaves, strict=True))
+    raise ValueError(f"{name!r} and its g, a and b must be float arrays, the latter of fitting shapes; found {found}.")
 
 
 def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi=None) -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from wcjax.training.config import MAY_DIFFER, check_config, load_dataset
 from wcjax.training.loop import check_workdir
 from wcjax.training.metrics import read_metrics
 from wcjax.training.preemption import START_AGAIN
+from wcjax.training.run_files import FAILED, SHARE, read_json
 
 HEARTBEAT, GRACE = 5, 30  # seconds
 POLL = 1.0  # seconds between two looks at the study and the run folders
@@ -86,6 +88,10 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
     out = pathlib.Path(out)
     configs = {}
     for name, config in plan.runs.values():
+        if not re.fullmatch(r"\w[\w.,=+-]*", name):  # a config file need not look at the model that it is called with
+            raise InputError(
+                f"a run would be called {name!r}: only letters, digits and _ . , = + - make a folder's name."
+            )
         configs[name] = check_config(config)
         check_workdir(out / name, configs[name])
     if len({config.to_json(sort_keys=True) for config in configs.values()}) != len(plan.runs):
@@ -208,13 +214,13 @@ class Workers:
         while code == START_AGAIN and not (summary.exists() or failed.exists()):
             code = self.train(name, self.out / name)
         if summary.exists():
-            return read_json(summary)["best_val_accuracy"]
+            return read_json(summary, {"best_val_accuracy": SHARE})["best_val_accuracy"]
         if not failed.exists():
             log = self.out / "logs" / f"{name}.log"
             why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}"
             self.lost[number] = f"{why}; start the sweep again"
             raise RunFailed(why)
-        reason = read_json(failed)["reason"]
+        reason = read_json(failed, FAILED)["reason"]
         trial.set_user_attr("reason", reason)
         raise RunFailed(reason)
 
@@ -295,7 +301,3 @@ def has_error(future) -> bool:
 def is_settled(trial) -> bool:
     """Whether nothing is left to do for the point of a trial."""
     return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs)
-
-
-def read_json(path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

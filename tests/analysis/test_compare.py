@@ -2,11 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib import image
 
-from wcjax import Arctan
+from wcjax import Arctan, models
 from wcjax.analysis import compare, plots, runs
 from wcjax.training.checkpoint import save_tree
 
@@ -17,6 +19,8 @@ SUMMARY = {
     "epochs": 10,
     "train_seconds": 4.6,
     "images_per_second": 2827.3,
+    "device": "cpu",
+    "jax_version": "0.10.2",
 }
 
 
@@ -27,8 +31,10 @@ def run(tmp_path):
     reparam = {"name": "arctan", "a": 0.6, "b": 1.0, "alpha": 2.0, "learn": "fine"}
     (folder / "config.json").write_text(json.dumps({"model": "resnet8", "reparam": reparam}))
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 1, 16)).astype(np.float32)
-    save_tree(folder / "folded", {"params": {"stem": {"kernel": kernel}}})
+    model = models.create("resnet8", 10)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    rng = np.random.default_rng(0)
+    save_tree(folder / "folded", jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes))
     return folder
 
 
@@ -73,6 +79,11 @@ def test_the_command_prints_the_table_and_plots_the_first_layer(run, tmp_path, c
 def test_a_folder_without_a_finished_run_is_an_error_that_names_it(tmp_path, capsys):
     assert compare.main([str(tmp_path)]) == 2
     assert f"{tmp_path} holds no config.json: give the folder of a run" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_formulas_sign_in_its_name_is_plotted_under_that_name(run, tmp_path):
+    odd = run.rename(tmp_path / "$_$")
+    assert compare.main([str(odd), "--png", str(tmp_path / "first.png")]) == 0
 
 
 def test_the_picture_of_psi_is_drawn(tmp_path):

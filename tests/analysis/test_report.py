@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -180,3 +181,28 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys):
     assert report.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'} is no folder; give folders of runs.\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"dataset": "../../evil"}, "runs/a: unknown config.dataset '../../evil'. Known: digits, "),
+        ({"model": "../evil"}, "runs/a: unknown config.model '../evil'. Known: resnet8, "),
+        ({"reparam": {"name": "/evil"}}, "runs/a: unknown config.reparam.name '/evil'. Known: arctan, "),
+        ({"reparam": {"learn": "../evil"}}, "runs/a: unknown config.reparam.learn '../evil'. Known: none, "),
+    ],
+)
+def test_a_run_with_names_that_would_lead_out_of_the_report_is_refused(tmp_path, write_run, config, message):
+    write_run(tmp_path / "runs" / "a", "wc", 0, 0.94, **config)
+    with pytest.raises(InputError, match=re.escape(message)):
+        report.write_report([tmp_path / "runs"], tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_runs_of_one_model_with_other_layers_are_named(tmp_path, write_run):
+    for name in "ab":
+        run = write_run(tmp_path / "runs" / name, "wc", ord(name), 0.94)
+    lines = (run / "weights.jsonl").read_text().replace('"head"', '"tail"')
+    (run / "weights.jsonl").write_text(lines)
+    with pytest.raises(InputError, match="runs/b and .*runs/a have the same model, but other layers"):
+        report.write_report([tmp_path / "runs"], tmp_path / "out")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wcjax import data
+from wcjax.data import npz
 from wcjax.errors import InputError
 
 
@@ -132,6 +133,26 @@ def test_other_files_named_npz_are_refused(tmp_path):
     for letter in "abc":
         with pytest.raises(InputError, match=f"{letter}.npz: (not a readable .npz file|x_train is )"):
             data.load("cifar10", tmp_path / f"{letter}.npz")
+
+
+def test_a_file_that_unpacks_to_more_than_is_allowed_is_refused_before_it_is_unpacked(tmp_path, arrays, monkeypatch):
+    np.savez_compressed(tmp_path / "cifar10.npz", **arrays, extra=np.zeros(10**7, np.uint8))
+    assert (tmp_path / "cifar10.npz").stat().st_size < 10**6
+    monkeypatch.setattr(npz, "MAX_BYTES", 10**7)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it unpacked the arrays"))
+    with pytest.raises(
+        InputError, match=r"cifar10.npz: unpacks to 10,14\d,\d\d\d bytes; at most 10,000,000 are allowed"
+    ):
+        data.load("cifar10", tmp_path)
+
+
+def test_an_array_that_claims_to_be_larger_than_its_file_is_refused(tmp_path, arrays):
+    np.savez(tmp_path / "whole.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(tmp_path / "cifar10.npz", "w") as forged:
+        for name in whole.namelist():
+            forged.writestr(name, whole.read(name).replace(b"(40, 32, 32, 3), }  ", b"(9999, 32, 32, 3), }"))
+    with pytest.raises(InputError, match="cifar10.npz: not a readable .npz file"):
+        data.load("cifar10", tmp_path)
 
 
 class Bomb:

@@ -246,6 +246,29 @@ def test_a_damaged_directory_is_named_with_the_command_that_makes_it_again(data_
     assert not cache_home.exists()
 
 
+FEATURES = "tensorflow_datasets.core.features."
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda json: json.replace(f"{FEATURES}text_feature.Text", "hostile.Feature"),
+        lambda json: json.replace(f"{FEATURES}features_dict.FeaturesDict", "hostile.Feature"),
+        lambda json: '{"type": "hostile.Feature", "content": {}, ' + json[1:],
+        lambda json: json.replace('"text": {}', '"text": {}, "python_class_name": "hostile.Feature"'),
+    ],
+    ids=["of a feature", "of all", "legacy", "spelt in two ways"],
+)
+def test_no_module_is_imported_that_features_json_names(data_dir, version_dir, tmp_path, monkeypatch, forge):
+    (tmp_path / "hostile.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = (version_dir / "features.json").read_text()
+    (version_dir / "features.json").write_text(forge(features))
+    assert "hostile" in (version_dir / "features.json").read_text()
+    with pytest.raises(InputError, match="cannot be read; a file is missing, truncated or damaged"):
+        data.load("cifar10", data_dir)
+
+
 def test_tfrecord_is_refused_with_the_command_for_array_record(data_dir, version_dir):
     for file in version_dir.glob("*.array_record-*"):
         file.rename(version_dir / file.name.replace("array_record", "tfrecord"))
@@ -259,7 +282,9 @@ def test_tfrecord_is_refused_with_the_command_for_array_record(data_dir, version
 def test_images_of_another_size_are_refused(tmp_path):
     images, labels = np.zeros((4, 28, 30, 3), np.uint8), np.arange(4)
     prepare("cifar10", {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}, tmp_path)
-    with pytest.raises(InputError, match=r"/cifar10/3.*: x_train is uint8 of shape \(4, 28, 30, 3\); allowed"):
+    with pytest.raises(
+        InputError, match=r"/cifar10/3.*, train, train_0: an image of 30 x 28 pixels of mode RGB; allowed"
+    ):
         data.load("cifar10", tmp_path)
 
 

@@ -166,7 +166,14 @@ def forged(content, height, width):
     return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
 
 
+def with_scans(content, count):
+    """A progressive JPEG whose last scan is repeated until there are `count`."""
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (count - content.count(b"\xff\xda")) + content[-2:]
+
+
 JPEG = pictures.encode(PIXELS)
+ANIMATED = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,16 @@ JPEG = pictures.encode(PIXELS)
         (pictures.encode(IMAGE, "PNG")[:-200], "folder/x.JPEG: not an image that can be decoded ("),
         (pictures.encode(IMAGE, "TIFF"), "allowed are JPEG, PNG, WEBP, BMP."),
         (forged(JPEG, 20_000, 20_000), "folder/x.JPEG: 20000 x 20000 pixels; at most 89,478,485 are allowed."),
+        (
+            forged(JPEG, 20, 0),
+            "folder/x.JPEG: not an image that can be decoded (",
+        ),
+        (
+            with_scans(pictures.encode(IMAGE, progressive=True), 51),
+            "folder/x.JPEG: a JPEG of 51 scans; at most 50 are allowed. Convert it, or remove it.",
+        ),
+        (pictures.encode(IMAGE, "PNG", **ANIMATED), "folder/x.JPEG: 2 images in one file; one is allowed. Keep one"),
+        (pictures.encode(IMAGE, "WEBP", **ANIMATED), "folder/x.JPEG: 2 images in one file; one is allowed. Keep one"),
         (
             pictures.encode(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
             "folder/x.JPEG: pixels of mode I;16; allowed are 1, L, LA, P, RGB",

@@ -87,6 +87,7 @@ def write(path, text):
     [
         (lose("wnids.txt"), r"does not hold wnids\.txt\. Unpack tiny-imagenet-200\.zip"),
         (write("wnids.txt", "\n"), r"wnids\.txt is empty"),
+        (write("wnids.txt", "n07\n../../n03\n"), r"wnids\.txt: '\.\./\.\./n03' is no class like n01443537"),
         (lose("train/n03"), r"train/n03/images: no such folder can be read"),
         (lose("val/val_annotations.txt"), r"val_annotations\.txt: no such text can be read"),
         (lose("val/images/val_2.JPEG"), r"val_annotations\.txt, line 3: names val_2\.JPEG, which is not there"),
@@ -127,6 +128,20 @@ def test_a_file_that_vanished_since_is_named(root):
     os.unlink(path)
     with pytest.raises(InputError, match=re.escape(f"{path}: cannot be read (No such file or directory).")):
         source[3]
+
+
+def test_a_pipe_and_a_huge_file_are_named_and_not_read(root):
+    source = data.load("imagenet", root).train
+    for index in (3, 4):
+        os.unlink(source.path(index))
+    os.mkfifo(source.path(3))
+    with open(source.path(4), "wb") as file:
+        file.truncate(folder.MAX_BYTES + 1)
+    for index in (3, 4):
+        with pytest.raises(
+            InputError, match=re.escape(f"{source.path(index)}: not a file of at most 268,435,456 byte")
+        ):
+            source[index]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "tiny_imagenet"])

@@ -67,6 +67,15 @@ def test_records_are_streamed_by_workers_that_open_the_files_themselves(prepared
     assert sorted(labels) == [-1, 0, 3, 3, 999, 999]
 
 
+def test_a_class_that_there_is_not_is_named_with_the_record(prepared, monkeypatch):
+    val = data.load("imagenet", prepared).val
+    monkeypatch.setattr(type(val), "num_classes", 999)
+    with pytest.raises(
+        InputError, match=r"imagenet2012/.*, validation, validation_\d.JPEG: class 999; allowed are 0..998"
+    ):
+        [val[i] for i in range(5)]
+
+
 def test_damaged_records_are_reported_with_the_directory(prepared, tmp_path):
     shutil.copytree(prepared / "imagenet2012", tmp_path / "imagenet2012")
     (version,) = (tmp_path / "imagenet2012").iterdir()

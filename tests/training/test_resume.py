@@ -18,6 +18,7 @@ from wcjax.errors import DivergedError, InputError, InUseError, Preempted
 from wcjax.training import loop
 from wcjax.training.checkpoint import Checkpoints
 from wcjax.training.lock import alone_in
+from wcjax.training.metrics import read_metrics
 from wcjax.training.preemption import sigterm_noticed
 
 STEPS = 718 // 64  # in an epoch of runs.tiny()
@@ -168,9 +169,10 @@ def test_torn_and_surplus_lines_of_the_metrics_and_weights_are_removed(tiny_run,
     run = tmp_path / "run"
     train_until_stopped(monkeypatch, runs.tiny(), run, 2, before_save=False)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "step": 33, "train_loss": 9.9}\n{"epoch": 4, "step": 44, "train_lo')
+        file.write('{"epoch": 3, "step": 33, "val_accuracy": 0.9}\n{"epoch": 4, "step": 44, "val_acc')
+    surplus = read_metrics(run, "weights.jsonl")[-1] | {"epoch": 3}
     with (run / "weights.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "layers": {}}\n{"epoch": 4, "lay')
+        file.write(json.dumps(surplus) + '\n{"epoch": 4, "lay')
     training.train(runs.tiny(), run)
     runs.assert_same_run(run, tiny_run[0])
 

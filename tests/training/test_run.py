@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -15,7 +18,7 @@ from wcjax.data import augment
 from wcjax.errors import InputError
 from wcjax.training import evaluate, loop
 from wcjax.training import step as steps
-from wcjax.training.checkpoint import load_tree
+from wcjax.training.checkpoint import load_tree, save_tree
 from wcjax.training.metrics import read_metrics
 
 METRICS = {
@@ -182,6 +185,63 @@ def test_evaluate_before_the_run_has_ended_says_so(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="folded does not exist: the run has not ended yet"):
         training.load_folded(tmp_path)
+
+
+def change_folded(change, run, tmp_path):
+    """A copy of a run whose folded weights were changed."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    variables = jax.tree.map(np.array, load_tree(copy / "folded"))
+    change(variables["params"])
+    save_tree(copy / "folded", variables)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p: p["stem"].pop("kernel"), "1 missing: params/stem/kernel."),
+        (lambda p: p["head"].update(extra=np.ones(2)), "1 unexpected: params/head/extra."),
+        (
+            lambda p: p["stem"].update(kernel=np.ones((5, 3, 1, 8), np.float32)),
+            "1 different: params/stem/kernel is float32(5, 3, 1, 8), expected float32(3, 3, 1, 8).",
+        ),
+        (
+            lambda p: p["head"].update(bias=np.ones(10, np.int32)),
+            "params/head/bias is int32(10,), expected float32(10,).",
+        ),
+        (lambda p: p["head"]["kernel"].__setitem__((1, 2), np.nan), "1 with nan or inf: params/head/kernel."),
+        (lambda p: p["stem_norm"]["scale"].__setitem__(3, -np.inf), "1 with nan or inf: params/stem_norm/scale."),
+    ],
+)
+def test_folded_weights_that_do_not_fit_the_config_are_named(tiny_run, tmp_path, change, message):
+    run = change_folded(change, tiny_run[0], tmp_path)
+    with pytest.raises(
+        InputError, match=re.escape(f"the weights in {run / 'folded'} do not fit the network. ")
+    ) as error:
+        training.load_folded(run)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("bias", [np.ones((2, 2)), np.ones(()), np.ones(100_001), None], ids=str)
+def test_a_head_without_a_number_for_each_class_is_named(tiny_run, tmp_path, bias):
+    change = lambda p: p["head"].pop("bias") if bias is None else p["head"].update(bias=bias)
+    with pytest.raises(InputError, match=r"folded: params/head/bias has the shape .*; allowed is one number for each"):
+        training.load_folded(change_folded(change, tiny_run[0], tmp_path))
+
+
+def test_shapes_are_checked_before_any_weight_is_read(tiny_run, tmp_path, monkeypatch):
+    run = change_folded(lambda p: p["stem"].update(kernel=np.ones((3, 3, 1, 9), np.float32)), tiny_run[0], tmp_path)
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", lambda *_: pytest.fail("it read the weights"))
+    with pytest.raises(InputError, match="params/stem/kernel is float32"):
+        training.load_folded(run)
+
+
+def test_folded_weights_whose_files_are_damaged_are_named(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run[0], tmp_path / "copy")
+    for path in [path for path in (run / "folded").rglob("*") if path.is_file()]:
+        path.write_bytes(b"{")
+    with pytest.raises(InputError, match="copy/folded cannot be read: "):
+        training.load_folded(run)
 
 
 def test_a_finished_run_called_again_returns_its_summary_and_does_nothing(finished, monkeypatch):

@@ -4,12 +4,10 @@ python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """
 
 import argparse
-import pathlib
 import sys
 
 from wcjax.analysis.runs import Run, read_run
 from wcjax.errors import InputError
-from wcjax.training.checkpoint import load_tree
 
 
 def finished(folder) -> Run:
@@ -40,7 +38,9 @@ def table(runs) -> str:
 
 def first_layer(run):
     """Kernel of the first layer of the folded network of a run: (height, width, channels, features)."""
-    return load_tree(pathlib.Path(run, "folded"))["params"]["stem"]["kernel"]
+    from wcjax.training import load_folded  # here, because it imports Orbax and optax
+
+    return load_folded(run)[1]["params"]["stem"]["kernel"]
 
 
 def main(argv=None) -> int:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wcjax.errors import InputError
 from wcjax.training.config import check_config, make_psi
 from wcjax.training.metrics import read_metrics
+from wcjax.training.run_files import NUMBERS
 from wcjax.training.weights import EDGES
 
 
@@ -50,13 +52,16 @@ def first_layer_course(run) -> Course | None:
 
 def last_layers(runs) -> dict[str, dict] | None:
     """{layer: {number: mean over runs}} after the last epoch, from input to output; None where no run kept weights."""
-    ends = [lines[-1]["layers"] for run in runs if (lines := read_metrics(run.path, "weights.jsonl"))]
+    ends = {run.path: lines[-1]["layers"] for run in runs if (lines := read_metrics(run.path, "weights.jsonl"))}
     if not ends:
         return None
-    numbers = [name for name in next(iter(ends[0].values())) if name != "histogram"]
+    (path, first), *others = ends.items()
+    for other, layers in others:
+        if layers.keys() != first.keys():
+            raise InputError(f"{other} and {path} have the same model, but other layers in weights.jsonl; remove one.")
     return {
-        layer: {name: float(np.mean([end[layer][name] for end in ends])) for name in numbers}
-        for layer in layers_in_order(ends[0])
+        layer: {name: float(np.mean([end[layer][name] for end in ends.values()])) for name in NUMBERS}
+        for layer in layers_in_order(first)
     }
 
 

@@ -53,10 +53,10 @@ def _formula(psi):
 def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path:
     """Distribution of the weights of one layer over the epochs, a heat map for each run: figure 3 of the paper."""
     bounds = [course.bound for course in courses.values() if math.isfinite(course.bound)]
-    reach = 1.1 * max(*bounds, *(np.max(course.largest) for course in courses.values()), 0)
+    reach = 1.1 * max([*bounds, *(np.max(course.largest) for course in courses.values())]) or 1
     bins = np.linspace(-reach, reach, 41)
     densities = {label: course.density(bins) for label, course in courses.items()}
-    highest = max(density.max() for density in densities.values())
+    highest = max(density.max() for density in densities.values()) or 1
     columns = min(4, len(courses))
     rows = math.ceil(len(courses) / columns)
     figure = Figure(figsize=(1.5 + 3 * columns, 0.5 + 3 * rows), layout="constrained")
@@ -134,12 +134,12 @@ def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], tit
 def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.Path:
     """Distribution of the weights of one layer in several networks. weights: {label: array of any shape}."""
     flat = {label: np.ravel(np.asarray(w, np.float64)) for label, w in weights.items()}
-    edge = 1.05 * max(np.max(np.abs(w)) for w in flat.values())
+    edge = 1.05 * max(np.max(np.abs(w)) for w in flat.values()) or 1
     bins = np.linspace(-edge, edge, 61)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for (label, w), colour in zip(flat.items(), itertools.cycle(COLOURS)):
-        label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}"
+        label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")  # which would begin a formula
         axes.hist(w, bins, density=True, histtype="step", linewidth=1.5, label=label, color=colour)
     axes.set(xlabel="w", ylabel="density", title=title)
     axes.legend(fontsize=8)

@@ -56,7 +56,8 @@ def write_report(folders, out) -> pathlib.Path:
 
     write_csv(out / "results.csv", Row._fields, results)
     _write_runs(out / "runs.csv", groups)
-    write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(out / "report.md", text.encode(errors="backslashreplace").decode())  # of paths that are no UTF-8
     return out / "report.md"
 
 

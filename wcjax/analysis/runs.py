@@ -9,7 +9,8 @@ from typing import NamedTuple
 from flax import traverse_util
 
 from wcjax.errors import InputError
-from wcjax.training.config import MAY_DIFFER, read_config
+from wcjax.training.config import MAY_DIFFER, check_stored
+from wcjax.training.run_files import FAILED, OBJECT, SUMMARY, read_json
 
 _FREE = ("seed", "reparam", *MAY_DIFFER)  # what may differ between runs of one setting
 _TUNED = ("learning_rate", "weight_decay")  # and what may for the plain network, as a and b may for WC
@@ -67,12 +68,13 @@ def read_run(folder) -> Run:
     """The run in a folder, with config.json, or with failed.json alone if it could not start."""
     folder = pathlib.Path(folder)
     config, summary, failed = (
-        read_config(folder / f"{name}.json") if (folder / f"{name}.json").exists() else None
-        for name in ("config", "summary", "failed")
+        read_json(folder / f"{name}.json", form) if (folder / f"{name}.json").exists() else None
+        for name, form in (("config", OBJECT), ("summary", SUMMARY), ("failed", FAILED))
     )
     if config is None and failed is None:
         raise InputError(f"{folder} holds no config.json: give the folder of a run.")
-    return Run(folder, config or failed["config"], summary, failed["reason"] if failed and not summary else None)
+    config = check_stored(failed["config"] if config is None else config, folder).to_dict()
+    return Run(folder, config, summary, " ".join(failed["reason"].split()) if failed and not summary else None)
 
 
 def settings(runs: list[Run]) -> list[Setting]:

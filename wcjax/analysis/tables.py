@@ -126,7 +126,7 @@ def _plus_minus(mean, std):
 def write_csv(path, names, rows) -> pathlib.Path:
     """A CSV file with a line of names and one for each row; None is an empty cell."""
     path = pathlib.Path(path)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(rows)

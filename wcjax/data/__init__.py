@@ -9,13 +9,20 @@ are decoded and augmented by `wcjax.data.stream`, which needs the extra `stream`
 
 import numbers
 
-from wcjax.data import cifar, digits, imagenet
+from wcjax.data import cifar, digits, imagenet, npz
 from wcjax.data.splits import Dataset, Split, channel_statistics, hold_out
 from wcjax.errors import InputError, unknown
 
-__all__ = ["NAMES", "Dataset", "Split", "load"]
+__all__ = ["NAMES", "Dataset", "Split", "image_shape", "load"]
 
 NAMES = ("digits", *cifar.NUM_CLASSES, *imagenet.NAMES)
+
+
+def image_shape(name, image_size) -> tuple[int, int, int]:
+    """(height, width, channels) of the images of a data set; image_size is that of streamed ones."""
+    if name in imagenet.NAMES:
+        return image_size, image_size, 3
+    return digits.IMAGE_SHAPE if name == "digits" else npz.IMAGE_SHAPE
 
 
 def load(name, data_dir=None, *, val_fraction=0.1, seed=0):

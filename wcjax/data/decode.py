@@ -15,6 +15,7 @@ from PIL import Image
 from wcjax.errors import InputError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a few bytes of a forged file could ask for all memory
+MAX_SCANS = 50  # of a progressive JPEG; encoders make some 10, and a few bytes of each could ask for hours
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits or fewer a channel
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -34,7 +35,8 @@ def train_image(name, content, rng, size=224, flip=True):
       flip: whether to mirror. The crops are the same either way.
 
     Raises:
-      InputError: the image cannot be decoded, has more than MAX_PIXELS, or is of a kind that is not in FORMATS, MODES.
+      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, or of a
+        kind that is not in FORMATS, MODES. Its size is looked at before it is decoded.
     """
     height, width, opened = _open(name, content)
     top, left, h, w = random_crop(rng, height, width)
@@ -86,6 +88,8 @@ def random_crop(rng, height, width):
 def _open(name, content):
     """(height, width, Pillow's image or None where simplejpeg can decode it); nothing is decoded yet."""
     opened = None
+    if content.startswith(b"\xff\xd8") and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
+        raise InputError(f"{name}: a JPEG of {scans} scans; at most {MAX_SCANS} are allowed. Convert it, or remove it.")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
@@ -109,6 +113,8 @@ def _open_pillow(name, content):
         raise InputError(
             f"{name}: pixels of mode {image.mode}; allowed are {', '.join(MODES)}. Convert it to 8-bit RGB."
         )
+    if getattr(image, "is_animated", False):
+        raise InputError(f"{name}: {image.n_frames} images in one file; one is allowed. Keep one, or remove it.")
     return image
 
 

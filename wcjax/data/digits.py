@@ -6,6 +6,7 @@ from wcjax.data.splits import Split
 from wcjax.errors import InputError
 
 NUM_CLASSES = 10
+IMAGE_SHAPE = (8, 8, 1)
 
 
 def read():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from wcjax.data.encoded import Encoded
 from wcjax.errors import InputError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+MAX_BYTES = 2**28  # of an image file; the largest that wcjax.data.decode takes has as many as BMP
 TINY_IMAGENET = "tiny-imagenet-200"
 
 
@@ -40,6 +42,9 @@ class Files:
     def __getitem__(self, index: int) -> Encoded:
         path = self.path(index)
         try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a pipe would never end
+                raise InputError(f"{path}: not a file of at most {MAX_BYTES:,} bytes. Restore it, or remove it.")
             with open(path, "rb") as file:
                 return Encoded(path, file.read(), int(self.labels[index]))
         except OSError as error:
@@ -85,6 +90,8 @@ def tiny_imagenet(root):
     root = Path(root)
     root = root / TINY_IMAGENET if (root / TINY_IMAGENET).is_dir() else root
     classes = {wnid: label for label, wnid in enumerate(_lines(root / "wnids.txt"))}
+    if outside := [wnid for wnid in classes if not wnid.isalnum()]:
+        raise InputError(f"{root / 'wnids.txt'}: {outside[0]!r} is no class like n01443537. Unpack the archive again.")
     train = _files(root, [(f"train/{wnid}/images", label) for wnid, label in classes.items()])
 
     annotations = root / "val" / "val_annotations.txt"

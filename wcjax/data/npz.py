@@ -1,5 +1,7 @@
 """The four arrays x_train, y_train, x_test, y_test (Keras' names) and the .npz file that holds them."""
 
+import zipfile
+
 import numpy as np
 
 from wcjax.data.splits import Split
@@ -7,6 +9,7 @@ from wcjax.errors import InputError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 IMAGE_SHAPE = (32, 32, 3)
+MAX_BYTES = 2**32  # of the arrays, unpacked; CIFAR has 184 MB
 
 
 def read(path, num_classes):
@@ -16,9 +19,9 @@ def read(path, num_classes):
       InputError: the file is not there, truncated or damaged, lacks an array, or an array is not what `check` allows.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            arrays = {key: np.asarray(archive[key]) for key in KEYS if key in names}
+        names, arrays = _unpack(path)
+    except InputError:
+        raise
     # Damaged bytes can make the zip and array parsers raise nearly anything.
     except Exception as error:
         raise InputError(
@@ -27,8 +30,19 @@ def read(path, num_classes):
         ) from error
     missing = [key for key in KEYS if key not in names]
     if missing:
-        raise InputError(f"{path}: lacks {', '.join(missing)}; found {', '.join(names) or 'nothing'}. Make it again.")
+        found = ", ".join(names[:8]) or "nothing"
+        raise InputError(f"{path}: lacks {', '.join(missing)}; found {found}. Make it again.")
     return check(arrays, path, num_classes)
+
+
+def _unpack(path):
+    """Names of all arrays in the file, and those of KEYS."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())  # it never unpacks more than it says here
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: unpacks to {size:,} bytes; at most {MAX_BYTES:,} are allowed. Make it again.")
+    with np.load(path, allow_pickle=False) as archive:
+        return archive.files, {key: np.asarray(archive[key]) for key in KEYS if key in archive.files}
 
 
 def check(arrays, source, num_classes):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wcjax.data import tfds
 from wcjax.data.encoded import Encoded
+from wcjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,13 @@ class Records:
             record = source[index]
         except Exception as error:  # of many types, see wcjax.data.tfds
             raise tfds.damaged(Path(self.directory), error) from error
-        name = record["file_name"]
-        name = name.decode() if isinstance(name, bytes) else name
-        return Encoded(f"{self.directory}, {self.split}, {name}", record["image"], int(record["label"]))
+        name, label = record["file_name"], int(record["label"])
+        name = name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
+        if not 0 <= label < self.num_classes:
+            raise InputError(
+                f"{self.directory}, {self.split}, {name}: class {label}; allowed are 0..{self.num_classes - 1}."
+            )
+        return Encoded(f"{self.directory}, {self.split}, {name}", record["image"], label)
 
     def __getstate__(self):
         return {"directory": self.directory, "split": self.split}

@@ -1,12 +1,24 @@
 """Directories prepared by tensorflow_datasets as array_record: read without TensorFlow, decoded once, then cached."""
 
 import contextlib
+import io
+import json
 import re
 
 import numpy as np
 
 from wcjax.data import cache, npz
-from wcjax.errors import InputError
+from wcjax.errors import InputError, shown
+
+_CLASSES = "tensorflow_datasets.core.features."
+_KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # others could name a class once more
+FEATURES = {  # of cifar10, cifar100 and imagenet2012
+    "image": "image_feature.Image",
+    "label": "class_label_feature.ClassLabel",
+    "coarse_label": "class_label_feature.ClassLabel",
+    "id": "text_feature.Text",
+    "file_name": "text_feature.Text",
+}
 
 
 def prepare_command(name, directory):
@@ -51,6 +63,7 @@ def reading(directory):
         # Here and not above: an optional dependency, not needed once the cache is there.
         import tensorflow_datasets as tfds
 
+        _check_features(directory)
         # Not tfds.builder(name): that picks the version by itself, and asks the network where it is not there.
         builder = tfds.builder_from_directory(directory)
         formats = [file_format.value for file_format in builder.info.available_file_formats()]
@@ -61,6 +74,8 @@ def reading(directory):
         raise InputError(
             f"{directory}: reading it needs packages that cannot be imported ({error}). Run: pip install 'wcjax[data]'"
         ) from error
+    except InputError:
+        raise
     # Damaged files make tfds and array_record raise RuntimeError, ValueError, IndexError, KeyError and others.
     except Exception as error:
         raise damaged(directory, error) from error
@@ -69,6 +84,17 @@ def reading(directory):
         f"array_record. Remove the directory (or name another data_dir) and prepare it again:\n"
         f"    {_prepare_again(directory)}"
     )
+
+
+def _check_features(directory):
+    """Raises ValueError unless features.json has features of FEATURES alone: tfds imports whatever else it names."""
+    found = json.loads((directory / "features.json").read_text(encoding="utf-8"))
+    features = found["featuresDict"]["features"]
+    outer = {"pythonClassName": f"{_CLASSES}features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    for name, feature in features.items():
+        known = feature["pythonClassName"] == _CLASSES + FEATURES.get(name, "") and feature.keys() <= _KEYS
+        if found != outer or not known:
+            raise ValueError(f"features.json has {shown(found)}; allowed are {FEATURES}")
 
 
 def damaged(directory, error):
@@ -82,28 +108,45 @@ def damaged(directory, error):
 def _decode(directory):
     """Returns the images and labels of all records as a dict with npz.KEYS."""
     with reading(directory) as builder:
-        return _read_records(builder)
+        return _read_records(builder, directory)
 
 
 def _prepare_again(directory):
     return prepare_command(directory.parent.name, directory.parent.parent)
 
 
-def _read_records(builder):
+def _read_records(builder, directory):
+    import tensorflow_datasets as tfds
     from tqdm import tqdm
+
+    skip = {"image": tfds.decode.SkipDecoding()}
 
     arrays = {}
     # disable=None: no bar where stderr is not a terminal.
     with tqdm(total=builder.info.splits.total_num_examples, desc="decoding", unit=" images", disable=None) as bar:
         for split in ("train", "test"):
-            source = builder.as_data_source(split, file_format="array_record")
+            source = builder.as_data_source(split, decoders=skip, file_format="array_record")
             images, labels = [], []
             # Reading many records at once takes half the time of one by one; threads gain nothing.
             for start in range(0, len(source), 500):
                 records = source.__getitems__(range(start, min(start + 500, len(source))))
-                images.append(np.stack([record["image"] for record in records]))
+                images.append(np.stack([_pixels(record, f"{directory}, {split}") for record in records]))
                 labels.append(np.array([record["label"] for record in records], np.int32))
                 bar.update(len(records))
             arrays[f"x_{split}"] = np.concatenate(images)
             arrays[f"y_{split}"] = np.concatenate(labels)
     return arrays
+
+
+def _pixels(record, source):
+    """The image of a record. Its size is looked at before it is decoded: forged ones could ask for all memory."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(record["image"]), formats=["PNG"])
+    height, width, _ = npz.IMAGE_SHAPE
+    if (image.width, image.height, image.mode) != (width, height, "RGB"):
+        raise InputError(
+            f"{source}, {record['id'].decode(errors='backslashreplace')}: an image of {image.width} x {image.height} "
+            f"pixels of mode {image.mode}; allowed are {width} x {height} of RGB. Is it another data set?"
+        )
+    return np.asarray(image)

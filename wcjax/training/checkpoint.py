@@ -1,5 +1,6 @@
 """Checkpoints of a run; the only file that knows Orbax."""
 
+import contextlib
 import logging
 import pathlib
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from wcjax.errors import InputError, cause, saving
+from wcjax.io import check_like
+from wcjax.params import path_str
 
 log = logging.getLogger(__name__)
 
@@ -114,16 +117,49 @@ def save_tree(path, tree) -> None:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
 
-def load_tree(path):
-    """The pytree that `save_tree` wrote, as nested dicts of arrays on this process's first device."""
-    path = pathlib.Path(path).absolute()
-    if not path.is_dir():
-        raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata.tree
+def load_tree(path, like=None):
+    """The pytree that `save_tree` wrote, as nested dicts of arrays on this process's first device.
+
+    like: shapes and dtypes; where given, the tree must have exactly these, and neither nan nor inf. They are checked
+    before the arrays are read, because forged ones could ask for all memory. Raises InputError.
+    """
+    with _reading(path) as checkpointer:
+        stored = _metadata(checkpointer, path)
+        if like is not None:
+            check_like(stored, like, f"the weights in {path}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not that of the devices that wrote it
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
-        return checkpointer.restore(path, like)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
+        tree = checkpointer.restore(pathlib.Path(path).absolute(), target)
+    if like is not None:
+        check_like(tree, like, f"the weights in {path}")
+    return tree
+
+
+def stored_shapes(path) -> dict[str, tuple[int, ...]]:
+    """{'params/stem/kernel': shape} of what `save_tree` wrote, without reading it."""
+    with _reading(path) as checkpointer:
+        leaves = jax.tree_util.tree_leaves_with_path(_metadata(checkpointer, path))
+        return {path_str(at): tuple(leaf.shape) for at, leaf in leaves}
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """A checkpointer; whatever it raises in the block is an InputError that names the path."""
+    if not pathlib.Path(path).is_dir():
+        raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            yield checkpointer
+    except InputError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
+        raise InputError(f"{path} cannot be read: {cause(error)}. Train again, or give another folder.") from error
+
+
+def _metadata(checkpointer, path):
+    """Shapes and dtypes of the tree in the folder `path`."""
+    stored = checkpointer.metadata(pathlib.Path(path).absolute()).item_metadata.tree
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
 
 
 @jax.jit

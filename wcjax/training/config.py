@@ -1,8 +1,6 @@
 """The configuration of a run: every key with its default, and the checks that come before any work."""
 
-import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from wcjax import data, models
-from wcjax.errors import InputError, unknown
+from wcjax.errors import InputError, shown, unknown
 from wcjax.params import LEARN_NETWORK
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
@@ -20,6 +18,9 @@ OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
 # Say where and how; mesh changes roundings only.
 MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "keep_checkpoints", "mesh")
+
+INT32 = 2**31 - 1  # of steps and images
+HIGHEST = {"image_size": 4096, "data_workers": 1024, "augment.padding": 4096}  # a config may come with a run folder
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
 VARIANTS = {
@@ -118,10 +119,12 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     lowest = {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}
     lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
     for key, least in lowest.items():
-        _in_range(full, key, least, math.inf)
+        _in_range(full, key, least, HIGHEST.get(key, INT32))
     data_axis, fsdp = full.mesh.data, full.mesh.fsdp
     if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
-        raise InputError(f"config.mesh must have sizes of at least 1, one may be -1, found {full.mesh.to_dict()}.")
+        raise InputError(
+            f"config.mesh must have sizes of at least 1, one may be -1, found {shown(full.mesh.to_dict())}."
+        )
     _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
     _in_range(full, "val_fraction", 0, 1, open_ends=True)
     _in_range(full, "learning_rate", 0, math.inf, open_ends=True)
@@ -130,7 +133,9 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _in_range(full, "weight_decay", 0, math.inf)
     milestones = full.schedule.milestones
     if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
-        raise InputError(f"schedule.milestones must be epochs in rising order, like (60, 120), found {milestones!r}.")
+        raise InputError(
+            f"schedule.milestones must be epochs in rising order, like (60, 120), found {shown(milestones)}."
+        )
     for option in set(models.OPTIONS) - set(models.options(full.model)):
         if full[option] != (default := default_config()[option]):
             raise InputError(f"config.{option} must stay {default!r}: {full.model} has no such option.")
@@ -138,18 +143,17 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
         make_model(full, num_classes=2)
     except ValueError as error:
         raise InputError(str(error)) from error
+    for key in ("reparam.a", "reparam.b", "reparam.alpha"):
+        _in_range(full, key, 1e-6, 1e6)  # beyond, float32 does not carry Ψ
     return full
 
 
-def read_config(path) -> dict:
-    """What a config.json holds. Raises InputError where that is no JSON object."""
+def check_stored(config: Mapping, path) -> ml_collections.ConfigDict:
+    """`check_config` for a config that was found in the file `path`, which the errors name."""
     try:
-        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); give another folder.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not the config of a run, found {values!r}; give another folder.")
-    return values
+        return check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def make_psi(config):
@@ -190,17 +194,19 @@ def _merge(full, given, prefix):
         default = full[key]
         if isinstance(default, ml_collections.ConfigDict):
             if not isinstance(value, Mapping):
-                raise InputError(f"config.{prefix}{key} has keys of its own ({', '.join(default)}), found {value!r}.")
+                keys = ", ".join(default)
+                raise InputError(f"config.{prefix}{key} has keys of its own ({keys}), found {shown(value)}.")
             _merge(default, value, prefix=f"{prefix}{key}.")
             continue
         if full.get_type(key) is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) < 2**53 else math.inf  # float(10**400) raises, and so on
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
         kind = full.get_type(key)
         if type(value) is not kind and not (value is default is None):
             raise InputError(
-                f"config.{prefix}{key} must be of type {kind.__name__}, found {value!r} of type {type(value).__name__}."
+                f"config.{prefix}{key} must be of type {kind.__name__}, found {shown(value)} of type "
+                f"{type(value).__name__}."
             )
         full[key] = value
 
@@ -220,6 +226,6 @@ def _one_of(config, key, known):
 def _in_range(config, key, lowest, highest, open_ends=False):
     value = _get(config, key)
     inside = lowest < value < highest if open_ends else lowest <= value <= highest
-    if not inside or not math.isfinite(value):
+    if not inside or value == math.inf:
         ends = "strictly between" if open_ends else "between"
-        raise InputError(f"config.{key} must be {ends} {lowest} and {highest}, found {value}.")
+        raise InputError(f"config.{key} must be {ends} {lowest} and {highest}, found {shown(value)}.")

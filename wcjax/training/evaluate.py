@@ -9,16 +9,22 @@ import itertools
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
+
+from wcjax.data import image_shape
 from wcjax.errors import InputError
 from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
-from wcjax.training.checkpoint import load_tree
-from wcjax.training.config import check_config, load_dataset, make_model, read_config
+from wcjax.training.checkpoint import load_tree, stored_shapes
+from wcjax.training.config import check_stored, load_dataset, make_model
+from wcjax.training.run_files import read_json
 
 # Steps that may be on their way to the device at once: enough that it never waits, few enough for an honest progress
 # bar and for the memory that streamed batches take.
 IN_FLIGHT = 8
+MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 
 
 def evaluate(
@@ -47,13 +53,26 @@ def load_folded(run, num_classes: int | None = None):
 
     run: the run folder. variables: {'params', 'batch_stats'} for model.apply(variables, images, train=False), with
     images normalized as in training. num_classes: of the data set, found out from the weights where it is left out.
-    Raises InputError where run holds no finished run.
+    Raises InputError where run holds no finished run, or weights of other names, shapes or dtypes than its config's
+    network has, or with nan or inf in them. Shapes are checked before any weight is read.
     """
-    config = load_config(run)
-    variables = load_tree(pathlib.Path(run, "folded"))
+    config, folder = load_config(run), pathlib.Path(run, "folded")
     if num_classes is None:
-        num_classes = variables["params"]["head"]["kernel"].shape[-1]
-    return make_model(config, num_classes, plain=True), variables
+        num_classes = _num_classes(folder)
+    model = make_model(config, num_classes, plain=True)
+    images = jax.ShapeDtypeStruct((1, *image_shape(config.dataset, config.image_size)), jnp.float32)
+    return model, load_tree(folder, like=jax.eval_shape(model.init, jax.random.key(0), images))
+
+
+def _num_classes(folder) -> int:
+    """The length of the head's bias, which every network of `wcjax.models` has."""
+    shape = stored_shapes(folder).get("params/head/bias", ())
+    if len(shape) != 1 or not 0 < shape[0] <= MAX_CLASSES:
+        raise InputError(
+            f"{folder}: params/head/bias has the shape {shape}; allowed is one number for each class, at most "
+            f"{MAX_CLASSES:,}. Train again, or give another folder."
+        )
+    return shape[0]
 
 
 def load_config(run):
@@ -61,7 +80,7 @@ def load_config(run):
     path = pathlib.Path(run, "config.json")
     if not path.exists():
         raise InputError(f"{run} is no run folder: it has no config.json.")
-    return check_config(read_config(path))
+    return check_stored(read_json(path), path)
 
 
 def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val", "test"), mesh=None) -> dict:

@@ -23,11 +23,12 @@ from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
-from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_model, make_psi, read_config
+from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_model, make_psi
 from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
 from wcjax.training.lock import alone_in
 from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
 from wcjax.training.preemption import sigterm_noticed
+from wcjax.training.run_files import SUMMARY, read_json
 from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def train(config, workdir) -> dict:
     meshes.wait_for_all("the workdir is checked")
     if (workdir / "summary.json").exists():
         log.info("%s is finished; nothing to do.", workdir)
-        return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        return read_json(workdir / "summary.json", SUMMARY)
 
     dataset = load_dataset(config)
     steps_per_epoch = dataset.train.num_images // config.batch_size
@@ -293,7 +294,7 @@ def check_workdir(workdir, config) -> None:
         if (workdir / "checkpoints").exists():
             raise InputError(f"workdir {workdir} holds checkpoints but no config.json; give a new folder.")
         return
-    configs = (read_config(path), json.loads(json.dumps(config.to_dict())))
+    configs = (read_json(path), json.loads(json.dumps(config.to_dict())))
     there, asked = (traverse_util.flatten_dict(c, sep=".") for c in configs)
     differing = [k for k in sorted(there | asked) if k.split(".")[0] not in MAY_DIFFER and there.get(k) != asked.get(k)]
     if differing:

@@ -16,6 +16,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from wcjax.errors import saving
+from wcjax.training.run_files import METRICS, WEIGHTS, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ def write_atomically(path, text: str) -> None:
 def read_metrics(workdir, name: str = "metrics.jsonl") -> list[dict]:
     """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch; one that was torn by a kill is left out."""
     path = pathlib.Path(workdir, name)
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was torn
+    return read_lines(path, WEIGHTS if name == "weights.jsonl" else METRICS) if path.exists() else []
 
 
 class MetricsWriter:

@@ -1,0 +1,118 @@
+"""Any tree of parameters is companded, folded, described, saved and trained, or refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wcjax
+from tests.fuzz.ours import only_our_errors
+from wcjax import io
+from wcjax.params import is_kernel
+
+PSIS = (wcjax.Arctan(0.6, 0.6), wcjax.Arsinh(), wcjax.Erf(2.0, 0.5), wcjax.PowerProp(2.0), wcjax.WeightNorm())
+SHAPES = ((2, 3), (3, 2, 2), (0, 3), (3,), (), (1, 1))  # few, because JAX compiles for each
+DTYPES = ("float32", "bfloat16", "float16", "int32", "bool", "complex64")
+NAMES = ("kernel", "weight", "w", "bias", "scale", "a", "b", "v", "g", "v:w", "a:kernel", "kernel:", "x/y", "norm", "0")
+SPECIAL = (np.nan, np.inf, -np.inf, 1e30, 0.9424778, 2.0, -0.0, 1e-45)
+
+names = st.sampled_from(NAMES) | st.text(max_size=4)
+odd_names = names | st.integers(-1, 2) | st.none() | st.tuples(st.integers(0, 1))  # no pytree: JAX cannot sort them
+
+
+@st.composite
+def arrays(draw, dtypes=DTYPES):
+    """An array of small numbers, one of which may be special."""
+    shape, dtype = draw(st.sampled_from(SHAPES)), jnp.dtype(draw(st.sampled_from(dtypes)))
+    x = np.random.default_rng(draw(st.integers(0, 99))).uniform(-0.5, 0.5, shape)
+    if x.size and draw(st.integers(0, 3)) == 0:
+        x.flat[draw(st.integers(0, x.size - 1))] = draw(st.sampled_from(SPECIAL))
+    with np.errstate(all="ignore"):
+        return draw(st.sampled_from((np.asarray, jnp.asarray)))(x.astype(dtype))
+
+
+def trees(leaves, names=names):
+    def grow(inside):
+        mapping = st.dictionaries(names, inside, max_size=3)
+        module = st.fixed_dictionaries({"kernel": arrays(("float32",))}, optional={"bias": inside, "a": inside})
+        return mapping | module | st.lists(inside, max_size=2) | st.tuples(inside)
+
+    return st.recursive(leaves, grow, max_leaves=6)
+
+
+odd_leaves = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.just(np.array([None, "x"]))
+odd_trees = trees(arrays() | odd_leaves)
+
+
+def eps(x):
+    return float(jnp.finfo(x.dtype).eps) if jnp.issubdtype(x.dtype, jnp.floating) else 0.0
+
+
+def widened(x):
+    return np.asarray(x).astype(np.complex128) if hasattr(x, "dtype") and x.dtype != object else x
+
+
+@given(
+    trees(arrays(("float32", "bfloat16", "int32"))) | odd_trees,
+    st.sampled_from(PSIS),
+    st.sampled_from(("none", "fine")),
+)
+def test_fold_undoes_reparameterize(tree, psi, learn):
+    with only_our_errors():
+        companded = wcjax.reparameterize(tree, psi, learn=learn)
+        folded = wcjax.fold(companded, psi)
+        assert jax.tree.structure(folded) == jax.tree.structure(tree)
+        for (path, w), x in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(folded), strict=True):
+            if is_kernel(path, w):
+                assert (x.shape, x.dtype) == (w.shape, w.dtype)
+                np.testing.assert_allclose(widened(x), widened(w), rtol=4 * eps(w), atol=1e-7)
+            else:
+                assert x is w
+
+
+@given(odd_trees, st.sampled_from(PSIS))
+def test_fold_and_describe_take_any_tree(tree, psi):
+    with only_our_errors():
+        wcjax.describe(tree, psi=psi)
+    with only_our_errors():
+        wcjax.fold(tree, psi)
+
+
+@settings(max_examples=settings.default.max_examples // 2)  # each new shape is compiled
+@given(
+    trees(arrays(("float32", "bfloat16"))) | trees(arrays() | st.none()),
+    st.sampled_from(PSIS),
+    st.sampled_from(("none", "fine", "coarse")),
+)
+def test_compand_without_a_gradient_moves_nothing(tree, psi, learn):
+    with only_our_errors():
+        tx = wcjax.compand(optax.sgd(0.1), psi, learn=learn)
+        state = tx.init(tree)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, tree), state, tree)
+        for w, step in zip(jax.tree.leaves(tree), jax.tree.leaves(updates), strict=True):
+            assert step.shape == w.shape
+            assert np.all(np.abs(widened(step)) <= 4 * eps(w) * np.fmax(1, np.abs(widened(w))))
+
+
+@given(trees(arrays(), odd_names) | odd_trees)
+def test_a_saved_tree_comes_back_bit_by_bit(tmp_path_factory, tree):
+    path = tmp_path_factory.mktemp("tree") / "w.safetensors"
+    with only_our_errors():
+        io.save_safetensors(path, tree)
+        found = dict(jax.tree_util.tree_leaves_with_path(io.load_safetensors(path)))
+        saved = dict(jax.tree_util.tree_leaves_with_path(tree))
+        assert found.keys() == saved.keys()
+        for at, x in saved.items():
+            x, y = np.asarray(x), found[at]
+            assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+
+
+@given(trees(arrays() | odd_leaves, odd_names), odd_trees)
+def test_a_tree_is_like_itself_and_unlike_others(tree, other):
+    with only_our_errors():
+        io.check_like(tree, tree)
+    with only_our_errors():
+        io.check_like(tree, other)
+        assert jax.tree.structure(tree) == jax.tree.structure(other)

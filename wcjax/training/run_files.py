@@ -1,0 +1,114 @@
+"""The JSON files of a run folder, which may come from anyone: what they must hold, and reading them."""
+
+import json
+import pathlib
+import re
+
+from wcjax.errors import InputError, shown
+from wcjax.training.weights import EDGES
+
+MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
+MAX_LAYERS = 1000
+
+# A form is (what it is called, whether a value has it), or a dict of the forms that an object has by name, of which
+# EACH stands for every layer.
+EACH = object()
+COUNT = ("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
+NUMBER = ("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)  # larger ones overflow in plots
+POSITIVE = ("a finite number of at least 0", lambda x: NUMBER[1](x) and x >= 0)
+SHARE = ("a number from 0 to 1", lambda x: NUMBER[1](x) and 0 <= x <= 1)
+TEXT = ("a line of text", lambda x: type(x) is str and x.isprintable())
+ANY_TEXT = ("a text", lambda x: type(x) is str)
+OBJECT = ("a JSON object", lambda x: type(x) is dict)
+HISTOGRAM = (
+    f"a list of {len(EDGES) + 1} counts, not all 0",
+    lambda x: type(x) is list and len(x) == len(EDGES) + 1 and all(map(COUNT[1], x)) and any(x),
+)
+
+NUMBERS = {
+    "mean": NUMBER,
+    "std": POSITIVE,
+    "max": POSITIVE,
+    "kurtosis": NUMBER,
+    "below_0.01": SHARE,
+    "below_tenth_of_std": SHARE,
+}
+SUMMARY = {
+    "best_epoch": COUNT,
+    "best_val_accuracy": SHARE,
+    "test_accuracy": SHARE,
+    "epochs": COUNT,
+    "train_seconds": POSITIVE,
+    "images_per_second": POSITIVE,
+    "device": TEXT,
+    "jax_version": TEXT,
+}
+FAILED = {"reason": ANY_TEXT, "config": OBJECT}
+METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
+PAIRS = {"pairs": {EACH: {"a": NUMBER, "b": NUMBER}}}
+WEIGHTS = {"epoch": COUNT, "layers": {EACH: {"histogram": HISTOGRAM} | NUMBERS}}
+
+
+def read_json(path, form=OBJECT) -> dict:
+    """The object in a JSON file. Raises InputError where that is none, or has another form."""
+    return _parse(_text(path), form, str(path))
+
+
+def read_lines(path, form) -> list[dict]:
+    """The objects in the lines of a file, one for each epoch; what follows the last newline was torn by a kill.
+
+    Raises InputError for a line of another form, of an epoch that does not come later than that of the line before, or
+    with other layers.
+    """
+    lines = _text(path).split("\n")[:-1]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        at = f"{path}, line {number}"
+        value = _parse(line, form, at)
+        if "pairs" in value:
+            _check(value, PAIRS, at)
+        if found and value["epoch"] <= found[-1]["epoch"]:
+            raise InputError(f"{at}: epoch {value['epoch']} follows epoch {found[-1]['epoch']}. Give another folder.")
+        for each in ("layers", "pairs"):
+            if found and value.get(each, {}).keys() != found[-1].get(each, {}).keys():
+                raise InputError(f"{at}: {each} are not those of the line before. Give another folder.")
+        found.append(value)
+    return found
+
+
+def _text(path) -> str:
+    """What is in a text file. Raises InputError where that is no regular file (a pipe would never end) or too large."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file; give another folder.")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read. Give another folder.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"{path} is no text ({error}); give another folder.") from error
+
+
+def _parse(text, form, at) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{at} is not JSON ({error}); give another folder.") from error
+    _check(value, form, at)
+    return value
+
+
+def _check(value, form, at) -> None:
+    """Raises InputError where value has not the form."""
+    what, holds = OBJECT if isinstance(form, dict) else form
+    if not holds(value):
+        raise InputError(f"{at} is no file of a run: {what} is needed, found {shown(value)}. Give another folder.")
+    if not isinstance(form, dict):
+        return
+    if EACH in form:
+        # The names stand in plots, where a $ or a line break would be taken for more than that.
+        if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
+            raise InputError(f"{at} is no file of a run: these are no names of layers, {shown(list(value))}.")
+        form = dict.fromkeys(value, form[EACH])
+    for name, inner in form.items():
+        _check(value.get(name), inner, f"{at}, {name}")
