@@ -18,7 +18,7 @@ import psutil
 
 from tests.training import runs
 
-PATIENCE = 120  # seconds after which a process counts as one that hangs
+PATIENCE = 300  # seconds after which a process counts as one that hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app"])
 _numbers = itertools.count()

@@ -131,7 +131,7 @@ def test_a_killed_worker_of_the_loader_ends_the_run_within_half_a_minute(streame
     attempts.strike(tmp_path, chance, 0, kill_worker, streamed.same, *flags)
 
 
-HEARTBEAT = 5  # seconds without which a process counts as dead; 100 where nobody says so
+HEARTBEAT = 15  # seconds without which a process counts as dead; 100 where nobody says so
 
 
 def shorten_heartbeat():
