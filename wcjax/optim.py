@@ -213,9 +213,9 @@ def compand(
             steps = _map(lambda _, u, slope: _scale(_, jnp.clip(u, -_HUGE, _HUGE), slope), psis, steps, slopes)
 
         def change_of_w(p, u, w, given, new):
-            delta = _keep_inside(p, w, p.increment(w, jnp.clip(u, -_HUGE, _HUGE)))
-            delta = _keep_inside(new, w, delta + p.change(w + delta, new)) if learned else delta
-            return delta + (w - given)
+            u = jnp.clip(u, -_HUGE, _HUGE)
+            delta = p.change(w, new, u) if learned else p.increment(w, u)
+            return _keep_inside(new, w, delta) + (w - given)
 
         return _map(change_of_w, psis, steps, params, given, new_psis), CompandState(inner_state, decay_state, pairs)
 

@@ -84,9 +84,10 @@ class _Elementwise:
         return self(self.inverse(w) + u) - w
 
     @_float32_at_least
-    def change(self, w, new):
-        """Ψ_new(Ψ⁻¹(w)) − w: the change of w when a and b change and v stays. new: a Ψ of the same type."""
-        return new(self.inverse(w)) - w
+    def change(self, w, new, u=0.0):
+        """Ψ_new(Ψ⁻¹(w) + u) − w: the change of w when v changes by u, and a and b to those of new, of the same type."""
+        v = self.inverse(w) + u
+        return self.increment(w, u) + (new(v) - self(v))
 
 
 @_pytree
@@ -104,7 +105,7 @@ class _Sigmoid(_Elementwise):
     @_float32_at_least
     def derivative_a(self, w):
         """dw/da as a function of w: w / a."""
-        return w / self.a
+        return w * (1 / self.a)
 
     @_float32_at_least
     def derivative_b(self, w):
@@ -125,19 +126,19 @@ class Arctan(_Sigmoid):
     @_float32_at_least
     def __call__(self, v):
         """w = a·arctan(v / b)."""
-        return self.a * elementary.arctan(v / self.b)
+        return self.a * elementary.arctan(v * (1 / self.b))
 
     @_float32_at_least
     def inverse(self, w):
         """v = b·tan(w / a); nan where |w| >= bound."""
-        x = w / self.a
+        x = w * (1 / self.a)
         tan = elementary.sin_cos(x) / elementary.cos_squared(x)
         return jnp.where(jnp.abs(x) < jnp.asarray(math.pi / 2, x.dtype), self.b * tan, jnp.nan)
 
     @_float32_at_least
     def derivative(self, v):
         """dw/dv = a·b / (b² + v²), written so that v² cannot overflow into nan."""
-        return (self.a / self.b) / (1 + jnp.square(v / self.b))
+        return (self.a / self.b) / (1 + jnp.square(v * (1 / self.b)))
 
     @_float32_at_least
     def reciprocal_derivative(self, v):
@@ -167,12 +168,13 @@ class Arctan(_Sigmoid):
         return -self.a / self.b * elementary.sin_cos(self._angle(w))
 
     @_float32_at_least
-    def change(self, w, new):
-        """Ψ_new(Ψ⁻¹(w)) − w, exactly 0 for the same a and b."""
-        x, ratio = self._angle(w), self.b / new.b
-        cos_squared, sin_squared = elementary.cos_squared(x), elementary.sin_squared(x)
-        turn = elementary.arctan2((ratio - 1) * elementary.sin_cos(x), cos_squared + ratio * sin_squared)
-        return (new.a - self.a) / self.a * w + new.a * turn
+    def change(self, w, new, u=0.0):
+        """Ψ_new(Ψ⁻¹(w) + u) − w, exactly 0 for u = 0 and the same a and b."""
+        x, z, ratio = self._angle(w), u * (1 / self.b), self.b / new.b
+        cos_squared, sin_cos = elementary.cos_squared(x), elementary.sin_cos(x)
+        across = (ratio - 1) * sin_cos + ratio * z * cos_squared
+        along = cos_squared + ratio * (elementary.sin_squared(x) + z * sin_cos)
+        return (new.a - self.a) / self.a * w + new.a * elementary.arctan2(across, along)
 
 
 @_pytree
