@@ -15,6 +15,7 @@ from wcjax.models import convolution
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4
+WHOLE_TREE = "whole tree"  # v as in layers, but w of all of them computed at the top of the loss
 # (network, batch, dtype)
 CPU = [
     ("resnet8", 16, "float32"),
@@ -51,12 +52,13 @@ def variants(full: bool):
         "compand": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY)),
     }
     more = {
+        WHOLE_TREE: (None, "none", optax.chain(on_w, sgd)),
         "layers, learned": (PSI, "fine", optax.chain(on_w, sgd)),
         "compand, learned": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY, learn="fine")),
         "powerprop": (power, "none", optax.chain(optim.add_decayed_weights(DECAY, power), sgd)),
         "weightnorm": (norm, "none", optax.chain(plain, sgd)),
         "Adam plain": (None, "none", optax.chain(plain, adam)),
-        "Adam layers": (PSI, "none", optax.chain(on_w, optim.scale_by_derivative(adam, PSI))),
+        "Adam layers": (PSI, "none", optim.scale_by_derivative(optax.chain(plain, adam), PSI)),
         "Adam compand": (None, "none", wcjax.compand(adam, PSI, adaptive=True, weight_decay=DECAY)),
     }
     return some | more if full else some
@@ -68,16 +70,21 @@ def batch_of(size):
     return jnp.asarray(images, jnp.float32), jnp.arange(size) % 10
 
 
-def train_step(model, tx, images, labels):
-    """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state)."""
+def train_step(model, tx, images, labels, psi=None):
+    """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state).
+
+    psi: where the model is plain, and the loss begins with w = Ψ(v) of the whole tree.
+    """
     init = jax.jit(model.init, compiler_options=_fast_to_compile())
     variables = init(jax.random.key(0), images[:1])
-    state = (variables["params"], variables["batch_stats"], tx.init(variables["params"]))
+    params = variables["params"] if psi is None else wcjax.reparameterize(variables["params"], psi)
+    state = (params, variables["batch_stats"], tx.init(params))
 
     def step(state, images, labels):
         params, batch_stats, opt_state = state
 
         def loss_fn(params):
+            params = params if psi is None else wcjax.fold(params, psi)
             variables, key = {"params": params, "batch_stats": batch_stats}, jax.random.key(1)
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]
@@ -106,7 +113,8 @@ def measure_steps(name, batch, dtype, repeats, full):
     steppers = {}
     for variant, (reparam, learn, tx) in variants(full).items():
         model = models.create(name, 10, reparam, learn, jnp.dtype(dtype))
-        steppers[variant] = Stepper(*train_step(model, tx, images, labels), images, labels)
+        psi = PSI if variant == WHOLE_TREE else None
+        steppers[variant] = Stepper(*train_step(model, tx, images, labels, psi), images, labels)
     seconds = in_turn(steppers, repeats)
     sgd = {k: v for k, v in seconds.items() if not k.startswith("Adam")}
     adam = {k: v for k, v in seconds.items() if k.startswith("Adam")}

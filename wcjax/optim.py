@@ -94,7 +94,7 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
         psis = psis_of(params)
         weights = _map(lambda p, v: p(v), psis, params)
         slopes = _map(lambda p, v: p.derivative(v), psis, params)
-        updates = _map(lambda p, g, slope: _divide(g, slope), psis, updates, slopes)
+        updates = _map(lambda p, g, v: (g * p.reciprocal_derivative(v)).astype(g.dtype), psis, updates, params)
         steps, state = inner.update(updates, state, weights, **extra_args)
         return _map(_scale, psis, steps, slopes), state
 
@@ -188,14 +188,18 @@ def compand(
         if "value_fn" in extra_args and not adaptive:
             raise ValueError("inner would call value_fn with v in place of w: use adaptive=True, or no line search.")
         psis, given = psis_of(params, state.pairs), params
-        params = _map(lambda p, w: w + _keep_inside(p, w, jnp.zeros_like(w)), psis, given)
+        params = _map(lambda p, w: jnp.clip(w, -_limit(p, w), _limit(p, w)), psis, given)
         slopes = _map(lambda p, w: p.slope(w), psis, params)
         v = _map(lambda p, w: p.inverse(w), psis, params)
 
-        # λ·w in dL/dw is λ·w·Ψ′ in dL/dv; λ·v in dL/dv is λ·v/Ψ′ in dL/dw.
-        penalized = _map(lambda p, v, slope: _divide(v, slope), psis, v, slopes) if learned else params
-        grads, decay_state = decay.update(updates, state.decay, penalized)
-        seen, seen_params = (grads, params) if adaptive else (_map(_scale, psis, grads, slopes), v)
+        # dL/dw gets λ·w, which is λ·w·Ψ′ in dL/dv; with learned a and b dL/dv gets λ·v, which is λ·v/Ψ′ in dL/dw.
+        if adaptive:
+            seen, seen_params = updates, params
+            penalized = _map(lambda _, v, slope: _divide(v, slope), psis, v, slopes) if learned else params
+        else:
+            seen, seen_params = _map(_scale, psis, updates, slopes), v
+            penalized = v if learned else _map(_scale, psis, params, slopes)
+        seen, decay_state = decay.update(seen, state.decay, penalized)
         if learned:
             seen = (seen, _pair_grads(psis, params, updates, coarse=learn == "coarse"))
             seen_params = (seen_params, state.pairs)
@@ -209,9 +213,9 @@ def compand(
             steps = _map(lambda _, u, slope: _scale(_, jnp.clip(u, -_HUGE, _HUGE), slope), psis, steps, slopes)
 
         def change_of_w(p, u, w, given, new):
-            delta = _keep_inside(p, w, p.increment(w, jnp.clip(u, -_HUGE, _HUGE)))
-            delta = _keep_inside(new, w, delta + p.change(w + delta, new)) if learned else delta
-            return delta + (w - given)
+            u = jnp.clip(u, -_HUGE, _HUGE)
+            delta = p.change(w, new, u) if learned else p.increment(w, u)
+            return _keep_inside(new, w, delta) + (w - given)
 
         return _map(change_of_w, psis, steps, params, given, new_psis), CompandState(inner_state, decay_state, pairs)
 
@@ -240,12 +244,16 @@ def _divide(x, slope):
     return jnp.where(usable, x / jnp.where(usable, slope, 1), 0).astype(x.dtype)
 
 
-def _keep_inside(p, w, delta):
-    """delta, cut so that w + delta stays 6 roundings inside the bound of p."""
+def _limit(p, w):
+    """The largest w allowed: 6 roundings inside the bound of p."""
     limit = jnp.abs(jnp.asarray(p.bound, jnp.float32)) * (1 - 6 * jnp.finfo(w.dtype).eps)
-    limit = jnp.minimum(limit, jnp.finfo(w.dtype).max / 2).astype(w.dtype)
-    target = w + delta
-    return jnp.where(jnp.abs(target) > limit, jnp.sign(target) * limit - w, delta)
+    return jnp.minimum(limit, jnp.finfo(w.dtype).max / 2).astype(w.dtype)
+
+
+def _keep_inside(p, w, delta):
+    """delta, cut so that w + delta stays within the limit."""
+    limit = _limit(p, w)
+    return jnp.clip(delta, -limit - w, limit - w)
 
 
 def _pair_grads(psis, params, grads, coarse):

@@ -67,6 +67,13 @@ class _Elementwise:
     """What every elementwise Ψ can do, by way of v; a Ψ with a closed form in w has its own."""
 
     @_float32_at_least
+    def reciprocal_derivative(self, v):
+        """1 / Ψ′(v), and 0 where Ψ′(v) is 0."""
+        slope = self.derivative(v)
+        usable = jnp.abs(slope) > jnp.finfo(slope.dtype).tiny
+        return jnp.where(usable, 1 / jnp.where(usable, slope, 1), 0)
+
+    @_float32_at_least
     def slope(self, w):
         """Ψ′(Ψ⁻¹(w)), the derivative as a function of w."""
         return self.derivative(self.inverse(w))
@@ -77,9 +84,10 @@ class _Elementwise:
         return self(self.inverse(w) + u) - w
 
     @_float32_at_least
-    def change(self, w, new):
-        """Ψ_new(Ψ⁻¹(w)) − w: the change of w when a and b change and v stays. new: a Ψ of the same type."""
-        return new(self.inverse(w)) - w
+    def change(self, w, new, u=0.0):
+        """Ψ_new(Ψ⁻¹(w) + u) − w: the change of w when v changes by u, and a and b to those of new, of the same type."""
+        v = self.inverse(w) + u
+        return self.increment(w, u) + (new(v) - self(v))
 
 
 @_pytree
@@ -97,7 +105,7 @@ class _Sigmoid(_Elementwise):
     @_float32_at_least
     def derivative_a(self, w):
         """dw/da as a function of w: w / a."""
-        return w / self.a
+        return w * (1 / self.a)
 
     @_float32_at_least
     def derivative_b(self, w):
@@ -118,51 +126,55 @@ class Arctan(_Sigmoid):
     @_float32_at_least
     def __call__(self, v):
         """w = a·arctan(v / b)."""
-        return self.a * elementary.arctan(v / self.b)
+        return self.a * elementary.arctan(v * (1 / self.b))
 
     @_float32_at_least
     def inverse(self, w):
         """v = b·tan(w / a); nan where |w| >= bound."""
-        x = w / self.a
-        return jnp.where(jnp.abs(x) < jnp.asarray(math.pi / 2, x.dtype), self.b * jnp.tan(x), jnp.nan)
+        x = w * (1 / self.a)
+        tan = elementary.sin_cos(x) / elementary.cos_squared(x)
+        return jnp.where(jnp.abs(x) < jnp.asarray(math.pi / 2, x.dtype), self.b * tan, jnp.nan)
 
     @_float32_at_least
     def derivative(self, v):
         """dw/dv = a·b / (b² + v²), written so that v² cannot overflow into nan."""
-        return (self.a / self.b) / (1 + jnp.square(v / self.b))
+        return (self.a / self.b) / (1 + jnp.square(v * (1 / self.b)))
+
+    @_float32_at_least
+    def reciprocal_derivative(self, v):
+        """dv/dw = (b² + v²) / (a·b)."""
+        return self.b / self.a * (1 + jnp.square(v * (1 / self.b)))
 
     # With x = w / a the addition theorem of tan gives everything from sin x and cos x, without v, which is large and
     # inaccurate near the bound: v / b = tan x, and arctan(t + z) − arctan(t) is the angle of (1 + z·t + t², z).
 
-    def _sincos(self, w):
-        return elementary.sincos(jnp.clip(w / self.a, -math.pi / 2, math.pi / 2))
+    def _angle(self, w):
+        return jnp.clip(w * (1 / self.a), -math.pi / 2, math.pi / 2)
 
     @_float32_at_least
     def slope(self, w):
         """Ψ′(Ψ⁻¹(w)) = (a / b)·cos²(w / a)."""
-        _, cos = self._sincos(w)
-        return self.a / self.b * cos * cos
+        return self.a / self.b * elementary.cos_squared(self._angle(w))
 
     @_float32_at_least
     def increment(self, w, u):
         """Ψ(Ψ⁻¹(w) + u) − w, exactly 0 for u = 0 and finite for any finite u."""
-        sin, cos = self._sincos(w)
-        z = u / self.b
-        return self.a * elementary.arctan2(z * cos * cos, 1 + z * sin * cos)
+        x, z = self._angle(w), u * (1 / self.b)
+        return self.a * elementary.arctan2(z * elementary.cos_squared(x), 1 + z * elementary.sin_cos(x))
 
     @_float32_at_least
     def derivative_b(self, w):
         """dw/db as a function of w: −(a / b)·sin(w / a)·cos(w / a)."""
-        sin, cos = self._sincos(w)
-        return -self.a / self.b * sin * cos
+        return -self.a / self.b * elementary.sin_cos(self._angle(w))
 
     @_float32_at_least
-    def change(self, w, new):
-        """Ψ_new(Ψ⁻¹(w)) − w, exactly 0 for the same a and b."""
-        sin, cos = self._sincos(w)
-        ratio = self.b / new.b
-        turn = elementary.arctan2((ratio - 1) * sin * cos, cos * cos + ratio * sin * sin)
-        return (new.a - self.a) / self.a * w + new.a * turn
+    def change(self, w, new, u=0.0):
+        """Ψ_new(Ψ⁻¹(w) + u) − w, exactly 0 for u = 0 and the same a and b."""
+        x, z, ratio = self._angle(w), u * (1 / self.b), self.b / new.b
+        cos_squared, sin_cos = elementary.cos_squared(x), elementary.sin_cos(x)
+        across = (ratio - 1) * sin_cos + ratio * z * cos_squared
+        along = cos_squared + ratio * (elementary.sin_squared(x) + z * sin_cos)
+        return (new.a - self.a) / self.a * w + new.a * elementary.arctan2(across, along)
 
 
 @_pytree

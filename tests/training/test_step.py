@@ -2,6 +2,7 @@
 
 import functools
 import types
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -185,9 +186,13 @@ def test_the_learned_model_of_the_config_is_companded_and_the_plain_one_is_not()
 def test_nothing_moves_between_host_and_device_inside_an_epoch(monkeypatch, tmp_path):
     train_epoch, guarded = loop._train_epoch, []
 
+    def read(_):
+        raise AssertionError("a number is read back within an epoch")
+
     def watched(*args):
         guarded.append(True)
-        with jax.transfer_guard("disallow"):
+        # The guard lets a CPU's memory be read, so what float(), bool() and jax.device_get ask for is replaced as well.
+        with jax.transfer_guard("disallow"), mock.patch.object(type(args[3].step), "_value", property(read)):
             return train_epoch(*args)
 
     monkeypatch.setattr(loop, "_train_epoch", watched)

@@ -68,6 +68,8 @@ def make_optimizer(config, psi, steps_per_epoch: int) -> optax.GradientTransform
     if config.optimizer == "sgd":
         return optax.chain(decay, optax.sgd(schedule, momentum=config.momentum))
     adam = optax.adam(schedule)
+    if elementwise and config.reparam.learn == "none":  # as below, but Ψ′ is not multiplied in to be divided out again
+        return optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(config.weight_decay, mask), adam), psi)
     return optax.chain(decay, optim.scale_by_derivative(adam, psi) if elementwise else adam)
 
 
