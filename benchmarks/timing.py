@@ -18,7 +18,8 @@ SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are 
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
     """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
 
-    pause: seconds of sleep before each measurement, where a library's idle threads would disturb the next one.
+    pause: seconds of sleep and then a call not measured, where libraries take turns: idle threads of one disturb the
+      other, and so does the memory that it has or has not given back to the system.
     """
     times = {}
     for name, call in calls.items():
@@ -29,7 +30,9 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
     seconds = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
+                jax.block_until_ready(call())  # with the memory that the other library gave back
             began = time.perf_counter()
             for _ in range(times[name]):
                 last = call()
