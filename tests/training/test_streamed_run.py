@@ -203,9 +203,9 @@ def test_a_broken_image_ends_the_run_with_its_name(tmp_path):
 
 def test_settings_of_streams_are_checked(folder, tmp_path):
     for change, message in (
-        ({"image_size": 0}, "config.image_size must be between 1 and inf, found 0."),
-        ({"data_workers": -1}, "config.data_workers must be between 0 and inf, found -1."),
-        ({"checkpoint_every": -1}, "config.checkpoint_every must be between 0 and inf, found -1."),
+        ({"image_size": 0}, "config.image_size must be between 1 and 4096, found 0."),
+        ({"data_workers": -1}, "config.data_workers must be between 0 and 1024, found -1."),
+        ({"checkpoint_every": -1}, "config.checkpoint_every must be between 0 and 2147483647, found -1."),
         ({"batch_size": 43}, "config.batch_size is 43, but imagenet has 42 training images."),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
