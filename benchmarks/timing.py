@@ -12,11 +12,13 @@ import jax
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
+LONGEST = 60  # seconds after which no further repeat begins, where there are 3
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
     """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
 
+    repeats: at most; as many as begin within LONGEST, but 3.
     pause: seconds of sleep before each measurement, where a library's idle threads would disturb the next one.
     """
     times = {}
@@ -26,7 +28,10 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
         jax.block_until_ready(call())
         times[name] = max(1, round(SHORTEST / (time.perf_counter() - began)))
     seconds = {name: [] for name in calls}
-    for _ in range(repeats):
+    first = time.perf_counter()
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() - first > LONGEST:
+            break
         for name, call in calls.items():
             time.sleep(pause)
             began = time.perf_counter()
