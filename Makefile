@@ -9,6 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+demo: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/demo/compiled
 demo: .venv/installed  ## Trains a companded ResNet-8 and its plain twin on digits, and compares them
 	$(BIN)/python train.py --config configs/digits.py:resnet8,wc --workdir runs/demo/wc
 	$(BIN)/python train.py --config configs/digits.py:resnet8,plain --workdir runs/demo/plain
@@ -41,7 +42,7 @@ test-faults: .venv/installed-test  ## Lets runs suffer 20 faults of each kind, a
 	$(INSTALL) -e '.[test]'
 	@touch $@ .venv/installed
 
-bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (some 25 minutes on 2 cores)
+bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (some 35 minutes on 2 cores)
 	$(BIN)/python -m benchmarks --out runs/benchmarks.json
 
 bench-gpu:  ## The same on a GPU, in under 10 minutes and without a network; PYTHON is one with jax[cuda]

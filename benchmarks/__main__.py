@@ -1,8 +1,9 @@
 """Measures what docs/performance.md shows; writes one JSON file.
 
-    python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, some 25 minutes on a CPU
-    python -m benchmarks --out FILE --only steps,torch              some of the groups: steps, forward, torch, epoch,
-                                                                    save, convolutions, scan, growth, start, imports
+    python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, some 35 minutes on a CPU
+    python -m benchmarks --out FILE --only steps,torch              some of the groups: steps, torch, forward, epoch,
+                                                                    input, growth, devices, convolutions, scan, flags,
+                                                                    save, start, imports
     python -m benchmarks.report                                       tables and plots of docs/performance.md
 
 Everything that is compared runs in turn in one process; ratios are what counts. The file is written after each case.
@@ -15,32 +16,52 @@ import time
 
 import jax
 
-from benchmarks import against_torch, runs, steps, timing
+from benchmarks import against_torch, inputs, runs, steps, timing
 from wcjax.training.metrics import write_json
 
+MODELS = ("resnet8", "resnet20", "resnet18", "resnet34", "resnet50")
+BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 
-def cases(args):
+
+def on_cpu(repeats):
     """(group, generator of records) of all that is to be measured, the most telling first."""
-    gpu = jax.default_backend() == "gpu"
-    names = ("resnet8", "resnet20", "resnet18", "resnet34", "resnet50")
-    size = args.repeats
-    for case in against_torch.GPU if gpu else against_torch.CPU:
-        yield "torch", against_torch.measure(*case, max(3, size // 3))
-    for i, case in enumerate(steps.GPU if gpu else steps.CPU):
-        yield "steps", steps.measure_steps(*case, size, full=i == 0 or case[0] == "resnet18")
-    for case in [] if gpu else steps.CONVOLUTIONS:
-        yield "convolutions", steps.measure_convolutions(*case, max(3, size // 3))
-    for case in (steps.GPU if gpu else steps.CPU)[:4]:
-        yield "forward", steps.measure_forward(*case, size)
-    model, dtype = ("resnet18", "bfloat16") if gpu else ("resnet8", "float32")
-    yield "epoch", runs.measure_epoch(model, 128, dtype, 351 if gpu else 60)
+    few = max(3, repeats // 3)
+    for i, case in enumerate(steps.CPU):
+        yield "steps", steps.measure_steps(*case, repeats, full=i < 2)
+    for case in against_torch.CPU:
+        yield "torch", against_torch.measure(*case, few)
+    for case in steps.CPU[:4]:
+        yield "forward", steps.measure_forward(*case, repeats)
+    yield "epoch", runs.measure_epoch("resnet8", 128, "float32", 60)
     for name in ("resnet8", "resnet18"):
-        yield "save", runs.measure_saving(name, 128 if gpu else 16, dtype, max(3, size // 2))
-    yield "scan", runs.measure_scan(model, 128 if gpu else 16, dtype, max(3, size // 2))
-    batches = (16, 32, 64, 128, 256, 512, 1024)
-    yield "growth", runs.measure_growth(names, batches, dtype, 3)
+        yield "save", runs.measure_saving(name, 16, "float32", few)
+    yield "input", inputs.measure(128, "float32", few)
+    yield "growth", runs.measure_growth(MODELS, BATCHES, "float32", 3)
+    yield "devices", runs.measure_devices("resnet8", 128, "float32", (1, 2, 4, 8))
+    for case in steps.CONVOLUTIONS:
+        yield "convolutions", steps.measure_convolutions(*case, few)
+    yield "scan", runs.measure_scan("resnet8", 16, "float32", few)
     for name in ("resnet8", "resnet18"):
         yield "start", runs.measure_start(name)
+    yield "imports", runs.measure_imports()
+
+
+def on_gpu(repeats):
+    """The same on a GPU, where what comes last may not fit into the time."""
+    few = max(3, repeats // 3)
+    yield "steps", steps.measure_steps(*steps.GPU[0], repeats, full=True)
+    yield "epoch", runs.measure_epoch("resnet18", 128, "bfloat16", 351)
+    yield "torch", against_torch.measure(*against_torch.GPU[0], few)
+    yield "save", runs.measure_saving("resnet18", 128, "bfloat16", few)
+    yield "scan", runs.measure_scan("resnet18", 128, "bfloat16", few)
+    yield "flags", steps.measure_flags("resnet18", 128, "bfloat16", few)
+    yield "forward", steps.measure_forward(*steps.GPU[0], repeats)
+    yield "input", inputs.measure(128, "bfloat16", few)
+    for case in steps.GPU[1:]:
+        yield "steps", steps.measure_steps(*case, repeats, full=False)
+    for case in against_torch.GPU[1:]:
+        yield "torch", against_torch.measure(*case, few)
+    yield "growth", runs.measure_growth(MODELS, BATCHES, "bfloat16", 3)
     yield "imports", runs.measure_imports()
 
 
@@ -57,7 +78,8 @@ def main():
 
     began, found = time.perf_counter(), {"machine": timing.machine(), "repeats": args.repeats, "records": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for group, records in cases(args):
+    on_device = on_gpu if jax.default_backend() == "gpu" else on_cpu
+    for group, records in on_device(args.repeats):
         if only and group not in only:
             continue
         if time.perf_counter() - began > 60 * args.minutes:

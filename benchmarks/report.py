@@ -6,7 +6,6 @@ A line <!-- NAME: GROUP --> in the page stands above what is made from that grou
 <!-- end --> below it; the text around is written by hand.
 """
 
-import itertools
 import json
 import pathlib
 import re
@@ -30,7 +29,10 @@ def block(name, group) -> str:
     if group == "machine":
         return machine(found["machine"])
     records = [record for record in found["records"] if record["group"] == group]
-    return MAKERS[group](records)
+    if not records:
+        return "Not measured yet."
+    plot = f"![{PLOTS[group][0]}]({PLOTS[group][1]}_{name}.png)\n\n" if group in PLOTS else ""
+    return plot + MAKERS[group](records)
 
 
 def read(name) -> dict:
@@ -104,6 +106,17 @@ def growth(records):
     return table(head, rows)
 
 
+def devices(records):
+    head = ["network, batch, dtype", "devices", "ms a step", "images/s"]
+    rows = [[case(r), r["devices"], milliseconds(r), f"{r['images_per_second']:,.0f}"] for r in records]
+    return table(head, rows)
+
+
+def inputs(records):
+    rows = [[r["variant"], r["batch"], f"{r['images_per_second']:,.0f}"] for r in records]
+    return table(["input", "batch", "images/s"], rows)
+
+
 def start(records):
     head = [
         "network",
@@ -125,6 +138,9 @@ MAKERS = {
     "forward": compared("folded"),
     "convolutions": compared("XLA's"),
     "scan": compared("one a dispatch"),
+    "flags": compared("none"),
+    "input": inputs,
+    "devices": devices,
     "epoch": epoch,
     "growth": growth,
     "start": start,
@@ -132,31 +148,69 @@ MAKERS = {
 }
 
 
+def plot_overhead(name) -> pathlib.Path:
+    """Ratio of a step with WC to the plain step, with quartiles, for each network: docs/overhead_<name>.png."""
+    records = [r for r in read(name)["records"] if r["group"] == "steps"]
+    cases = list(dict.fromkeys(map(case, records)))
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(cases)), layout="constrained")
+    axes = figure.subplots()
+    for shift, variant in ((-0.12, "layers"), (0.12, "compand")):
+        of = [r for r in records if r["variant"] == variant]
+        at = [cases.index(case(r)) + shift for r in of]
+        ends = [[r["ratio"] - r["low"] for r in of], [r["high"] - r["ratio"] for r in of]]
+        axes.errorbar([r["ratio"] for r in of], at, xerr=ends, fmt="o", label=variant)
+    axes.axvline(1, color="gray", linewidth=0.8)
+    axes.set(yticks=range(len(cases)), yticklabels=cases, xlabel="time of a step / that of the plain network")
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=2)
+    return save(figure, f"overhead_{name}.png")
+
+
 def plot_growth(name) -> pathlib.Path:
-    """Images/s over the batch, and time of a step over the networks: docs/growth_<name>.png."""
-    records = [r for r in read(name)["records"] if r["group"] == "growth"]
-    first, batch = records[0]["model"], records[0]["batch"]
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    over_batch = [r for r in records if r["model"] == first]
-    left.plot([r["batch"] for r in over_batch], [r["images_per_second"] for r in over_batch], marker="o")
-    left.set(xscale="log", xlabel="batch", ylabel="images/s", ylim=(0, None), title=f"{first}, WC layers")
-    of_batch = [r for r in records if r["batch"] == batch]
-    right.bar([r["model"] for r in of_batch], [r["seconds"] for r in of_batch])
-    right.set(yscale="log", ylabel="s a step", title=f"batch {batch}, WC layers")
-    right.tick_params(axis="x", labelrotation=30)
-    path = PAGE.parent / f"growth_{name}.png"
-    figure.savefig(path, dpi=120)
-    return path
+    """Images/s over the batch, for each network and over the devices: docs/growth_<name>.png."""
+    records = read(name)["records"]
+    growth = [r for r in records if r["group"] == "growth"]
+    over_devices = [r for r in records if r["group"] == "devices"]
+    first, batch = growth[0]["model"], growth[0]["batch"]
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = figure.subplots(1, 3 if over_devices else 2)
+    over_batch = [r for r in growth if r["model"] == first]
+    line(panels[0], "batch", over_batch, first)
+    networks = [r for r in growth if r["batch"] == batch]
+    panels[1].bar([r["model"] for r in networks], [r["images_per_second"] for r in networks])
+    panels[1].set(yscale="log", title=f"batch {batch}")
+    panels[1].tick_params(axis="x", labelrotation=30)
+    if over_devices:
+        line(panels[2], "devices", over_devices, f"{over_devices[0]['model']}, batch {over_devices[0]['batch']}")
+    panels[0].set(ylabel="images/s, WC layers")
+    return save(figure, f"growth_{name}.png")
+
+
+def line(axes, key, records, title):
+    axes.plot([r[key] for r in records], [r["images_per_second"] for r in records], marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([r[key] for r in records], [r[key] for r in records], minor=False)
+    axes.set(xlabel=key, ylim=(0, None), title=title)
+
+
+def save(figure, file) -> pathlib.Path:
+    figure.savefig(PAGE.parent / file, dpi=120)
+    return PAGE.parent / file
+
+
+PLOTS = {  # group: (what it shows, name of the file, function)
+    "steps": ("Ratio of a step with WC to the plain step", "overhead", plot_overhead),
+    "growth": ("Images/s over batch, network and devices", "growth", plot_growth),
+}
 
 
 def main():
     text = page()
     PAGE.write_text(text, encoding="utf-8")
-    groups = itertools.groupby(sorted({(m["name"], m["group"]) for m in BLOCK.finditer(text)}), key=lambda x: x[0])
-    for name, of in groups:
-        if (name, "growth") in of:
-            print(plot_growth(name))
+    for name in sorted({m["name"] for m in BLOCK.finditer(text)}):
+        measured = {record["group"] for record in read(name)["records"]}
+        for group in PLOTS.keys() & measured:
+            print(PLOTS[group][2](name))
     print(PAGE)
 
 

@@ -19,9 +19,11 @@ WHOLE_TREE = "whole tree"  # v as in layers, but w of all of them computed at th
 # (network, batch, dtype)
 CPU = [
     ("resnet8", 16, "float32"),
+    ("resnet18", 16, "float32"),
     ("resnet8", 128, "float32"),
     ("resnet8", 128, "bfloat16"),
-    ("resnet18", 16, "float32"),
+    ("resnet18", 16, "bfloat16"),
+    ("resnet18", 128, "float32"),
     ("resnet50", 16, "float32"),
     ("vgg16_bn", 16, "float32"),
     ("wrn28_10", 2, "float32"),
@@ -35,10 +37,16 @@ CONVOLUTIONS = [  # where they differ: on a CPU
 ]
 GPU = [
     (name, batch, dtype)
-    for dtype in ("bfloat16", "float32")
-    for name in ("resnet8", "resnet18", "resnet50", "wrn28_10", "vgg16_bn")
-    for batch in (128, 16)
+    for dtype, batch in (("bfloat16", 128), ("float32", 128), ("bfloat16", 16), ("float32", 16))
+    for name in ("resnet18", "resnet50", "wrn28_10", "vgg16_bn", "resnet8")
 ]
+FLAGS = {  # of XLA, for a GPU; each alone
+    "none": {},
+    "latency hiding": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    "autotune level 0": {"xla_gpu_autotune_level": 0},
+    "no Triton GEMM": {"xla_gpu_enable_triton_gemm": False},
+    "no CUDA graphs": {"xla_gpu_graph_min_graph_size": 1_000_000},
+}
 
 
 def variants(full: bool):
@@ -70,10 +78,10 @@ def batch_of(size):
     return jnp.asarray(images, jnp.float32), jnp.arange(size) % 10
 
 
-def train_step(model, tx, images, labels, psi=None):
+def train_step(model, tx, images, labels, psi=None, flags=None):
     """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state).
 
-    psi: where the model is plain, and the loss begins with w = Ψ(v) of the whole tree.
+    psi: where the model is plain, and the loss begins with w = Ψ(v) of the whole tree. flags: of XLA, for the step.
     """
     init = jax.jit(model.init, compiler_options=_fast_to_compile())
     variables = init(jax.random.key(0), images[:1])
@@ -93,7 +101,7 @@ def train_step(model, tx, images, labels, psi=None):
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(), state
+    return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(flags), state
 
 
 class Stepper:
@@ -153,6 +161,20 @@ def measure_convolutions(name, batch, dtype, repeats):
             steppers[variant] = Stepper(*train_step(model, plain, images, labels), images, labels)
     for variant, times in summary(in_turn(steppers, repeats)).items():
         yield {"group": "convolutions", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
+
+
+def measure_flags(name, batch, dtype, repeats, flags=FLAGS):
+    """One record for a step of the layers with each of flags that this XLA knows."""
+    images, labels = batch_of(batch)
+    reparam, learn, tx = variants(full=False)["layers"]
+    model, steppers = models.create(name, 10, reparam, learn, jnp.dtype(dtype)), {}
+    for variant, options in flags.items():
+        try:
+            steppers[variant] = Stepper(*train_step(model, tx, images, labels, flags=options), images, labels)
+        except jax.errors.JaxRuntimeError as error:
+            print(f"{variant}: left out, {str(error).splitlines()[0]}")
+    for variant, times in summary(in_turn(steppers, repeats)).items():
+        yield {"group": "flags", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
 
 
 def _fast_to_compile():

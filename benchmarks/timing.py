@@ -13,11 +13,13 @@ import jax
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
+LONGEST = 60  # seconds after which no further repeat begins, where there are 3
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
     """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
 
+    repeats: at most; as many as begin within LONGEST, but 3.
     pause: seconds of sleep and then a call not measured, where libraries take turns: idle threads of one disturb the
       other, and so does the memory that it has or has not given back to the system.
     """
@@ -28,7 +30,10 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
         jax.block_until_ready(call())
         times[name] = max(1, round(SHORTEST / (time.perf_counter() - began)))
     seconds = {name: [] for name in calls}
-    for _ in range(repeats):
+    first = time.perf_counter()
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() - first > LONGEST:
+            break
         for name, call in calls.items():
             if pause:
                 time.sleep(pause)

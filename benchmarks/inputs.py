@@ -1,0 +1,53 @@
+"""Input pipelines alone, without a network: batches from images on the device, and batches streamed from JPEGs."""
+
+import functools
+import os
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import in_turn, summary
+from wcjax.data import augment
+from wcjax.training import config as configs
+from wcjax.training import feed
+from wcjax.training import mesh as meshes
+
+
+def measure(batch, dtype, repeats, num_images=50_000, num_files=512):
+    """One record for a batch of CIFAR's size (lookup, crop, flip, normalize), one for each way to stream ImageNet's."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (num_images, 32, 32, 3), np.uint8))
+
+    @jax.jit
+    def on_device(key):
+        index = jax.random.randint(key, (batch,), 0, num_images)
+        cropped = augment.random_crop_and_flip(key, images[index], padding=4, flip=True)
+        return augment.normalize(cropped, np.full(3, 0.5), np.full(3, 0.25), jnp.dtype(dtype))
+
+    calls = {"on the device, 32x32": functools.partial(on_device, jax.random.key(0))}
+    case = {"group": "input", "batch": batch, "dtype": dtype}
+    for variant, times in summary(in_turn(calls, repeats)).items():
+        yield case | {"variant": variant, "images_per_second": batch / times["seconds"]}
+    try:
+        from benchmarks.decode_speed import generated
+        from wcjax.data import stream  # noqa: F401  optional dependencies
+    except ImportError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "val"):
+            of_class = pathlib.Path(folder, split, "class")
+            of_class.mkdir(parents=True)
+            content = [generated(rng, 375, 500) for _ in range(10)]
+            for i in range(num_files if split == "train" else 1):
+                (of_class / f"{i}.jpg").write_bytes(content[i % len(content)])
+        for workers in (0, len(os.sched_getaffinity(0))):
+            config = configs.default_config()
+            config.update({"dataset": "imagenet", "data_dir": folder, "batch_size": batch, "data_workers": workers})
+            config = configs.check_config(config)
+            with feed.training(configs.load_dataset(config).train, config, 0, meshes.make_mesh(config)) as batches:
+                times = summary(in_turn({"batch": functools.partial(next, batches)}, repeats))["batch"]
+            variant = f"streamed, 500x375 to {config.image_size}x{config.image_size}, {workers} workers"
+            yield case | {"variant": variant, "images_per_second": batch / times["seconds"]}
