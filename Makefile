@@ -21,7 +21,7 @@ test: .venv/installed-test  ## Runs ruff and pytest
 	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
 
 test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks, more fuzzing
-	$(BIN)/pytest -m long -n 2
+	$(BIN)/pytest -m 'long and not faults' -n 2
 	WCJAX_FUZZ=long $(BIN)/pytest tests/fuzz -n 2
 
 test-faults: .venv/installed-test  ## Lets runs suffer 20 faults of each kind, at random moments, and compares their bits

@@ -114,6 +114,7 @@ def test_nan_in_a_gradient_is_found_before_anything_is_saved(unbroken, tmp_path,
         unbroken.same(run)
 
 
+@pytest.mark.long
 def test_a_killed_worker_of_the_loader_ends_the_run_within_half_a_minute(streamed, tmp_path, chance):
     def kill_worker(attempt, run):
         if not attempt.wait_for(lambda: len(attempt.workers()) >= 1):
@@ -171,6 +172,7 @@ def strike_one_of_two(two, victim, number) -> bool:
     return struck
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_end_together_when_one_is_killed_or_stopped(unbroken_two, tmp_path, chance, number):
     expected, seconds = unbroken_two
