@@ -20,12 +20,12 @@ test: .venv/installed-test  ## Runs ruff and pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
 
-test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks, more fuzzing
+test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks
 	$(BIN)/pytest -m 'long and not faults' -n 2
-	WCJAX_FUZZ=long $(BIN)/pytest tests/fuzz -n 2
 
-test-faults: .venv/installed-test  ## Lets runs suffer 20 faults of each kind, at random moments, and compares their bits
+test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, bits compared; 5,000 examples of each fuzz test
 	$(BIN)/pytest tests/faults -m faults -n 2
+	WCJAX_FUZZ=long $(BIN)/pytest tests/fuzz -n 2
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
