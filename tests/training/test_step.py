@@ -192,7 +192,7 @@ def test_nothing_moves_between_host_and_device_inside_an_epoch(monkeypatch, tmp_
     def watched(*args):
         guarded.append(True)
         # The guard lets a CPU's memory be read, so what float(), bool() and jax.device_get ask for is replaced as well.
-        with jax.transfer_guard("disallow"), mock.patch.object(type(args[3].step), "_value", property(read)):
+        with jax.transfer_guard("disallow"), mock.patch.object(type(args[2].step), "_value", property(read)):
             return train_epoch(*args)
 
     monkeypatch.setattr(loop, "_train_epoch", watched)
