@@ -111,7 +111,7 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
         axes.grid(axis="y", color="0.9")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set(xlabel="layer, from the input to the output")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
