@@ -3,6 +3,7 @@
 Losses agree to 1e-5 of their value, accuracies to the last image, as in tests/training/test_many_devices.py.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -33,9 +34,9 @@ def test_a_run_goes_on_with_another_number_of_devices(unbroken, tmp_path, chance
 
 @pytest.mark.skipif(not OTHER_PYTHON, reason="set WCJAX_OTHER_PYTHON to a Python with another version of JAX")
 def test_a_run_goes_on_with_another_version_of_jax(unbroken, tmp_path, chance):
-    stopped = []
+    stopped, numbers = [], itertools.count()
     while len(stopped) < chance.times:
-        run, moment = tmp_path / str(len(stopped)), chance.random.uniform(0, unbroken.seconds)
+        run, moment = tmp_path / str(next(numbers)), chance.random.uniform(0, unbroken.seconds)
         attempt = attempts.Attempt(run)
         print(f"stopped at {moment:.3f} s")
         attempt.wait_for_training()
