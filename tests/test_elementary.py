@@ -170,6 +170,16 @@ def test_slope_is_the_derivative_by_way_of_v(cls, pair):
         np.testing.assert_allclose(made(cls, pair, np.float64).slope(w), slope(inverse(w)), 1e-11)
 
 
+@each_psi
+def test_the_reciprocal_of_the_derivative_is_its_inverse_and_makes_no_nan_where_the_derivative_is_zero(cls, pair):
+    with jax.enable_x64(True):
+        v = np.linspace(0.1, 2, 21)
+        of = made(cls, pair, np.float64)
+        np.testing.assert_allclose(of.reciprocal_derivative(v) * closed(cls, pair)[2](v), 1, 1e-11)
+    psi, far = made(cls, pair, np.float32), jnp.float32([0, 1e25, -1e25])
+    assert np.all(np.isfinite(psi.derivative(far) * psi.reciprocal_derivative(far)))
+
+
 @each_sigmoid
 def test_derivatives_by_a_and_b_are_finite_differences_at_fixed_v(cls, pair):
     with jax.enable_x64(True):

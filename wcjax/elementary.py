@@ -3,8 +3,9 @@
 XLA's CPU back end spends 10 to 20 ns an element on its own; these cost less than one, with a relative error below 3e-7.
 In float64 they are jax.numpy's. The coefficients come close to the minimax of the relative error.
 
-What costs then is memory. XLA computes a value again in each loop that needs it only where the last operation is of one
-array (so the minima and clips below), is no quotient, and comes from few; else it writes an array and reads it back.
+What costs then is memory: an array that one loop writes and the next one reads costs as much as a polynomial. XLA
+computes a value anew in each loop that needs it only where its last operation takes one array, hence the minimum and
+the clip below, and where there is no quotient in it.
 """
 
 import math

@@ -69,7 +69,8 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
 
     Args:
       inner: optax.adam(...) or any other optimizer that normalizes gradients. L2 decay belongs before its step:
-        optax.chain(add_decayed_weights(λ, psi), this) or optax.chain(optax.add_decayed_weights(λ), adam) inside this.
+        optax.chain(optax.add_decayed_weights(λ), adam) inside this, or optax.chain(add_decayed_weights(λ, psi), this),
+        which costs more.
       psi: the Ψ of the network.
 
     Returns:
