@@ -1,8 +1,8 @@
 """Where the time of a training step goes on a CPU: the operations of the compiled step, by kind.
 
-    python -m benchmarks.profile_step resnet18 32
+    taskset -c 0 python -m benchmarks.profile_step resnet18 32
 
-Read from JAX's profiler, in one thread, so that an operation's time is its own.
+Read from JAX's profiler; on one core, so that the times of operations add up to that of the step.
 """
 
 import argparse

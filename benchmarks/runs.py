@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks.timing import in_turn, summary
+from wcjax.data import image_shape
 from wcjax.training import config as configs
 from wcjax.training import feed, step, train
 from wcjax.training import mesh as meshes
@@ -56,7 +57,7 @@ class BareSteps:
         self.per_epoch = dataset.train.num_images // config.batch_size
         tx = step.make_optimizer(config, psi, self.per_epoch)
         mesh = meshes.make_mesh(config)
-        self.state = step.init_state(model, tx, feed.image_shape(dataset, config), config.seed, mesh)
+        self.state = step.init_state(model, tx, image_shape(config.dataset, config.image_size), config.seed, mesh)
         with feed.training(dataset.train, config, 0, mesh) as self.data:
             pass  # small sets stay on the device
         self.totals = step.zero_totals(mesh)

@@ -95,7 +95,7 @@ def scale_by_derivative(inner: optax.GradientTransformation, psi) -> optax.Gradi
         psis = psis_of(params)
         weights = _map(lambda p, v: p(v), psis, params)
         slopes = _map(lambda p, v: p.derivative(v), psis, params)
-        updates = _map(lambda p, g, v: (g * p.reciprocal_derivative(v)).astype(g.dtype), psis, updates, params)
+        updates = _map(lambda p, g, v: _scale(p, g, p.reciprocal_derivative(v)), psis, updates, params)
         steps, state = inner.update(updates, state, weights, **extra_args)
         return _map(_scale, psis, steps, slopes), state
 

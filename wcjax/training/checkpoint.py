@@ -123,8 +123,7 @@ def load_tree(path, like=None):
     like: shapes and dtypes; where given, the tree must have exactly these, and neither nan nor inf. They are checked
     before the arrays are read, because forged ones could ask for all memory. Raises InputError.
     """
-    with _reading(path) as checkpointer:
-        stored = _metadata(checkpointer, path)
+    with _opened(path) as (checkpointer, stored):
         if like is not None:
             check_like(stored, like, f"the weights in {path}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not that of the devices that wrote it
@@ -137,29 +136,23 @@ def load_tree(path, like=None):
 
 def stored_shapes(path) -> dict[str, tuple[int, ...]]:
     """{'params/stem/kernel': shape} of what `save_tree` wrote, without reading it."""
-    with _reading(path) as checkpointer:
-        leaves = jax.tree_util.tree_leaves_with_path(_metadata(checkpointer, path))
-        return {path_str(at): tuple(leaf.shape) for at, leaf in leaves}
+    with _opened(path) as (_, stored):
+        return {path_str(at): tuple(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(stored)}
 
 
 @contextlib.contextmanager
-def _reading(path):
-    """A checkpointer; whatever it raises in the block is an InputError that names the path."""
+def _opened(path):
+    """(checkpointer, shapes and dtypes of the tree in path); what it raises in the block becomes an InputError."""
     if not pathlib.Path(path).is_dir():
         raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            yield checkpointer
+            stored = checkpointer.metadata(pathlib.Path(path).absolute()).item_metadata.tree
+            yield checkpointer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
     except InputError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
         raise InputError(f"{path} cannot be read: {cause(error)}. Train again, or give another folder.") from error
-
-
-def _metadata(checkpointer, path):
-    """Shapes and dtypes of the tree in the folder `path`."""
-    stored = checkpointer.metadata(pathlib.Path(path).absolute()).item_metadata.tree
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
 
 
 @jax.jit

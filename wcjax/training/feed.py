@@ -52,11 +52,6 @@ def evaluation(split, config, mesh=None):
         yield Rounds(_placed(batches, mesh), stream.num_eval_batches(split, config.batch_size))
 
 
-def image_shape(dataset, config) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that the network gets."""
-    return (config.image_size, config.image_size, 3) if dataset.streamed else dataset.train.images.shape[1:]
-
-
 def _placed(batches, mesh):
     """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, where a worker of Grain is gone."""
     try:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from wcjax.data import image_shape
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, Preempted, saving
 from wcjax.params import fold, name_of, path_str, reparameterize
 from wcjax.training import feed
@@ -74,7 +75,7 @@ def train(config, workdir) -> dict:
         *(split.num_images for split in dataset[:3]),
         f"{mesh.size} x {jax.devices()[0].device_kind}" if mesh.size > 1 else jax.devices()[0].device_kind,
     )
-    state = steps.init_state(model, tx, feed.image_shape(dataset, config), config.seed, mesh)
+    state = steps.init_state(model, tx, image_shape(config.dataset, config.image_size), config.seed, mesh)
     _check_initial_weights(state, config, dataset)
 
     with saving(workdir):
@@ -183,8 +184,9 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway,
             train_seconds = time.perf_counter() - began
             _check_finite(state, totals, schedule, epoch)
             stop_now = functools.partial(save, last_step, state, totals)
-            val_args = (state.params, state.batch_stats, val_data, config.batch_size, mesh, stop_now)
-            val = evaluate(compiled.evaluate, *val_args)
+            val = evaluate(
+                compiled.evaluate, state.params, state.batch_stats, val_data, config.batch_size, mesh, stop_now
+            )
             if not np.isfinite(val["loss"]):
                 raise _diverged("loss became nan or inf at", last_step - 1, schedule, epoch)
 
@@ -308,7 +310,8 @@ def _check_initial_weights(state, config, dataset) -> None:
     if steps.all_finite(state.params):
         return
     plain = make_model(config, dataset.num_classes, plain=True)
-    weights = steps.init_state(plain, optax.identity(), feed.image_shape(dataset, config), config.seed).params
+    shape = image_shape(config.dataset, config.image_size)
+    weights = steps.init_state(plain, optax.identity(), shape, config.seed).params
     try:
         reparameterize(weights, make_psi(config))
     except ValueError as error:

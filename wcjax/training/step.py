@@ -61,16 +61,16 @@ def make_optimizer(config, psi, steps_per_epoch: int) -> optax.GradientTransform
     schedule = learning_rate_schedule(config, steps_per_epoch)
     elementwise = psi is not None and not isinstance(psi, WeightNorm)
     mask = None if config.decay_norm_and_bias else functools.partial(jax.tree.map, lambda p: jnp.ndim(p) > 1)
-    if elementwise:
-        decay = optim.add_decayed_weights(config.weight_decay, psi, mask)
-    else:
-        decay = optax.add_decayed_weights(config.weight_decay, mask)
+    decay = optax.add_decayed_weights(config.weight_decay, mask)
+    decay_on_w = optim.add_decayed_weights(config.weight_decay, psi, mask) if elementwise else decay
     if config.optimizer == "sgd":
-        return optax.chain(decay, optax.sgd(schedule, momentum=config.momentum))
+        return optax.chain(decay_on_w, optax.sgd(schedule, momentum=config.momentum))
     adam = optax.adam(schedule)
-    if elementwise and config.reparam.learn == "none":  # as below, but Ψ′ is not multiplied in to be divided out again
-        return optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(config.weight_decay, mask), adam), psi)
-    return optax.chain(decay, optim.scale_by_derivative(adam, psi) if elementwise else adam)
+    if not elementwise:
+        return optax.chain(decay, adam)
+    if config.reparam.learn == "none":  # as below, but Ψ′ is not multiplied in to be divided out again
+        return optim.scale_by_derivative(optax.chain(decay, adam), psi)
+    return optax.chain(decay_on_w, optim.scale_by_derivative(adam, psi))
 
 
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
