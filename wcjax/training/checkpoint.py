@@ -38,7 +38,10 @@ class Checkpoints:
             self._manager = _Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy(kept), async_options=IN_BACKGROUND
+                    preservation_policy=policies.AnyPreservationPolicy(kept),
+                    async_options=IN_BACKGROUND,
+                    # Processes that save an epoch in the background may at the same time save within the next.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=unit),
                 ),
                 item_names=("state", "record"),
             )
