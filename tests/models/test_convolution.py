@@ -16,8 +16,11 @@ SHAPES = [  # (size of the kernel, stride, inputs, outputs, (height, width))
     (1, 2, 5, 7, (7, 8)),
     (3, 1, 64, 65, (6, 8)),
     (3, 1, 65, 64, (5, 8)),
-    (3, 1, 64, 64, (2, 2)),
+    (3, 1, 5, 7, (2, 2)),
     (3, 1, 64, 64, (1, 1)),
+    (3, 2, 5, 7, (4, 3)),
+    (1, 2, 5, 7, (3, 4)),
+    (3, 1, 5, 7, (1, 5)),
     (3, 2, 64, 64, (8, 7)),
     (7, 2, 64, 64, (9, 12)),
     (3, 1, 8, 64, (6, 6)),
@@ -67,20 +70,28 @@ def test_the_rounding_of_the_kernel_gradient_is_small(dtype, roundings):
 
 def lowered(platform, shape):
     x, w, strides, padding = arrays(*shape, jnp.float32)
-    loss = lambda w: jnp.sum(convolution.convolve(x, w, strides, padding) ** 2)
-    text = jax.jit(jax.grad(loss)).trace(w).lower(lowering_platforms=(platform,)).as_text()
+    loss = lambda x, w: jnp.sum(convolution.convolve(x, w, strides, padding) ** 2)
+    text = jax.jit(jax.grad(loss, (0, 1))).trace(x, w).lower(lowering_platforms=(platform,)).as_text()
     return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
 
 
 @pytest.mark.parametrize(
-    "shape, products",
-    [((3, 1, 64, 64, (8, 8)), 16), ((3, 2, 64, 64, (8, 8)), 9), ((1, 1, 4, 4, (8, 8)), 1), ((3, 1, 32, 64, (8, 8)), 0)],
+    "shape, expected",
+    [
+        ((3, 1, 64, 64, (8, 8)), (2, 16)),
+        ((3, 2, 64, 64, (8, 8)), (2, 9)),
+        ((1, 1, 4, 4, (8, 8)), (2, 1)),
+        ((3, 1, 32, 64, (8, 8)), (3, 0)),
+        ((3, 1, 32, 64, (2, 2)), (0, 3)),
+        ((3, 2, 32, 64, (3, 4)), (0, 3)),
+        ((3, 1, 32, 64, (3, 2)), (3, 0)),
+    ],
     ids=str,
 )
-def test_only_a_cpu_takes_products_and_only_where_they_are_faster(shape, products):
-    assert lowered("cpu", shape) == (1 if products else 2, products)
+def test_only_a_cpu_takes_products_and_only_where_they_are_faster(shape, expected):
+    assert lowered("cpu", shape) == expected
     for platform in ("cuda", "tpu"):
-        assert lowered(platform, shape) == (2, 0)
+        assert lowered(platform, shape) == (3, 0)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn28_10", "vgg16_bn"])

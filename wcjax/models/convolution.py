@@ -1,7 +1,8 @@
-"""Convolution with a gradient of the kernel that is fast on CPUs; everywhere else it is XLA's.
+"""Convolution that is fast on CPUs where XLA's is not; everywhere else it is XLA's.
 
 XLA's CPU back end computes dL/dw as a convolution whose window is as large as the image. Matrix products over all
-pixels are 2 to 12 times faster for many channels: docs/performance.md.
+pixels are 2 to 12 times faster for many channels. Images of 2x2 pixels it convolves up to 100 times slower than one
+product does: docs/performance.md.
 """
 
 import functools
@@ -12,6 +13,7 @@ from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 MANY_CHANNELS = 64  # below that XLA's form of 3x3 kernels is faster (measured at 16, 32, 64, 128, 256, 512)
+FEW_PIXELS = 4  # of an image of the result; from 3x3 on XLA's form is about as fast as one product
 
 # Winograd's transforms for F(3, 2), from the points 0, 1, −1 and ∞: the sums over two neighbours that make three taps
 # of a kernel, by four products in place of six (Lavin and Gray, arXiv 1509.09308).
@@ -27,7 +29,10 @@ def convolve(x, w, strides, padding):
     x: (n, height, width, inputs). w: (size, size, inputs, outputs). strides: (int, int).
     padding: ((int, int), (int, int)). Returns (n, height out, width out, outputs).
     """
-    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
+    by_xla = _by_xla(strides, padding)
+    if _has_few_pixels(jax.eval_shape(by_xla, x, w)):
+        return lax.platform_dependent(x, w, cpu=_by_patches(strides, padding), default=by_xla)
+    return by_xla(x, w)
 
 
 def _forward(x, w, strides, padding):
@@ -36,8 +41,11 @@ def _forward(x, w, strides, padding):
 
 def _backward(strides, padding, saved, dy):
     x, w = saved
-    by_xla = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding)
-    by_xla = functools.partial(by_xla, dimension_numbers=LAYOUT)
+    by_xla = _by_xla(strides, padding)
+    if _has_few_pixels(dy):
+        pullback = lambda convolve: lambda x, w, dy: jax.vjp(convolve, x, w)[1](dy)
+        by_patches = _by_patches(strides, padding)
+        return lax.platform_dependent(x, w, dy, cpu=pullback(by_patches), default=pullback(by_xla))
     (dx,) = jax.vjp(lambda x: by_xla(x, w), x)[1](dy)
 
     def dw_by_xla(x, dy):
@@ -60,6 +68,32 @@ def _backward(strides, padding, saved, dy):
 convolve.defvjp(_forward, _backward)
 
 
+def _has_few_pixels(y):
+    return y.shape[1] * y.shape[2] <= FEW_PIXELS
+
+
+def _by_xla(strides, padding):
+    return lambda x, w: lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
+
+
+def _by_patches(strides, padding):
+    """The same as one product, of all that the window sees at each pixel with w. Writes as many copies of x."""
+
+    def convolve(x, w):
+        patches = jnp.concatenate(_places(jnp.pad(x, ((0, 0), *padding, (0, 0))), w.shape[:2], strides), axis=-1)
+        return lax.dot_general(patches, w.reshape(-1, w.shape[3]), (((3,), (0,)), ((), ())))
+
+    return convolve
+
+
+def _places(x, size, strides):
+    """For each place in the window, row by row, the pixels of x that it sees: [(n, h out, w out, c)]; x is padded."""
+    last = [(x.shape[1 + i] - size[i]) // strides[i] * strides[i] + 1 for i in range(2)]
+    return [
+        x[:, i : i + last[0] : strides[0], j : j + last[1] : strides[1]] for i in range(size[0]) for j in range(size[1])
+    ]
+
+
 def _over_pixels(x, dy):
     """Σ over images and pixels: (n, h, w, i), (n, h, w, o) -> (i, o)."""
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
@@ -68,9 +102,8 @@ def _over_pixels(x, dy):
 
 def _by_products(x, dy, size, strides):
     """dL/dw by one product for each place in the window; x is padded."""
-    height, width = ((dy.shape[1 + i] - 1) * strides[i] + 1 for i in range(2))
-    at = lambda i, j: x[:, i : i + height : strides[0], j : j + width : strides[1]]
-    return jnp.array([[_over_pixels(at(i, j), dy) for j in range(size[1])] for i in range(size[0])])
+    products = jnp.array([_over_pixels(pixels, dy) for pixels in _places(x, size, strides)])
+    return products.reshape(*size, *products.shape[1:])
 
 
 def _by_winograd(x, dy):
