@@ -128,6 +128,11 @@ def start(records):
     return table(head, rows)
 
 
+def save_costs(records):
+    rows = [[case(r), f"{r['seconds']:.3f}", f"{r['epoch_seconds']:,.0f}", f"{r['share']:.2%}"] for r in records]
+    return table(["network, batch, dtype", "s that a save adds to steps", "s an epoch of CIFAR-10", "share"], rows)
+
+
 def imports(records):
     return table(["import", "s"], [[f"`{r['variant']}`", f"{r['seconds']:.2f}"] for r in records])
 
@@ -142,6 +147,7 @@ MAKERS = {
     "input": inputs,
     "devices": devices,
     "epoch": epoch,
+    "save": save_costs,
     "growth": growth,
     "start": start,
     "imports": imports,
