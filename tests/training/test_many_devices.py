@@ -68,10 +68,27 @@ def streamed(tmp_path_factory):
     return config, folder / "run"
 
 
+@pytest.fixture(scope="module")
+def in_parts(tmp_path_factory):
+    """(config, folder) of a run on one device, on 91 training and 10 val images of an .npz file in batches of 8."""
+    folder, rng = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
+    images = {
+        f"x_{split}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in (("train", 101), ("test", 21))
+    }
+    np.savez(folder / "cifar10.npz", **images, y_train=np.arange(101) % 10, y_test=np.arange(21) % 10)
+    config = on(-1, batch_size=8, epochs=2, dataset="cifar10", data_dir=str(folder), val_fraction=0.1)
+    training.train(config, folder / "run")
+    return config, folder / "run"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, tmp_path, processes):
-    tasks = [{"config": on(-1), "workdir": tmp_path / "digits"}, {"config": streamed[0], "workdir": tmp_path / "files"}]
+def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, in_parts, tmp_path, processes):
+    tasks = [
+        {"config": on(-1), "workdir": tmp_path / "digits"},
+        {"config": streamed[0], "workdir": tmp_path / "files"},
+        {"config": in_parts[0], "workdir": tmp_path / "parts", "in_parts": True},
+    ]
     if processes == 2:
         tasks[0]["config"] = on(2, 2)
         tasks.append({"config": on(-1), "workdir": tmp_path / "going on", "resume": folder / "4"})
@@ -79,6 +96,7 @@ def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, tm
     worker.train(tasks, devices=4, processes=processes)
     runs.assert_same_course(tmp_path / "digits", tiny_run[0])
     runs.assert_same_course(tmp_path / "files", streamed[1])
+    runs.assert_same_course(tmp_path / "parts", in_parts[1])
     assert [path.name for path in sorted((tmp_path / "digits").iterdir())] == [
         path.name for path in sorted(tiny_run[0].iterdir())
     ]

@@ -2,7 +2,8 @@
 
     python -m tests.training.worker '{"runs": [{"config": ..., "workdir": ...}, ...], "distributed": {...}}'
 
-A run with 'resume' first gets a copy of that run folder as it was after its epoch runs.STOPPED.
+A run with 'resume' first gets a copy of that run folder as it was after its epoch runs.STOPPED. One with 'in_parts'
+must find its images in a file of which each process reads its part.
 """
 
 import json
@@ -49,6 +50,7 @@ def main(job):
     if "distributed" in job:
         jax.distributed.initialize(**job["distributed"])
     from wcjax import models, training
+    from wcjax.data.parts import Rows
     from wcjax.training import mesh
 
     models._NETWORKS["tiny"] = runs.TINY
@@ -60,6 +62,9 @@ def main(job):
             if mesh.is_first_process():
                 runs.stopped_copy(pathlib.Path(run["resume"]), workdir)
             mesh.wait_for_all("the copy is made")
+        if run.get("in_parts"):
+            dataset = training.config.load_dataset(training.check_config(run["config"]))
+            assert isinstance(dataset.train.images, Rows), "this process has read all images"
         training.train(run["config"], workdir)
 
 

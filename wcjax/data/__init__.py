@@ -25,7 +25,7 @@ def image_shape(name, image_size) -> tuple[int, int, int]:
     return digits.IMAGE_SHAPE if name == "digits" else npz.IMAGE_SHAPE
 
 
-def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
+def load(name, data_dir=None, *, val_fraction=0.1, seed=0, part=None):
     """Reads a data set and holds a validation split out of its official training images.
 
     With n official training images, `order = np.random.default_rng(seed).permutation(n)` and
@@ -46,6 +46,9 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
         `imagenet2012` as array_record.
       val_fraction: share of the official training images to hold out, above 0 and below 1.
       seed: integer >= 0.
+      part: `wcjax.data.parts.Part` of one of many processes that load the set together. Of CIFAR each then reads its
+        part of the file and leaves the images there, see `Split`; where they are compressed, or not in the cache yet,
+        and of digits, each reads all.
 
     Returns:
       A Dataset.
@@ -68,10 +71,10 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
         train, test = digits.read()
     else:
         num_classes = cifar.NUM_CLASSES[name]
-        train, test = cifar.read(name, data_dir)
+        train, test = cifar.read(name, data_dir, part)
 
     train, val = hold_out(train, val_fraction, seed)
-    mean, std = channel_statistics(train.images)
+    mean, std = channel_statistics(train.images, part)
     if not std.all():
         raise InputError(
             f"{name}: channel {int(std.argmin())} has the same value in every pixel of the {len(train.labels)} "

@@ -9,7 +9,7 @@ from wcjax.errors import InputError
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
-def read(name, data_dir):
+def read(name, data_dir, part=None):
     """Returns (train, test) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3); see `wcjax.data.load`.
 
     Raises:
@@ -19,12 +19,12 @@ def read(name, data_dir):
         raise InputError(f"{name} needs data_dir. {_how_to_get(name, 'DIR')}")
     path = Path(os.path.expanduser(data_dir))
     if path.suffix == ".npz" and path.is_file():
-        return npz.read(path, NUM_CLASSES[name])
+        return npz.read(path, NUM_CLASSES[name], part)
     if (path / f"{name}.npz").is_file():
-        return npz.read(path / f"{name}.npz", NUM_CLASSES[name])
+        return npz.read(path / f"{name}.npz", NUM_CLASSES[name], part)
 
     if prepared := tfds.newest_version(path / name):
-        return tfds.read(prepared, NUM_CLASSES[name])
+        return tfds.read(prepared, NUM_CLASSES[name], part)
 
     if path.suffix == ".npz":
         raise InputError(f"{name}: there is no file {path}. {_how_to_get(name, path.parent)}")

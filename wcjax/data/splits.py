@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wcjax.data.encoded import Source
+from wcjax.data.parts import Part, Rows
 from wcjax.errors import InputError
 
 
@@ -12,11 +13,11 @@ class Split(NamedTuple):
     """Images with their classes.
 
     Attributes:
-      images: uint8 (n, h, w, c), 0..255.
+      images: uint8 (n, h, w, c), 0..255. For one of many processes not in memory: a np.memmap, or Rows of one.
       labels: int32 (n,), 0..num_classes-1.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
 
     @property
@@ -62,20 +63,37 @@ def hold_out(train, val_fraction, seed):
             f"Choose a {'larger' if num_val == 0 else 'smaller'} val_fraction, or use more images."
         )
     order = np.random.default_rng(seed).permutation(n)
-    val, rest = order[:num_val], order[num_val:]
-    return Split(train.images[rest], train.labels[rest]), Split(train.images[val], train.labels[val])
+
+    def take(rows):
+        images = Rows(train.images, rows) if isinstance(train.images, np.memmap) else train.images[rows]
+        return Split(images, train.labels[rows])
+
+    return take(order[num_val:]), take(order[:num_val])
 
 
-def channel_statistics(images):
-    """Returns mean and std of the channels of uint8 images (n, h, w, c): float32 (c,), a pixel counting 0..1."""
+def channel_statistics(images, part: Part | None = None):
+    """Returns mean and std of the channels of uint8 images (n, h, w, c): float32 (c,), a pixel counting 0..1.
+
+    part: of one of many processes, which counts its part of the pixels where images are Rows.
+    """
+    if isinstance(images, Rows):
+        counts = _pixel_counts(images.among(part.of(len(images.stored))))
+        counts = part.gather(counts.astype(np.uint32)).sum(axis=0, dtype=np.int64)
+    else:
+        counts = _pixel_counts(images)
+    pixels = counts[0].sum()
+    level = np.arange(256)
+    mean = counts @ level / pixels
+    variance = (counts * (level - mean[:, None]) ** 2).sum(axis=1) / pixels
+    return (mean / 255).astype(np.float32), (np.sqrt(variance) / 255).astype(np.float32)
+
+
+def _pixel_counts(images):
+    """How often each value stands in each channel of uint8 images (n, h, w, c): int64 (c, 256)."""
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
     # In pieces, because np.bincount widens its argument to eight bytes a pixel.
     for start in range(0, len(images), 1000):
         for channel in range(channels):
             counts[channel] += np.bincount(images[start : start + 1000, ..., channel].ravel(), minlength=256)
-    pixels = counts[0].sum()
-    level = np.arange(256)
-    mean = counts @ level / pixels
-    variance = (counts * (level - mean[:, None]) ** 2).sum(axis=1) / pixels
-    return (mean / 255).astype(np.float32), (np.sqrt(variance) / 255).astype(np.float32)
+    return counts

@@ -29,15 +29,17 @@ def prepare_command(name, directory):
     )
 
 
-def read(directory, num_classes):
+def read(directory, num_classes, part=None):
     """Returns (train, test) of a prepared directory `<data_dir>/<name>/<version>`, from the cache where it has them.
+
+    part: see `npz.read`; what is not in the cache yet is decoded whole.
 
     Raises:
       InputError: a needed package is missing, or the directory is of another file format, truncated or damaged.
     """
     cached = cache.path(directory)
     try:
-        return npz.read(cached, num_classes)
+        return npz.read(cached, num_classes, part)
     except InputError:
         pass  # Not there yet, or damaged: both are mended by decoding.
     arrays = _decode(directory)

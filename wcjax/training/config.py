@@ -12,6 +12,7 @@ from wcjax import data, models
 from wcjax.errors import InputError, shown, unknown
 from wcjax.params import LEARN_NETWORK
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
+from wcjax.training import mesh as meshes
 
 REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
 OPTIMIZERS = ("sgd", "adam")
@@ -178,9 +179,8 @@ def make_model(config, num_classes: int, plain: bool = False):
 
 def load_dataset(config) -> data.Dataset:
     """The data set of config. Raises InputError where it cannot be read or is smaller than a batch."""
-    dataset = data.load(
-        config.dataset, config.data_dir or None, val_fraction=config.val_fraction, seed=config.split_seed
-    )
+    held_out = {"val_fraction": config.val_fraction, "seed": config.split_seed}
+    dataset = data.load(config.dataset, config.data_dir or None, **held_out, part=meshes.part())
     found = dataset.train.num_images
     if found < config.batch_size:
         raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {found} training images.")

@@ -9,7 +9,8 @@ Images that lie on the devices (digits, CIFAR) are sharded by rows too, once, in
 hands over the rows of its own devices only. A step picks its batch where the rows lie and adds the parts up
 (reduce-scatter, see `take_rows`). That moves batch_size images of uint8 a step (0.4 MB of CIFAR at 128, beside 45 MB of
 gradients of a ResNet18), and in return the order of the images is that of one device, and the host has nothing to do
-within an epoch. Each process still reads the file, because mean, std and the held out images are of the whole set.
+within an epoch. Where a process reads only its part of the file, the rows come to the devices in the order of the file,
+and the devices bring them into that of the data set in the same way.
 """
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from wcjax.data.parts import Part, Rows
 from wcjax.errors import InputError
 
 AXES = ("data", "fsdp")
@@ -103,9 +105,11 @@ def gather(mesh: Mesh, tree):
     return jax.device_put(tree, replicated(mesh))
 
 
-def share_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """array (n, ...), sharded by rows and filled up with zeros to a multiple of the devices; see `take_rows`."""
-    rows = -(-len(array) // mesh.size) * mesh.size
+def share_rows(mesh: Mesh, array: np.ndarray | Rows) -> jax.Array:
+    """array (n, ...), sharded by rows and filled up to a multiple of the devices; see `take_rows`."""
+    rows = -(-array.shape[0] // mesh.size) * mesh.size
+    if isinstance(array, Rows):
+        return jax.jit(take_rows, static_argnums=0)(mesh, share_rows(mesh, array.stored), np.resize(array.index, rows))
 
     def of_device(index):
         start, stop, _ = index[0].indices(rows)
@@ -143,6 +147,15 @@ def share_batch(mesh: Mesh, batch):
     Starts the transfer and does not wait: it runs while the devices work on the steps before.
     """
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)
+
+
+def part() -> Part | None:
+    """The part of this process where there are many; they must all use it alike."""
+    if jax.process_count() == 1:
+        return None
+    from jax.experimental import multihost_utils
+
+    return Part(jax.process_index(), jax.process_count(), multihost_utils.process_allgather)
 
 
 def wait_for_all(name: str) -> None:
