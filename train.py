@@ -82,7 +82,10 @@ def join_processes():
     import jax
 
     try:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        # A process that ends with an error holds the others no longer than that.
+        jax.distributed.initialize(
+            COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, shutdown_timeout_seconds=60
+        )
     except (RuntimeError, ValueError) as error:
         sys.exit(
             f"error: the processes do not find each other ({str(error).splitlines()[0]}). Outside TPU pods, Slurm and "

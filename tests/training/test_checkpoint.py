@@ -13,6 +13,7 @@ import pytest
 from tests.training import runs
 from wcjax.errors import InputError
 from wcjax.training.checkpoint import Checkpoints, fingerprint, load_tree, save_tree
+from wcjax.training.run_files import COUNT, POSITIVE
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -166,11 +167,29 @@ def test_a_flipped_bit_in_the_stored_arrays_never_comes_back(saved, tmp_path):
     assert found_out >= 10, "the file holds arrays from end to end, but for a few bytes that nobody reads"
 
 
-def test_arrays_that_are_not_those_that_were_saved_are_found_out_though_every_file_can_be_read(damaged):
-    shutil.rmtree(damaged / "3" / "state")
-    shutil.copytree(damaged / "2" / "state", damaged / "3" / "state")
+def other_arrays(folder):
+    shutil.rmtree(folder / "3" / "state")
+    shutil.copytree(folder / "2" / "state", folder / "3" / "state")
+
+
+def other_digit(folder):
+    path = folder / "3" / "record" / "metadata"
+    path.write_text(path.read_text().replace("0.30000000000000004", "0.31000000000000004"))
+
+
+@pytest.mark.parametrize("change", [other_arrays, other_digit])
+def test_what_is_not_what_was_saved_is_found_out_though_every_file_can_be_read(damaged, change):
+    change(damaged)
     checkpoints = Checkpoints(damaged)
-    message = "the checkpoint of epoch 3 is damaged: its arrays are not those that were saved."
+    with pytest.raises(InputError, match="the checkpoint of epoch 3 is damaged: it is not what was saved."):
+        checkpoints.restore(3, LIKE)
+    assert checkpoints.restore(2, LIKE)[1] == record(2)
+    checkpoints.close()
+
+
+def test_a_record_of_another_form_is_refused(damaged):
+    checkpoints = Checkpoints(damaged, form={"epoch": COUNT, "seconds": POSITIVE})
+    message = "the record of the checkpoint of epoch 3, seconds is not what a run writes: a finite number of at least 0"
     with pytest.raises(InputError, match=message):
         checkpoints.restore(3, LIKE)
     checkpoints.close()

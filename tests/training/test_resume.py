@@ -122,6 +122,21 @@ def test_a_run_stopped_in_its_first_epoch_starts_over(tiny_run, tmp_path, monkey
     runs.assert_same_run(tmp_path / "run", tiny_run[0])
 
 
+def test_sigterm_during_the_evaluation_on_test_stops_the_run(tiny_run, tmp_path, monkeypatch, untrained):
+    run, evaluate_folded = unfinished_copy(tiny_run[0], tmp_path / "run"), loop.evaluate_folded
+
+    def evaluate_and_signal(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_folded(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_folded", evaluate_and_signal)
+        with pytest.raises(Preempted, match=rf"SIGTERM came at step {runs.EPOCHS * STEPS} \(after the last epoch\)"):
+            training.train(runs.tiny(), run)
+    training.train(runs.tiny(), run)
+    runs.assert_same_run(run, tiny_run[0])
+
+
 def test_sigterm_while_a_run_evaluates_loses_no_step(tiny_run, tmp_path, monkeypatch):
     evaluate, run = loop.evaluate, tmp_path / "run"
 

@@ -38,16 +38,16 @@ def test_what_a_run_writes_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("best_epoch", 2.0, "best_epoch is no file of a run: a whole number of at least 0 is needed, found 2.0."),
+        ("best_epoch", 2.0, "best_epoch is not what a run writes: a whole number of at least 0 is needed, found 2.0."),
         ("best_epoch", True, "a whole number of at least 0 is needed, found True."),
         ("epochs", 10**400, "a whole number of at least 0 is needed, found 1000"),
-        ("test_accuracy", 1.1, "test_accuracy is no file of a run: a number from 0 to 1 is needed, found 1.1."),
+        ("test_accuracy", 1.1, "test_accuracy is not what a run writes: a number from 0 to 1 is needed, found 1.1."),
         ("test_accuracy", math.nan, "a number from 0 to 1 is needed, found nan."),
         ("train_seconds", math.inf, "a finite number of at least 0 is needed, found inf."),
         ("train_seconds", "4", "a finite number of at least 0 is needed, found '4'."),
-        ("device", "cpu\n# Title", r"device is no file of a run: a line of text is needed, found 'cpu\n# Title'."),
+        ("device", "cpu\n# Title", r"device is not what a run writes: a line of text is needed, found 'cpu\n# Title'."),
         ("device", "\ud800", r"a line of text is needed, found '\ud800'."),
-        ("jax_version", None, "jax_version is no file of a run: a line of text is needed, found None."),
+        ("jax_version", None, "jax_version is not what a run writes: a line of text is needed, found None."),
     ],
 )
 def test_a_number_of_the_summary_that_none_has_is_named(tmp_path, name, value, message):
@@ -60,11 +60,11 @@ def test_a_number_of_the_summary_that_none_has_is_named(tmp_path, name, value, m
 @pytest.mark.parametrize(
     "line, message",
     [
-        ([], r"line 2 is no file of a run: a JSON object is needed, found \[\]"),
-        ({"epoch": 1}, "line 2, layers is no file of a run: a JSON object is needed, found None"),
-        ({"epoch": 1, "layers": {}}, r"line 2, layers is no file of a run: these are no names of layers, \[\]"),
+        ([], r"line 2 is not what a run writes: a JSON object is needed, found \[\]"),
+        ({"epoch": 1}, "line 2, layers is not what a run writes: a JSON object is needed, found None"),
+        ({"epoch": 1, "layers": {}}, r"line 2, layers is not what a run writes: these are no names of layers, \[\]"),
         ({"epoch": 1, "layers": {"$x$": LAYER}}, r"these are no names of layers, \['\$x\$'\]"),
-        ({"epoch": 1, "layers": {"stem": LAYER | {"std": -1}}}, "line 2, layers, stem, std is no file of a run"),
+        ({"epoch": 1, "layers": {"stem": LAYER | {"std": -1}}}, "line 2, layers, stem, std is not what a run writes"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [1]}}}, "a list of 202 counts, not all 0 is needed"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [0] * 202}}}, "a list of 202 counts, not all 0 is"),
         ({"epoch": 1, "layers": {"head": LAYER}}, "line 2: layers are not those of the line before"),
@@ -82,7 +82,7 @@ def test_a_line_that_no_run_writes_is_named(tmp_path, line, message):
     [
         (b"{", "x.json is not JSON "),
         (b"[" * 100_000, r"x.json is not JSON \(maximum recursion depth"),
-        (b"[" * 900 + b"]" * 900, r"x.json is no file of a run: a JSON object is needed, found \[\[\[\[\[\[\[...\]"),
+        (b"[" * 900 + b"]" * 900, r"x.json is not what a run writes: a JSON object is needed, found \[\[\[\[\[\[\[...\]"),
         (b"\xff", "x.json is no text "),
         (b"[" + b"1," * 1000 + b"1]", r"found \[1, 1, 1, 1, 1, 1, ...\]"),
     ],

@@ -1,8 +1,10 @@
 """Checkpoints of a run; the only file that knows Orbax."""
 
 import contextlib
+import json
 import logging
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import orbax.checkpoint as ocp
 from wcjax.errors import InputError, cause, saving
 from wcjax.io import check_like
 from wcjax.params import path_str
+from wcjax.training.run_files import OBJECT, check_form
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +27,17 @@ class Checkpoints:
     With unit="step" they are those within an epoch, numbered by steps, of which the newest `keep` are kept.
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
-    rename after everything in it is written, and carries a fingerprint of its arrays that is checked when it is read.
+    rename after everything in it is written, and carries a fingerprint of both that is checked when it is read. The
+    record must have `form`, see `wcjax.training.run_files`.
     What cannot be written raises SaveError, at the latest when the next is saved or all are closed.
     """
 
-    def __init__(self, folder, unit: str = "epoch", keep: int = 2):
+    def __init__(self, folder, unit: str = "epoch", keep: int = 2, form=OBJECT):
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(n=keep)]
         if unit == "epoch":
             kept.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
-        self._unit, self._folder = unit, pathlib.Path(folder).absolute()
+        self._unit, self._folder, self._form = unit, pathlib.Path(folder).absolute(), form
         with saving(self._folder):
             self._manager = _Manager(
                 self._folder,
@@ -51,7 +55,7 @@ class Checkpoints:
 
         Does nothing if this number is there already.
         """
-        record = record | {"fingerprint": int(fingerprint(state))}
+        record = record | {"fingerprint": _fingerprint_of_both(state, record)}
         with saving(self._folder / str(number)):
             self._manager.save(
                 number,
@@ -62,7 +66,7 @@ class Checkpoints:
     def restore(self, number: int, like):
         """(state, record) of one epoch or step, with the structure, dtypes and shardings of `like`.
 
-        Raises InputError where it cannot be read or its arrays are not those that were saved.
+        Raises InputError where it cannot be read or is not what was saved.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
@@ -70,11 +74,10 @@ class Checkpoints:
             found = self._manager.restore(number, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
             raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {cause(error)}") from error
+        check_form(found.record, self._form, f"the record of the checkpoint of {self._unit} {number}")
         record = dict(found.record)
-        if record.pop("fingerprint", None) != int(fingerprint(found.state)):
-            raise InputError(
-                f"the checkpoint of {self._unit} {number} is damaged: its arrays are not those that were saved."
-            )
+        if record.pop("fingerprint", None) != _fingerprint_of_both(found.state, record):
+            raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it is not what was saved.")
         return found.state, record
 
     def restore_newest(self, like):
@@ -156,6 +159,10 @@ def _opened(path):
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
         raise InputError(f"{path} cannot be read: {cause(error)}. Train again, or give another folder.") from error
+
+
+def _fingerprint_of_both(state, record) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode(), int(fingerprint(state)))
 
 
 @jax.jit

@@ -83,10 +83,13 @@ def load_config(run):
     return check_stored(read_json(path), path)
 
 
-def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val", "test"), mesh=None) -> dict:
+def evaluate_folded(
+    run, dataset=None, data_dir: str | None = None, splits=("val", "test"), mesh=None, after_batch=None
+) -> dict:
     """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
 
-    dataset: where it is loaded already. data_dir: where it has moved since training. mesh: one device if left out.
+    dataset: where it is loaded already. data_dir: where it has moved since training. mesh, after_batch: as in
+    `evaluate`.
     """
     config = load_config(run)
     if data_dir is not None:
@@ -104,7 +107,7 @@ def evaluate_folded(run, dataset=None, data_dir: str | None = None, splits=("val
             continue
         with feed.evaluation(split, config, mesh) as data:
             eval_step = steps.compile_eval_step(model, config, dataset, params, batch_stats, data, mesh)
-            result[name] = evaluate(eval_step, params, batch_stats, data, config.batch_size, mesh)
+            result[name] = evaluate(eval_step, params, batch_stats, data, config.batch_size, mesh, after_batch)
     return result
 
 

@@ -29,7 +29,7 @@ from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
 from wcjax.training.lock import alone_in
 from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
 from wcjax.training.preemption import sigterm_noticed
-from wcjax.training.run_files import SUMMARY, read_json
+from wcjax.training.run_files import RECORD, RECORD_WITHIN, SUMMARY, read_json
 from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,10 @@ def train(config, workdir) -> dict:
         if meshes.is_first_process():
             write_json(workdir / "config.json", config.to_dict())
         with (
-            contextlib.closing(Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)) as checkpoints,
-            contextlib.closing(Checkpoints(workdir / MIDWAY, unit="step")) as midway,
+            contextlib.closing(
+                Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints, form=RECORD)
+            ) as checkpoints,
+            contextlib.closing(Checkpoints(workdir / MIDWAY, "step", form=RECORD_WITHIN)) as midway,
         ):
             start = _restore(checkpoints, midway, state, mesh)
             state, record, compile_seconds = _run_epochs(
@@ -96,26 +98,34 @@ def train(config, workdir) -> dict:
                     state, _ = checkpoints.restore(record["best_epoch"], state)
                 except InputError as error:
                     raise InputError(f"{error} It is the best one; train again in a new workdir.") from error
-        return _finish(config, workdir, dataset, state, record, compile_seconds, mesh)
+        return _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop)
 
 
-def _finish(config, workdir, dataset, state, record, compile_seconds, mesh) -> dict:
-    """Folds the best state, evaluates it on test and writes the summary, which it returns."""
+def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop) -> dict:
+    """Folds the best state, evaluates it on test and writes the summary, which it returns.
+
+    stop: whether to raise Preempted, from `sigterm_noticed`.
+    """
     params = meshes.gather(mesh, state.params)
     params = params if config.reparam.name == "none" else fold(params, make_psi(config))
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
     if meshes.is_first_process():
         shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
 
-    images_per_epoch = dataset.train.num_images // config.batch_size * config.batch_size
-    tested = evaluate_folded(workdir, dataset, splits=("test",), mesh=mesh)
+    num_steps = dataset.train.num_images // config.batch_size * config.epochs
+
+    def stop_now():
+        if stop():
+            raise Preempted(f"SIGTERM came at step {num_steps} (after the last epoch)")
+
+    tested = evaluate_folded(workdir, dataset, splits=("test",), mesh=mesh, after_batch=stop_now)
     summary = {
         "best_epoch": record["best_epoch"],
         "best_val_accuracy": record["best_val_accuracy"],
         "test_accuracy": tested["test"]["accuracy"],
         "test_loss": tested["test"]["loss"],
         "epochs": config.epochs,
-        "images_per_second": config.epochs * images_per_epoch / record["train_seconds"],
+        "images_per_second": num_steps * config.batch_size / record["train_seconds"],
         "train_seconds": record["train_seconds"],
         "compile_seconds": compile_seconds,
         "num_parameters": sum(x.size for x in jax.tree.leaves(params)),

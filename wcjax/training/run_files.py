@@ -1,4 +1,4 @@
-"""The JSON files of a run folder, which may come from anyone: what they must hold, and reading them."""
+"""The JSON of a run folder, which may come from anyone: what it must hold, and reading it."""
 
 import json
 import pathlib
@@ -43,6 +43,9 @@ SUMMARY = {
     "device": TEXT,
     "jax_version": TEXT,
 }
+# Of the checkpoints, those of epochs and those within.
+RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
+RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
 FAILED = {"reason": ANY_TEXT, "config": OBJECT}
 METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
 PAIRS = {"pairs": {EACH: {"a": NUMBER, "b": NUMBER}}}
@@ -66,7 +69,7 @@ def read_lines(path, form) -> list[dict]:
         at = f"{path}, line {number}"
         value = _parse(line, form, at)
         if "pairs" in value:
-            _check(value, PAIRS, at)
+            check_form(value, PAIRS, at)
         if found and value["epoch"] <= found[-1]["epoch"]:
             raise InputError(f"{at}: epoch {value['epoch']} follows epoch {found[-1]['epoch']}. Give another folder.")
         for each in ("layers", "pairs"):
@@ -94,21 +97,21 @@ def _parse(text, form, at) -> dict:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{at} is not JSON ({error}); give another folder.") from error
-    _check(value, form, at)
+    check_form(value, form, at)
     return value
 
 
-def _check(value, form, at) -> None:
+def check_form(value, form, at) -> None:
     """Raises InputError where value has not the form."""
     what, holds = OBJECT if isinstance(form, dict) else form
     if not holds(value):
-        raise InputError(f"{at} is no file of a run: {what} is needed, found {shown(value)}. Give another folder.")
+        raise InputError(f"{at} is not what a run writes: {what} is needed, found {shown(value)}. Give another folder.")
     if not isinstance(form, dict):
         return
     if EACH in form:
         # The names stand in plots, where a $ or a line break would be taken for more than that.
         if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
-            raise InputError(f"{at} is no file of a run: these are no names of layers, {shown(list(value))}.")
+            raise InputError(f"{at} is not what a run writes: these are no names of layers, {shown(list(value))}.")
         form = dict.fromkeys(value, form[EACH])
     for name, inner in form.items():
-        _check(value.get(name), inner, f"{at}, {name}")
+        check_form(value.get(name), inner, f"{at}, {name}")
