@@ -142,8 +142,8 @@ class Arctan(_Sigmoid):
 
     @_float32_at_least
     def reciprocal_derivative(self, v):
-        """dv/dw = (b² + v²) / (a·b), cut where Ψ′ is 0 in float32, so that their product is not nan."""
-        return self.b / self.a * jnp.minimum(1 + jnp.square(v * (1 / self.b)), 1e36)
+        """dv/dw = (b² + v²) / (a·b), cut where Ψ′ is 0 in float32, and 0 for a = 0: no product with Ψ′ is nan."""
+        return jnp.where(self.a == 0, 0, self.b / self.a) * jnp.minimum(1 + jnp.square(v * (1 / self.b)), 1e36)
 
     # With x = w / a the addition theorem of tan gives everything from sin x and cos x, without v, which is large and
     # inaccurate near the bound: v / b = tan x, and arctan(t + z) − arctan(t) is the angle of (1 + z·t + t², z).
