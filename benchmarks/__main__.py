@@ -36,7 +36,7 @@ def on_cpu(repeats):
     for name in ("resnet8", "resnet18"):
         yield "save", runs.measure_saving(name, 16, "float32", few)
     yield "input", inputs.measure(128, "float32", few)
-    yield "growth", runs.measure_growth(MODELS, BATCHES, "float32", 3)
+    yield "growth", runs.measure_growth(MODELS, BATCHES, "float32", repeats)
     yield "devices", runs.measure_devices("resnet8", 128, "float32", (1, 2, 4, 8))
     for case in steps.CONVOLUTIONS:
         yield "convolutions", steps.measure_convolutions(*case, few)

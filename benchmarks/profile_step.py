@@ -30,8 +30,10 @@ def kind(line: str) -> str:
         return "gradients of kernels, as products"
     if "conv_general_dilated" in name:
         return "gradients of convolutions' inputs" if backward else "convolutions, forward"
-    if not name and ("transpose" in line or "kind=kCustom" in line or " convolution(" in line):
-        return "gradients of kernels, by XLA, and layouts for them"
+    if not name and line.startswith(("transpose", "copy")):
+        return "transposed for convolutions"
+    if not name and ("kind=kCustom" in line or " convolution(" in line):
+        return "gradients of kernels, by XLA"
     if "reduce" in name:
         return "sums of batch norm"
     return "elementwise, backward" if backward else "elementwise, forward, and the update"
@@ -50,7 +52,7 @@ def profile(name: str, batch: int) -> dict[str, float]:
         (trace,) = pathlib.Path(folder).rglob("*.trace.json.gz")
         events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     program = stepper.step.as_text()
-    lines = dict(re.findall(r"^ *(?:ROOT )?%(\S+) = (.*)$", program, re.MULTILINE))
+    lines = {name: line for line, name in re.findall(r"^ *(?:ROOT )?%((\S+) = .*)$", program, re.MULTILINE)}
     found = collections.Counter()
     for event in events:
         operation = event.get("args", {}).get("hlo_op")

@@ -167,7 +167,7 @@ def measure_devices(model, batch, dtype, counts):
     """Time of a step of the same batch shared by 1, 2, ... simulated CPU devices, each count in a process."""
     code = f"""
 from benchmarks import runs
-for record in runs.measure_growth(({model!r},), ({batch},), {dtype!r}, 3):
+for record in runs.measure_growth(({model!r},), ({batch},), {dtype!r}, 10):
     print(record["seconds"])
 """
     for count in counts:
