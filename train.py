@@ -82,7 +82,7 @@ def join_processes():
     import jax
 
     try:
-        # A process that ends with an error holds the others no longer than that.
+        # Where one ends with an error, the others wait so long for it and end too.
         jax.distributed.initialize(
             COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, shutdown_timeout_seconds=60
         )

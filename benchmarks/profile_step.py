@@ -27,7 +27,7 @@ def kind(line: str) -> str:
     name = name[1] if name else ""
     backward = "transpose(" in name
     if "cond/branch" in name:
-        return "gradients of kernels, as products"
+        return "gradients of kernels, as products" if backward else "convolutions, forward"
     if "conv_general_dilated" in name:
         return "gradients of convolutions' inputs" if backward else "convolutions, forward"
     if not name and line.startswith(("transpose", "copy")):

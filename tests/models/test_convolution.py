@@ -68,6 +68,17 @@ def test_the_rounding_of_the_kernel_gradient_is_small(dtype, roundings):
     assert error < roundings * float(jnp.finfo(dtype).eps) * np.max(np.abs(expected))
 
 
+def test_few_pixels_in_bfloat16_are_rounded_once():
+    x, w, strides, padding = arrays(3, 1, 64, 64, (2, 2), jnp.bfloat16)
+    found = gradients(convolution.convolve, x, w, strides, padding)
+    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
+    y, pullback = jax.vjp(lambda x, w: by_xla(x, w, strides, padding), x, w)
+    dy = jnp.asarray(np.random.default_rng(1).normal(size=y.shape), jnp.bfloat16)
+    exact = (y, *pullback(dy.astype(jnp.float32)))
+    for of, expected in zip(found, exact, strict=True):
+        assert np.mean(of == expected.astype(jnp.bfloat16)) > 0.98
+
+
 def lowered(platform, shape):
     x, w, strides, padding = arrays(*shape, jnp.float32)
     loss = lambda x, w: jnp.sum(convolution.convolve(x, w, strides, padding) ** 2)

@@ -62,8 +62,8 @@ def test_a_number_of_the_summary_that_none_has_is_named(tmp_path, name, value, m
     [
         ([], r"line 2 is not what a run writes: a JSON object is needed, found \[\]"),
         ({"epoch": 1}, "line 2, layers is not what a run writes: a JSON object is needed, found None"),
-        ({"epoch": 1, "layers": {}}, r"line 2, layers is not what a run writes: these are no names of layers, \[\]"),
-        ({"epoch": 1, "layers": {"$x$": LAYER}}, r"these are no names of layers, \['\$x\$'\]"),
+        ({"epoch": 1, "layers": {}}, r"line 2, layers is not what a run writes: these are no layers' names, \[\]"),
+        ({"epoch": 1, "layers": {"$x$": LAYER}}, r"these are no layers' names, \['\$x\$'\]"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"std": -1}}}, "line 2, layers, stem, std is not what a run writes"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [1]}}}, "a list of 202 counts, not all 0 is needed"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [0] * 202}}}, "a list of 202 counts, not all 0 is"),

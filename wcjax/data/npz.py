@@ -16,14 +16,14 @@ MAX_BYTES = 2**32  # of the arrays, unpacked; CIFAR has 184 MB
 def read(path, num_classes, part=None):
     """Returns (train, test), read from the .npz file `path` and checked. Nothing is unpickled.
 
-    part: `parts.Part` of one of many processes, which maps the images where they are not compressed.
+    part: `parts.Part` of one of many processes, which leaves the images in the file where they are not compressed.
 
     Raises:
       InputError: the file is not there, truncated or damaged, lacks an array, or an array is not what `check` allows.
     """
-    mapped = parts.map_images(path, part) if part else {}
+    stored = parts.find_images(path, part) if part else {}
     try:
-        names, arrays = _unpack(path, mapped)
+        names, arrays = _unpack(path, stored)
     except InputError:
         raise
     # Damaged bytes can make the zip and array parsers raise nearly anything.
@@ -39,15 +39,15 @@ def read(path, num_classes, part=None):
     return check(arrays, path, num_classes)
 
 
-def _unpack(path, mapped):
-    """Names of all arrays in the file, and those of KEYS, of which mapped are there already."""
+def _unpack(path, stored):
+    """Names of all arrays in the file, and those of KEYS, of which `stored` need not be read."""
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())  # it never unpacks more than it says here
     if size > MAX_BYTES:
         raise InputError(f"{path}: unpacks to {size:,} bytes; at most {MAX_BYTES:,} are allowed. Make it again.")
     with np.load(path, allow_pickle=False) as archive:
-        unread = [key for key in KEYS if key in archive.files and key not in mapped]
-        return archive.files, mapped | {key: np.asarray(archive[key]) for key in unread}
+        unread = [key for key in KEYS if key in archive.files and key not in stored]
+        return archive.files, stored | {key: np.asarray(archive[key]) for key in unread}
 
 
 def check(arrays, source, num_classes):

@@ -8,13 +8,16 @@ give it.
 import contextlib
 import dataclasses
 import functools
+import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
+from wcjax.errors import InputError
 
 KEYS = ("x_train", "x_test")
 
@@ -25,28 +28,52 @@ class Part(NamedTuple):
     Attributes:
       index: of the process, from 0 on.
       count: number of processes.
+      devices: number of devices of all processes, which have equally many.
       gather: uint32 array (...) -> (count, ...), what the processes gave it, in their order. All must call it.
     """
 
     index: int
     count: int
+    devices: int
     gather: Callable[[np.ndarray], np.ndarray]
 
     def of(self, n: int) -> slice:
-        """Its part of n rows."""
-        return slice(n * self.index // self.count, n * (self.index + 1) // self.count)
+        """Its part of n rows: those that `wcjax.training.mesh.share_rows` gives to its devices."""
+        rows = -(-n // self.devices) * (self.devices // self.count)
+        return slice(min(n, rows * self.index), min(n, rows * (self.index + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """uint8 (n, ...) in an open file, from the byte `start` on; stored[first:last] reads these rows."""
+
+    file: BinaryIO
+    start: int
+    shape: tuple[int, ...]
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        row = math.prod(self.shape[1:])
+        self.file.seek(self.start + first * row)
+        found = np.fromfile(self.file, np.uint8, (last - first) * row)
+        if found.size != (last - first) * row:
+            raise InputError(f"{self.file.name} was cut while it was in use. Make it again.")
+        return found.reshape(last - first, *self.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """stored[index], not read yet.
+    """stored[index], not read yet. index: integers (m,)."""
 
-    Attributes:
-      stored: uint8 (n, ...), mapped from a file.
-      index: integers (m,).
-    """
-
-    stored: np.memmap
+    stored: Stored
     index: np.ndarray
 
     @property
@@ -60,27 +87,27 @@ class Rows:
         return self.stored[part][chosen[part]]
 
 
-def map_images(path, part: Part) -> dict[str, np.memmap]:
-    """{'x_train': images, 'x_test': images}, uint8, mapped; all processes together have checked them.
+def find_images(path, part: Part) -> dict[str, Stored]:
+    """{'x_train': images, 'x_test': images}, uint8, which all processes together have checked.
 
-    All get the same answer: {} where one cannot map them, finds another file than the others, or they are damaged.
+    All get the same answer: {} where one cannot find them, finds another file than the others, or they are damaged.
     """
-    mapped, sums = {}, np.zeros((len(KEYS), 4), np.uint32)
+    found, sums = {}, np.zeros((len(KEYS), 5), np.uint32)
     with contextlib.suppress(Exception):  # damaged files raise many types; who reads the whole file says what it is
-        mapped = {key: _map(path, f"{key}.npy") for key in KEYS}
-        for sum_, (images, header, expected) in zip(sums, mapped.values(), strict=True):
-            header = header if part.index == 0 else b""
+        found = {key: _find(path, f"{key}.npy") for key in KEYS}
+        for sum_, (images, header, expected) in zip(sums, found.values(), strict=True):
             mine = images[part.of(len(images))]
-            sum_[:] = True, expected, zlib.crc32(mine, zlib.crc32(header)), len(header) + mine.nbytes
-    found = part.gather(sums)
-    for ok, expected, crcs, lengths in found.transpose(1, 2, 0):
-        crc, _ = functools.reduce(_join, zip(crcs.tolist(), lengths.tolist(), strict=True))
-        if not ok.all() or set(expected.tolist()) != {crc}:
+            sum_[:] = True, expected, zlib.crc32(header), zlib.crc32(mine), mine.nbytes
+    for (ok, expected, headers, crcs, lengths), of in zip(part.gather(sums).transpose(1, 2, 0), KEYS, strict=True):
+        if not ok.all() or len(set(expected)) > 1 or len(set(headers)) > 1:
             return {}
-    return {key: images for key, (images, _, _) in mapped.items()}
+        parts = [(int(headers[0]), 0), *zip(crcs.tolist(), lengths.tolist(), strict=True)]
+        if functools.reduce(_join, parts)[0] != found[of][2]:
+            return {}
+    return {key: images for key, (images, _, _) in found.items()}
 
 
-def _map(path, name):
+def _find(path, name):
     """(array, bytes before it, CRC-32 of both) of a member of an .npz file. Raises some exception if it is no such."""
     with zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(name)
@@ -95,20 +122,19 @@ def _map(path, name):
         header = file.read(length)
     if entry.compress_type != zipfile.ZIP_STORED or is_fortran or dtype != np.uint8:
         raise ValueError
-    if length + np.prod(shape, dtype=object) != entry.file_size:
+    if length + math.prod(shape) != entry.file_size:
         raise ValueError
-    return np.memmap(path, dtype, "r", start + length, shape), header, entry.CRC
+    file = open(path, "rb")  # noqa: SIM115, it stays open, so that another may come in its place
+    return Stored(file, start + length, shape), header, entry.CRC
 
 
 def _join(first, second):
     """(CRC-32, length) of bytes from those of their first and second part."""
     (crc, n), (other, length) = first, second
-    # CRC-32 is affine: after equal bytes, here zeros, two of them differ by what the bytes before made them differ.
-    moved, zero = crc, 0
+    moved = crc ^ 0xFFFFFFFF  # but for the bits that zlib flips before and after, CRC-32 is linear
     for start in range(0, length, len(_ZEROS)):
-        zeros = _ZEROS[: length - start]
-        moved, zero = zlib.crc32(zeros, moved), zlib.crc32(zeros, zero)
-    return moved ^ zero ^ other, n + length
+        moved = zlib.crc32(_ZEROS[: length - start], moved)
+    return moved ^ 0xFFFFFFFF ^ other, n + length
 
 
 _ZEROS = memoryview(bytes(2**20))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wcjax.data.encoded import Source
-from wcjax.data.parts import Part, Rows
+from wcjax.data.parts import Part, Rows, Stored
 from wcjax.errors import InputError
 
 
@@ -13,11 +13,11 @@ class Split(NamedTuple):
     """Images with their classes.
 
     Attributes:
-      images: uint8 (n, h, w, c), 0..255. For one of many processes not in memory: a np.memmap, or Rows of one.
+      images: uint8 (n, h, w, c), 0..255. For one of many processes still in the file.
       labels: int32 (n,), 0..num_classes-1.
     """
 
-    images: np.ndarray | Rows
+    images: np.ndarray | Stored | Rows
     labels: np.ndarray
 
     @property
@@ -65,7 +65,7 @@ def hold_out(train, val_fraction, seed):
     order = np.random.default_rng(seed).permutation(n)
 
     def take(rows):
-        images = Rows(train.images, rows) if isinstance(train.images, np.memmap) else train.images[rows]
+        images = Rows(train.images, rows) if isinstance(train.images, Stored) else train.images[rows]
         return Split(images, train.labels[rows])
 
     return take(order[num_val:]), take(order[:num_val])

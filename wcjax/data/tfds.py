@@ -38,10 +38,12 @@ def read(directory, num_classes, part=None):
       InputError: a needed package is missing, or the directory is of another file format, truncated or damaged.
     """
     cached = cache.path(directory)
-    try:
-        return npz.read(cached, num_classes, part)
-    except InputError:
-        pass  # Not there yet, or damaged: both are mended by decoding.
+    splits = None
+    with contextlib.suppress(InputError):  # Not there yet, or damaged: both are mended by decoding.
+        splits = npz.read(cached, num_classes, part)
+    found = splits is not None
+    if found if part is None else part.gather(np.uint32(found)).all():  # if one must decode, all do
+        return splits
     arrays = _decode(directory)
     splits = npz.check(arrays, directory, num_classes)
     cache.write(cached, arrays)

@@ -74,7 +74,7 @@ class Checkpoints:
             found = self._manager.restore(number, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
             raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {cause(error)}") from error
-        check_form(found.record, self._form, f"the record of the checkpoint of {self._unit} {number}")
+        check_form(found.record, self._form, f"the record of the checkpoint of {self._unit} {number}", then="")
         record = dict(found.record)
         if record.pop("fingerprint", None) != _fingerprint_of_both(found.state, record):
             raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it is not what was saved.")

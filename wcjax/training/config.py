@@ -179,8 +179,13 @@ def make_model(config, num_classes: int, plain: bool = False):
 
 def load_dataset(config) -> data.Dataset:
     """The data set of config. Raises InputError where it cannot be read or is smaller than a batch."""
-    held_out = {"val_fraction": config.val_fraction, "seed": config.split_seed}
-    dataset = data.load(config.dataset, config.data_dir or None, **held_out, part=meshes.part())
+    dataset = data.load(
+        config.dataset,
+        config.data_dir or None,
+        val_fraction=config.val_fraction,
+        seed=config.split_seed,
+        part=meshes.part(),
+    )
     found = dataset.train.num_images
     if found < config.batch_size:
         raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {found} training images.")

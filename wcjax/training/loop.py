@@ -135,6 +135,7 @@ def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop
     }
     if meshes.is_first_process():
         write_json(workdir / "summary.json", summary)
+    meshes.wait_for_all("the summary is written")
     return summary
 
 

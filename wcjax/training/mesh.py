@@ -9,8 +9,8 @@ Images that lie on the devices (digits, CIFAR) are sharded by rows too, once, in
 hands over the rows of its own devices only. A step picks its batch where the rows lie and adds the parts up
 (reduce-scatter, see `take_rows`). That moves batch_size images of uint8 a step (0.4 MB of CIFAR at 128, beside 45 MB of
 gradients of a ResNet18), and in return the order of the images is that of one device, and the host has nothing to do
-within an epoch. Where a process reads only its part of the file, the rows come to the devices in the order of the file,
-and the devices bring them into that of the data set in the same way.
+within an epoch. Where a process reads only its part of the file (`wcjax.data.parts`), the training images come to the
+devices in the order of the file, and the devices bring them into that of the data set in the same way.
 """
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wcjax.data.parts import Part, Rows
+from wcjax.data.parts import Part, Rows, Stored
 from wcjax.errors import InputError
 
 AXES = ("data", "fsdp")
@@ -105,7 +105,7 @@ def gather(mesh: Mesh, tree):
     return jax.device_put(tree, replicated(mesh))
 
 
-def share_rows(mesh: Mesh, array: np.ndarray | Rows) -> jax.Array:
+def share_rows(mesh: Mesh, array: np.ndarray | Stored | Rows) -> jax.Array:
     """array (n, ...), sharded by rows and filled up to a multiple of the devices; see `take_rows`."""
     rows = -(-array.shape[0] // mesh.size) * mesh.size
     if isinstance(array, Rows):
@@ -155,7 +155,7 @@ def part() -> Part | None:
         return None
     from jax.experimental import multihost_utils
 
-    return Part(jax.process_index(), jax.process_count(), multihost_utils.process_allgather)
+    return Part(jax.process_index(), jax.process_count(), jax.device_count(), multihost_utils.process_allgather)
 
 
 def wait_for_all(name: str) -> None:

@@ -101,17 +101,17 @@ def _parse(text, form, at) -> dict:
     return value
 
 
-def check_form(value, form, at) -> None:
-    """Raises InputError where value has not the form."""
+def check_form(value, form, at, then=" Give another folder.") -> None:
+    """Raises InputError where value has not the form. at: which value it is; then: what to do."""
     what, holds = OBJECT if isinstance(form, dict) else form
     if not holds(value):
-        raise InputError(f"{at} is not what a run writes: {what} is needed, found {shown(value)}. Give another folder.")
+        raise InputError(f"{at} is not what a run writes: {what} is needed, found {shown(value)}.{then}")
     if not isinstance(form, dict):
         return
     if EACH in form:
         # The names stand in plots, where a $ or a line break would be taken for more than that.
         if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
-            raise InputError(f"{at} is not what a run writes: these are no names of layers, {shown(list(value))}.")
+            raise InputError(f"{at} is not what a run writes: these are no layers' names, {shown(list(value))}.{then}")
         form = dict.fromkeys(value, form[EACH])
     for name, inner in form.items():
-        check_form(value.get(name), inner, f"{at}, {name}")
+        check_form(value.get(name), inner, f"{at}, {name}", then)
