@@ -4,7 +4,7 @@
     python train.py --config configs/digits.py:resnet8,plain --workdir runs/digits_plain
 
 Expected: 96 to 99 % on test, with and without WC (the set is too easy to tell them apart, and one image in 360 is
-0.3 %). Time: 10 s of training on 2 CPU cores, and some 10 s to compile.
+0.3 %). Time: 1 s of training on 2 CPU cores, after some 10 s to start and compile.
 
 The paper has no such run. The settings below are ours. The initial |w| goes up to 0.82, so that a learned a cannot
 start at the paper's 0.5, whose bound is 0.79: it starts at 0.6.
