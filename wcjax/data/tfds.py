@@ -41,8 +41,10 @@ def read(directory, num_classes, part=None):
     splits = None
     with contextlib.suppress(InputError):  # Not there yet, or damaged: both are mended by decoding.
         splits = npz.read(cached, num_classes, part)
-    found = splits is not None
-    if found if part is None else part.gather(np.uint32(found)).all():  # if one must decode, all do
+    usable = splits is not None
+    if part is not None:
+        usable = part.gather(np.uint32(usable)).all()  # where one must decode, all do
+    if usable:
         return splits
     arrays = _decode(directory)
     splits = npz.check(arrays, directory, num_classes)
