@@ -17,7 +17,7 @@ def small_disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs root, and the right to mount a tmpfs")
+        pytest.skip("run it as root, with the right to mount a tmpfs (in a container: --cap-add=SYS_ADMIN)")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

@@ -106,6 +106,7 @@ def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, in
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, optax, wcjax
+from wcjax.data.parts import Part
 from wcjax.training import mesh as meshes
 jax.config.update("jax_enable_x64", True)
 axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2}
@@ -116,6 +117,13 @@ index = jnp.array([20, 0, 7, 7, 13, 19, 3, 1])
 found = jax.jit(lambda rows, index: meshes.take_rows(mesh, rows, index))(meshes.share_rows(mesh, rows), index)
 np.testing.assert_array_equal(found, rows[index])
 assert found.sharding.is_equivalent_to(meshes.by_rows(mesh), 3)
+
+for n in (3, 21, 50_000):  # the part of each of two processes are the rows of its devices
+    padded = -(-n // 8) * 8
+    spans = meshes.by_rows(mesh).devices_indices_map((padded,))
+    for i in range(2):
+        ends = [end for device in jax.devices()[4 * i : 4 * i + 4] for end in spans[device][0].indices(padded)[:2]]
+        assert Part(i, 2, 8, None).of(n) == slice(min(n, min(ends)), min(n, max(ends)))
 
 meshes.MIN_FSDP_SIZE = 64
 x = np.random.default_rng(1).normal(size=(16, 12))

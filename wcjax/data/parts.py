@@ -98,11 +98,9 @@ def find_images(path, part: Part) -> dict[str, Stored]:
         for sum_, (images, header, expected) in zip(sums, found.values(), strict=True):
             mine = images[part.of(len(images))]
             sum_[:] = True, expected, zlib.crc32(header), zlib.crc32(mine), mine.nbytes
-    for (ok, expected, headers, crcs, lengths), of in zip(part.gather(sums).transpose(1, 2, 0), KEYS, strict=True):
-        if not ok.all() or len(set(expected)) > 1 or len(set(headers)) > 1:
-            return {}
-        parts = [(int(headers[0]), 0), *zip(crcs.tolist(), lengths.tolist(), strict=True)]
-        if functools.reduce(_join, parts)[0] != found[of][2]:
+    for ok, expected, headers, crcs, lengths in part.gather(sums).transpose(1, 2, 0).tolist():
+        whole, _ = functools.reduce(_join, zip(crcs, lengths, strict=True), (headers[0], 0))
+        if not all(ok) or set(expected) != {whole} or set(headers) != {headers[0]}:
             return {}
     return {key: images for key, (images, _, _) in found.items()}
 
