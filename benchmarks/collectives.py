@@ -37,19 +37,19 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
     from wcjax.training import check_config
     from wcjax.training import mesh as meshes
     from wcjax.training import step as steps
-    from wcjax.training.config import make_model, make_psi
+    from wcjax.training.config import make_model
 
     file = pathlib.Path(__file__).parents[1] / "configs" / "imagenet.py"
     config = runpy.run_path(str(file))["get_config"](f"{model},{variant}")
     config.mesh = {"data": devices // fsdp, "fsdp": fsdp}
     config.batch_size, config.dtype = batch_size, dtype
     config = check_config(config)
-    mesh, psi = meshes.make_mesh(config), make_psi(config)
+    mesh = meshes.make_mesh(config)
     layers = make_model(config, 1000)
-    tx = steps.make_optimizer(config, psi, steps_per_epoch=1_281_167 // batch_size)
+    tx = steps.make_optimizer(config, steps_per_epoch=1_281_167 // batch_size)
     state = steps.abstract_state(layers, tx, (config.image_size, config.image_size, 3), mesh)
     totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(mesh))
-    network, whole = steps.gathered_network(mesh, layers, psi)
+    network, whole = steps.gathered_network(mesh, layers)
     step = functools.partial(
         steps.train_step_on_batch,
         **{"model": network, "whole": whole, "tx": tx, "config": config, "mean": imagenet.MEAN, "std": imagenet.STD},

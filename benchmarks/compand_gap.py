@@ -98,12 +98,12 @@ def runs(activation, marks, others):
     """{step: plain params} of layers, of compand, and of `others` runs of layers that start one rounding off."""
     train, _ = digits()
     plain, layers = Net(activation=activation), Net(PSI, activation)
-    params = wcjax.fold(layers.init(jax.random.key(0), train[0][:1])["params"], PSI)
+    params = wcjax.fold(layers.init(jax.random.key(0), train[0][:1])["params"])
     sgd = optax.sgd(0.1, momentum=0.9)
 
     def with_layers(params):
         found = run(layers, wcjax.reparameterize(params, PSI), sgd, train, marks)
-        return {mark: wcjax.fold(x, PSI) for mark, x in found.items()}
+        return {mark: wcjax.fold(x) for mark, x in found.items()}
 
     compand = run(plain, params, wcjax.compand(sgd, PSI), train, marks)
     return with_layers(params), compand, [with_layers(one_rounding_off(params, seed)) for seed in range(others)]

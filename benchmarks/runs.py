@@ -53,9 +53,9 @@ class BareSteps:
 
     def __init__(self, config, several=1):
         dataset = configs.load_dataset(config)
-        model, psi = configs.make_model(config, dataset.num_classes), configs.make_psi(config)
+        model = configs.make_model(config, dataset.num_classes)
         self.per_epoch = dataset.train.num_images // config.batch_size
-        tx = step.make_optimizer(config, psi, self.per_epoch)
+        tx = step.make_optimizer(config, self.per_epoch)
         mesh = meshes.make_mesh(config)
         self.state = step.init_state(model, tx, image_shape(config.dataset, config.image_size), config.seed, mesh)
         with feed.training(dataset.train, config, 0, mesh) as self.data:

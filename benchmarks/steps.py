@@ -48,7 +48,7 @@ FLAGS = {  # of XLA, for a GPU; each alone
 def variants(full: bool):
     """{name: (reparam of the layers, learn, optimizer)}; those of SGD that most people ask for, or all."""
     sgd, adam = optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
-    plain, on_w = optax.add_decayed_weights(DECAY), optim.add_decayed_weights(DECAY, PSI)
+    plain, on_w = optax.add_decayed_weights(DECAY), optim.add_decayed_weights(DECAY)
     power, norm = wcjax.PowerProp(2.0), wcjax.WeightNorm()
     some = {
         "plain": (None, "none", optax.chain(plain, sgd)),
@@ -59,10 +59,10 @@ def variants(full: bool):
         WHOLE_TREE: (None, "none", optax.chain(on_w, sgd)),
         "layers, learned": (PSI, "fine", optax.chain(on_w, sgd)),
         "compand, learned": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY, learn="fine")),
-        "powerprop": (power, "none", optax.chain(optim.add_decayed_weights(DECAY, power), sgd)),
+        "powerprop": (power, "none", optax.chain(optim.add_decayed_weights(DECAY), sgd)),
         "weightnorm": (norm, "none", optax.chain(plain, sgd)),
         "Adam plain": (None, "none", optax.chain(plain, adam)),
-        "Adam layers": (PSI, "none", optim.scale_by_derivative(optax.chain(plain, adam), PSI)),
+        "Adam layers": (PSI, "none", optim.scale_by_derivative(optax.chain(plain, adam))),
         "Adam compand": (None, "none", wcjax.compand(adam, PSI, adaptive=True, weight_decay=DECAY)),
     }
     return some | more if full else some
@@ -88,7 +88,7 @@ def train_step(model, tx, images, labels, psi=None, flags=None):
         params, batch_stats, opt_state = state
 
         def loss_fn(params):
-            params = params if psi is None else wcjax.fold(params, psi)
+            params = params if psi is None else wcjax.fold(params)
             variables, key = {"params": params, "batch_stats": batch_stats}, jax.random.key(1)
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]

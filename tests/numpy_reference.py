@@ -5,9 +5,10 @@
 tanh, not ReLU: finite differences and runs that agree to rounding need a loss without kinks. It stands between conv and
 batch norm because a bias or scale right before batch norm has gradient zero, and Adam would step along its rounding.
 
-Parameters are flat: {'conv/v', 'conv/bias', 'norm/scale', 'norm/bias', 'dense/v', 'dense/bias'}, with '<layer>/a' and
-'<layer>/b' (fine) or 'pair/a' and 'pair/b' (coarse) where they are learned, '<layer>/g' under weight normalization, and
-'<layer>/kernel' in place of '<layer>/v' in the plain network (psi=None).
+Parameters are flat: {'conv/v', 'conv/bias', 'norm/scale', 'norm/bias', 'dense/v', 'dense/bias'}. Learned a and b add
+'<layer>/a' and '<layer>/b', of the rank of v with size 1 along every axis (fine) or along every axis but the last
+(channel), or 'pair/a' and 'pair/b', which are scalars (coarse). Weight normalization adds '<layer>/g', which has the
+shape of a channel's a. The plain network (psi=None) has '<layer>/kernel' instead of '<layer>/v'.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ EPSILON = 1e-5  # of batch norm, flax's default
 
 @dataclasses.dataclass(frozen=True)
 class Arctan:
-    a: float
-    b: float
+    a: np.ndarray | float
+    b: np.ndarray | float
 
     def __call__(self, v):
         return self.a * np.arctan(v / self.b)
@@ -40,8 +41,8 @@ class Arctan:
 
 @dataclasses.dataclass(frozen=True)
 class Arsinh:
-    a: float
-    b: float
+    a: np.ndarray | float
+    b: np.ndarray | float
 
     def __call__(self, v):
         return self.a * np.arcsinh(v / self.b)
@@ -58,8 +59,8 @@ class Arsinh:
 
 @dataclasses.dataclass(frozen=True)
 class Erf:
-    a: float
-    b: float
+    a: np.ndarray | float
+    b: np.ndarray | float
 
     def __call__(self, v):
         return self.a * special.erf(v / self.b)
@@ -93,7 +94,7 @@ class WeightNorm:
 
     def backward(self, v, g, dw):
         """(dL/dv, dL/dg): dL/dv is g/‖v‖ times the part of dL/dw orthogonal to v."""
-        along = np.sum(dw * v, axis=_inputs(v)) / _norm(v)
+        along = np.sum(dw * v, axis=_inputs(v), keepdims=True) / _norm(v)
         return g / _norm(v) * (dw - along * v / _norm(v)), along
 
 
@@ -102,7 +103,7 @@ def _inputs(v):
 
 
 def _norm(v):
-    return np.sqrt(np.sum(v**2, axis=_inputs(v)))
+    return np.sqrt(np.sum(v**2, axis=_inputs(v), keepdims=True))
 
 
 def owner_of_pair(params, layer):
@@ -121,6 +122,13 @@ def weight(params, layer, psi):
     if isinstance(psi, WeightNorm):
         return psi(params[f"{layer}/v"], params[f"{layer}/g"])
     return psi_of(params, layer, psi)(params[f"{layer}/v"])
+
+
+def folded(params, psi):
+    """The parameters of the plain network with the same weights."""
+    own = {f"{layer}/{name}" for layer in (*LAYERS, "pair") for name in ("v", "a", "b", "g")}
+    weights = {f"{layer}/kernel": weight(params, layer, psi) for layer in LAYERS}
+    return weights | {leaf: x for leaf, x in params.items() if leaf not in own}
 
 
 def gradients(params, psi, images, labels):
@@ -172,8 +180,20 @@ def _through_psi(grads, params, layer, psi, dw):
     owner, psi = owner_of_pair(params, layer), psi_of(params, layer, psi)
     grads[f"{layer}/v"] = dw * psi.slope(v)
     if owner:
-        grads[f"{owner}/a"] = grads.get(f"{owner}/a", 0) + np.sum(dw * psi.by_a(v))
-        grads[f"{owner}/b"] = grads.get(f"{owner}/b", 0) + np.sum(dw * psi.by_b(v))
+        for name, by in (("a", psi.by_a), ("b", psi.by_b)):
+            leaf = f"{owner}/{name}"
+            grads[leaf] = grads.get(leaf, 0) + _summed(dw * by(v), np.shape(params[leaf]))
+
+
+def _summed(x, shape):
+    """x summed to shape: over all axes for a scalar and for a pair of a layer, over all but the last for channels."""
+    if shape[-1:] == x.shape[-1:]:
+        return np.sum(x, axis=_inputs(x), keepdims=True)
+    return np.sum(x).reshape(shape)
+
+
+def _is_elementwise(psi):
+    return not (psi is None or isinstance(psi, WeightNorm))
 
 
 def penalty_gradient(params, leaf, psi):
@@ -181,8 +201,7 @@ def penalty_gradient(params, leaf, psi):
     layer, name = leaf.split("/")
     if name in ("a", "b"):
         return 0.0
-    elementwise = not (psi is None or isinstance(psi, WeightNorm))
-    if name == "v" and elementwise and not owner_of_pair(params, layer):
+    if name == "v" and _is_elementwise(psi) and not owner_of_pair(params, layer):
         return psi(params[leaf]) * psi.slope(params[leaf])
     return params[leaf]
 
@@ -201,17 +220,20 @@ def sgd(params, psi, batches, rate, momentum=0.9, decay=0.0):
 def scaled_adam(params, psi, batches, rate, decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8):
     """[(loss before the step, parameters after it)] of Adam on dL/dw + λ·w, whose step is times Ψ′(v) for v.
 
-    The other leaves get plain Adam on dL/dp + λ·p. With learned a and b only without decay.
+    The other leaves get plain Adam on dL/dp + λ·p. If a and b are learned, dL/dv gets λ·v, so that dL/dw gets
+    λ·v / Ψ′(v), and a and b get plain Adam without decay.
     """
     first, second, history = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0), []
     for count, (images, labels) in enumerate(batches, start=1):
         loss, seen, d_weights = gradients(params, psi, images, labels)
-        values, slopes = dict(params), dict.fromkeys(params, 1.0)
-        for layer in LAYERS:
-            own = psi_of(params, layer, psi)
-            v = params[f"{layer}/v"]
-            seen[f"{layer}/v"], values[f"{layer}/v"], slopes[f"{layer}/v"] = d_weights[layer], own(v), own.slope(v)
-        seen = {k: seen[k] + decay * values[k] for k in params}
+        penalties, slopes = dict(params), dict.fromkeys(params, 1.0)
+        for layer in LAYERS if _is_elementwise(psi) else ():
+            leaf, own = f"{layer}/v", psi_of(params, layer, psi)
+            v = params[leaf]
+            seen[leaf], slopes[leaf] = d_weights[layer], own.slope(v)
+            penalties[leaf] = v / own.slope(v) if owner_of_pair(params, layer) else own(v)
+        penalties |= {leaf: 0.0 for leaf in params if leaf.split("/")[1] in ("a", "b")}
+        seen = {k: seen[k] + decay * penalties[k] for k in params}
         first = {k: beta1 * first[k] + (1 - beta1) * seen[k] for k in params}
         second = {k: beta2 * second[k] + (1 - beta2) * seen[k] ** 2 for k in params}
         step = {k: first[k] / (1 - beta1**count) / (np.sqrt(second[k] / (1 - beta2**count)) + eps) for k in params}

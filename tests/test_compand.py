@@ -14,10 +14,12 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import PartitionSpec
 
 import wcjax
 import wcjax.linen
 from benchmarks import compand_gap
+from tests import numpy_reference as reference
 from tests import test_training_rules as rules
 from wcjax import Arctan, Arsinh, Erf, PowerProp, compand
 
@@ -54,23 +56,25 @@ def descend(optimizer, steps=10):
     return train(optimizer, PARAMS, jax.jit(jax.grad(parabola)), [()] * steps)
 
 
-@pytest.mark.parametrize("adaptive", [False, True], ids=["sgd", "adam"])
-@pytest.mark.parametrize(("name", "learn"), [*((name, "none") for name in rules.ELEMENTWISE), *rules.LEARNED])
-def test_the_run_is_that_of_the_layers(name, learn, adaptive):
-    psi, decay = rules.PAIRS[name][0], 0.01
-    inner = optax.adam(1e-2) if adaptive else optax.sgd(0.01, momentum=0.9)
-    gradient = lambda *net: lambda params, *batch: rules.loss_and_gradients(*net)(params, *batch)[1]
+@rules.runs(rules.ELEMENTWISE + rules.LEARNED)
+def test_the_run_is_the_one_by_hand_and_so_that_of_the_layers(name, learn, optimizer, decay):
+    (psi, truth), expected = rules.PAIRS[name], rules.by_hand(name, learn, optimizer, decay)  # test_training_rules.py
     with jax.enable_x64(True):
-        start, batches = rules.nested(rules.initial(name, learn)), rules.batches()
-        scaled = wcjax.optim.scale_by_derivative(inner, psi) if adaptive else inner
-        layers = optax.chain(wcjax.optim.add_decayed_weights(decay, psi), scaled)
-        expected, _ = train(layers, start, gradient(name, learn), batches)
-        optimizer = compand(inner, psi, adaptive=adaptive, weight_decay=decay, learn=learn)
-        found, state = train(optimizer, wcjax.fold(start, psi), gradient("none", "none"), batches)
-        chex.assert_trees_all_close(found, wcjax.fold(expected, psi), rtol=0, atol=1e-9)
-        if learn == "coarse":
-            assert abs(state.pairs["a"] - psi.a) > 1e-3, "a pair that rests would say nothing"
-            chex.assert_trees_all_close(state.pairs, expected["pair"], rtol=1e-9)
+        inner = rules.inner(optimizer, learn)
+        tx = compand(inner, psi, adaptive=optimizer == "adam", weight_decay=decay, learn=learn)
+        start = reference.folded(rules.initial(name, learn), truth)
+        params, step = rules.nested(start, "none", "none"), jax.jit(tx.update)
+        state = tx.init(params)
+        for count, (batch, (_, by_hand)) in enumerate(zip(rules.batches(), expected, strict=True), 1):
+            _, grads = rules.loss_and_gradients("none", "none")(params, *batch)
+            updates, state = step(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            found = rules.flat(params) | rules.flat({"pair": state.pairs} if learn == "coarse" else state.pairs)
+            by_hand = reference.folded(by_hand, truth) | {k: x for k, x in by_hand.items() if k[-2:] in ("/a", "/b")}
+            assert found.keys() == by_hand.keys()
+            for leaf, value in found.items():
+                assert (value.dtype, value.shape) == (jnp.float64, by_hand[leaf].shape), leaf
+                np.testing.assert_allclose(value, by_hand[leaf], rtol=0, atol=1e-9, err_msg=f"{leaf}, step {count}")
 
 
 @pytest.mark.long
@@ -177,7 +181,7 @@ def test_on_two_devices_with_donated_and_sharded_state_the_result_is_that_of_one
     subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, check=True)
 
 
-@pytest.mark.parametrize("learn", ["none", "fine", "coarse"])
+@pytest.mark.parametrize("learn", rules.MODES)
 def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(learn, tmp_path):
     optimizer, gradient = compand(optax.adam(0.01), PSI, adaptive=True, learn=learn), jax.grad(parabola)
     params, state = descend(optimizer, steps=5)
@@ -223,7 +227,7 @@ def test_the_inner_optimizer_sees_dl_dv_and_v_or_where_adaptive_dl_dw_and_w():
 
 
 def test_leaves_that_where_leaves_out_get_exactly_what_inner_alone_gives():
-    inner, out_only = optax.adam(0.1), lambda path, leaf: wcjax.params.path_str(path) == "out/kernel"
+    inner, out_only = optax.adam(0.1), lambda path, leaf: rules.name_of(path) == "out/kernel"
     (found, _), (alone, _) = descend(compand(inner, PSI, adaptive=True, where=out_only)), descend(inner)
     chex.assert_trees_all_equal(found["conv"], alone["conv"])
     assert not np.allclose(found["out"]["kernel"], alone["out"]["kernel"])
@@ -238,12 +242,29 @@ def test_a_mask_chooses_what_decays():
         chex.assert_trees_all_equal((updates["conv"]["bias"], updates["out"]), (np.zeros(3), zeros["out"]))
 
 
+def test_the_state_keeps_the_selection_as_structure_without_leaves():
+    state = compand(SGD, PSI).init(PARAMS)
+    assert state.psis == {"conv": {"kernel": PSI, "bias": None}, "out": {"kernel": PSI}}
+    assert jax.tree.leaves(state.psis) == []
+
+
+def test_where_is_asked_once_for_each_leaf_by_init_alone():
+    asked = []
+    where = lambda path, leaf: asked.append(rules.name_of(path)) or wcjax.is_kernel(path, leaf)
+    descend(compand(SGD, PSI, where=where))
+    assert sorted(asked) == ["conv/bias", "conv/kernel", "out/kernel"]
+
+
 def test_learned_pairs_are_read_from_the_state():
     _, state = descend(compand(optax.sgd(0.01), PSI, learn="coarse"))
     assert state.pairs.keys() == {"a", "b"} and state.pairs["a"].shape == () and state.pairs["a"] != 0.9
-    _, state = descend(compand(optax.sgd(0.01), PSI, learn="fine"))
-    assert state.pairs.keys() == {"conv/kernel", "out/kernel"}
-    assert state.pairs["conv/kernel"]["b"] != state.pairs["out/kernel"]["b"] != 0.6
+    for learn, shape in (("fine", (1, 1)), ("channel", (1, 3))):
+        _, state = descend(compand(optax.sgd(0.01), PSI, learn=learn))
+        conv, out = state.pairs["conv"]["kernel"], state.pairs["out"]["kernel"]
+        assert state.pairs == {"conv": {"kernel": conv, "bias": None}, "out": {"kernel": out}}
+        assert conv["a"].shape == conv["b"].shape == shape
+        values = np.concatenate([conv["b"], out["b"]], axis=None)
+        assert len({float(np.float32(0.6)), *values.tolist()}) == 1 + values.size, "a pair rests, or two are the same"
 
 
 def test_weights_may_be_loaded_between_updates_since_nothing_is_kept_of_v():
@@ -260,7 +281,7 @@ def test_weights_may_be_loaded_between_updates_since_nothing_is_kept_of_v():
         (PSI, {}, {"out": {"kernel": np.full((2, 2), 1.5)}}, r"out/kernel: largest \|w\| is 1.5,.* Choose a >= 1.1?"),
         (PSI, {}, {"out": {"kernel": np.full((2, 2), np.nan)}}, "out/kernel: the weight holds nan"),
         (wcjax.WeightNorm(), {}, PARAMS, "psi must be Arctan, Arsinh, Erf or PowerProp, found WeightNorm"),
-        (PSI, {"learn": "rough"}, PARAMS, "'none', 'fine', 'coarse', found 'rough'"),
+        (PSI, {"learn": "rough"}, PARAMS, "'none', 'fine', 'channel', 'coarse', found 'rough'"),
         (PowerProp(2.0), {"learn": "fine"}, PARAMS, "PowerProp has no a and b to learn"),
     ],
 )
@@ -301,7 +322,7 @@ def test_bfloat16_parameters_train_as_well_as_bfloat16_v_in_layers():
     assert accuracies[1] > 0.9 and abs(accuracies[1] - accuracies[0]) < 0.03
 
 
-@pytest.mark.parametrize("learn", ["none", "fine", "coarse"])
+@pytest.mark.parametrize("learn", rules.MODES)
 @pytest.mark.parametrize("adaptive", [False, True], ids=["sgd", "adamw"])
 def test_a_weight_put_beyond_the_bound_after_init_is_taken_to_it(learn, adaptive):
     inner = optax.adamw(0.1, weight_decay=0.0) if adaptive else optax.sgd(0.1)
@@ -316,27 +337,42 @@ def test_a_weight_put_beyond_the_bound_after_init_is_taken_to_it(learn, adaptive
         assert np.all(np.abs(moved) < PSI.bound)
 
 
-def test_pairs_of_flax_variables_in_boxes_are_learned():
+def boxed_params():
     init = nn.with_partitioning(nn.initializers.constant(0.1), (None, "x"))
-    boxed = nn.Dense(4, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
-    plain = nn.meta.unbox(boxed)
-    found = {}
-    for name, params in (("boxed", boxed), ("plain", plain)):
-        tx = compand(optax.sgd(0.1), PSI, learn="fine")
+    return nn.Dense(4, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+
+
+@pytest.mark.parametrize("learn", rules.MODES)
+def test_weights_in_flax_boxes_are_stepped_like_plain_ones(learn):
+    boxed, found = boxed_params(), []
+    for params in (boxed, nn.meta.unbox(boxed)):
+        tx = compand(optax.sgd(0.1), PSI, learn=learn)
         updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-        found[name] = nn.meta.unbox(updates), state.pairs
-    chex.assert_trees_all_equal(*found.values())
-    assert found["plain"][1]["kernel"]["a"] != PSI.a
+        found.append(nn.meta.unbox((updates, state.pairs)))
+    chex.assert_trees_all_equal(*found)
+    for x in jax.tree.leaves(found[0][1]):
+        assert np.all(x != PSI.a) and np.all(x != PSI.b)
 
 
-def test_a_line_search_is_refused_unless_it_sees_w():
+@pytest.mark.xfail(strict=True, reason="learned pairs get the box of their kernel, whose axes they do not have")
+def test_learned_pairs_are_not_sharded_along_the_axes_of_their_kernel():
+    shapes = jax.eval_shape(compand(optax.sgd(0.1), PSI, learn="fine").init, boxed_params())
+    assert set(jax.tree.leaves(nn.get_partition_spec(shapes).pairs)) == {PartitionSpec()}
+
+
+@pytest.mark.parametrize(("adaptive", "learn"), [(False, "none"), (True, "fine"), (True, "channel"), (True, "coarse")])
+def test_a_line_search_is_refused_where_it_would_not_see_w(adaptive, learn):
+    tx, value = compand(optax.lbfgs(), PSI, adaptive=adaptive, learn=learn), lambda params: parabola(params)
+    more = {"value": value(PARAMS), "grad": jax.grad(value)(PARAMS), "value_fn": value}
+    with pytest.raises(ValueError, match="value_fn is a function, .* with v in place of w. Use .*adaptive=True"):
+        tx.update(more["grad"], tx.init(PARAMS), PARAMS, **more)
+
+
+def test_a_line_search_that_sees_w_lowers_its_value():
     params = {"kernel": jnp.full((2, 2), 0.1)}
     value = lambda params: jnp.sum((params["kernel"] - 0.3) ** 2)
-    more = {"value": value(params), "grad": jax.grad(value)(params), "value_fn": value}
-    tx = compand(optax.lbfgs(), PSI)
-    with pytest.raises(ValueError, match="value_fn with v in place of w: use adaptive=True"):
-        tx.update(more["grad"], tx.init(params), params, **more)
     tx = compand(optax.lbfgs(), PSI, adaptive=True)
+    more = {"value": value(params), "grad": jax.grad(value)(params), "value_fn": value}
     updates, _ = tx.update(more["grad"], tx.init(params), params, **more)
     assert value(optax.apply_updates(params, updates)) < value(params)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from wcjax import data, models, sweep
+from wcjax import data, fold, models, sweep
 from wcjax.analysis import paper, runs
 from wcjax.errors import InputError
 from wcjax.models import resnet, vgg, wide_resnet
@@ -96,8 +96,8 @@ def test_the_default_a_and_b_are_the_best_ones_of_the_paper(file, best):
         for argument in (model, f"{model},wc", f"{model},erf", f"{model},arsinh"):
             reparam = get_config(file, argument).reparam
             assert (reparam.a, reparam.b, reparam.learn) == (*pair, "none")
-        for learn, argument in (("fine", f"{model},learned"), ("coarse", f"{model},coarse")):
-            reparam = get_config(file, argument).reparam
+        for learn, variant in (("fine", "learned"), ("coarse", "coarse"), ("channel", "channel")):
+            reparam = get_config(file, f"{model},{variant}").reparam
             assert (reparam.name, reparam.a, reparam.b, reparam.learn) == ("arctan", 0.5, 1.0, learn)
 
 
@@ -110,8 +110,9 @@ def test_networks_start_inside_their_bound_and_fold_to_the_plain_parameter_count
         assert c.dataset == file in data.NAMES
         init = config.make_model(c, num_classes).init
         params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+        params = params if variant == "plain" else jax.eval_shape(fold, params)
         flat = traverse_util.flatten_dict(params)
-        counts[variant] = sum(math.prod(x.shape) for path, x in flat.items() if path[-1] not in ("a", "b", "g"))
+        counts[variant] = sum(math.prod(x.shape) for x in flat.values())
         bound = getattr(config.make_psi(c), "bound", math.inf)
         if not model.startswith("vgg"):  # whose first convolutions are normal with a standard deviation below 0.06
             assert max(math.sqrt(6 / math.prod(x.shape[:-1])) for x in flat.values() if len(x.shape) > 1) < bound
@@ -137,7 +138,7 @@ def test_every_variant_takes_a_step_that_moves_all_weights(model, variant, monke
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
     batches = step.Images(jnp.asarray(images), jnp.arange(8))
     net = config.make_model(c, 100)
-    tx = step.make_optimizer(c, config.make_psi(c), steps_per_epoch=2)
+    tx = step.make_optimizer(c, steps_per_epoch=2)
     state = step.init_state(net, tx, images.shape[1:], seed=0)
     order, totals = step.start_epoch(state, 8, 2)
     take = functools.partial(step.train_step, model=net, tx=tx, config=c, mean=np.zeros(3), std=np.ones(3))
@@ -145,8 +146,8 @@ def test_every_variant_takes_a_step_that_moves_all_weights(model, variant, monke
     moved, totals, loss = take(state, totals, batches, order)
     assert np.isfinite(loss)
     assert int(totals.seen) == 4
-    for path, before in jax.tree_util.tree_leaves_with_path(state.params):
-        after = functools.reduce(lambda tree, key: tree[key.key], path, moved.params)
+    after_step = jax.tree.leaves(moved.params)
+    for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(state.params), after_step, strict=True):
         assert np.all(np.isfinite(after)), path
         if before.ndim > 1:
             assert not np.array_equal(before, after), path

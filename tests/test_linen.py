@@ -1,5 +1,6 @@
 """Layers that hold v, against the plain Flax layers and closed forms in NumPy."""
 
+import functools
 import re
 
 import chex
@@ -12,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from wcjax import Arctan, PowerProp, WeightNorm, compand, fold, linen, optim
+from wcjax import Arctan, PowerProp, Reparameterized, WeightNorm, compand, fold, linen, optim
 
 A, B = 1.6, 1.3
 PSI = Arctan(A, B)
@@ -30,16 +31,18 @@ LAYERS = {
 FORMS = {
     "fixed": lambda: {"reparam": PSI},
     "fine": lambda: {"reparam": PSI, "learn": "fine"},
+    "channel": lambda: {"reparam": PSI, "learn": "channel"},
     "coarse": lambda: {"reparam": linen.LearnedPair(PSI)},
     "powerprop": lambda: {"reparam": PowerProp(2.0)},
     "weightnorm": lambda: {"reparam": WeightNorm()},
 }
-LEAVES = {
-    "fixed": {"v"},
-    "fine": {"v", "a", "b"},
-    "coarse": {"v", "reparam"},
-    "powerprop": {"v"},
-    "weightnorm": {"v", "g"},
+SHAPES = {  # layer: (a and b of the kernel, a and b of its channels, which is also that of the norms)
+    "Dense": ((1, 1), (1, 3)),
+    "Conv": ((1, 1, 1, 1), (1, 1, 1, 3)),
+    "ConvTranspose": ((1, 1, 1), (1, 1, 3)),
+    "ConvLocal": ((1, 1, 1), (1, 1, 3)),
+    "DenseGeneral": ((1, 1, 1, 1), (1, 1, 3, 2)),
+    "Einsum": ((1, 1), (1, 3)),
 }
 
 
@@ -51,24 +54,45 @@ def inputs(shape):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-def psi_of(arguments):
-    return getattr(arguments["reparam"], "psi", arguments["reparam"])
+def w_by_hand(params):
+    """w of a layer's parameters, in NumPy float64."""
+    kernel = params["kernel"]
+    v, psi = np.float64(kernel.v), kernel.psi or params["reparam"]["psi"]
+    if isinstance(psi, PowerProp):
+        return v * np.abs(v)
+    if isinstance(psi, WeightNorm):
+        summed = tuple(axis for axis, size in enumerate(psi.g.shape) if size == 1)
+        return np.float64(psi.g) * v / np.sqrt(np.sum(v**2, axis=summed, keepdims=True))
+    return np.float64(psi.a) * np.arctan(v / np.float64(psi.b))
 
 
-@pytest.mark.parametrize("name, form", [("Dense", f) for f in FORMS] + [(n, "fine") for n in LAYERS if n != "Dense"])
-def test_a_layer_starts_with_the_plain_layers_weights_and_computes_what_it_does(name, form):
+@pytest.mark.parametrize("name, form", [("Dense", f) for f in FORMS] + [(n, "channel") for n in LAYERS if n != "Dense"])
+def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
     cls, arguments, shape = LAYERS[name]
-    x, more = inputs(shape), FORMS[form]()
-    plain, layer = cls(**arguments, bias_init=BIAS), layer_of(name)(**arguments, bias_init=BIAS, **more)
-    expected, found = (model.init(KEY, x)["params"] for model in (plain, layer))
-    assert set(found) == LEAVES[form] | {"bias"}
-    folded = fold(found, psi_of(more))
-    chex.assert_trees_all_equal(folded["bias"], expected["bias"])
-    chex.assert_trees_all_close(folded, expected, rtol=2e-6)
+    x = inputs(shape)
+    plain, layer = cls(**arguments, bias_init=BIAS), layer_of(name)(**arguments, bias_init=BIAS, **FORMS[form]())
+    expected, params = (model.init(KEY, x)["params"] for model in (plain, layer))
+    assert params.keys() == {"kernel", "bias"} | ({"reparam"} if form == "coarse" else set())
+    assert isinstance(params["kernel"], Reparameterized)
+    chex.assert_trees_all_equal(params["bias"], expected["bias"])
+    np.testing.assert_allclose(w_by_hand(params), expected["kernel"], rtol=2e-6)
 
-    trained = jax.tree.map(lambda p: p * 1.2 + 0.01, found)
-    of_plain = plain.apply({"params": fold(trained, psi_of(more))}, x)
+    rng = np.random.default_rng(1)  # a and b of each channel move by an amount of their own
+    trained = jax.tree.map(lambda p: p * jnp.asarray(rng.uniform(0.8, 1.2, p.shape), p.dtype) + 0.01, params)
+    by_hand = {"kernel": jnp.asarray(w_by_hand(trained), jnp.float32), "bias": trained["bias"]}
+    chex.assert_trees_all_close(fold(trained), by_hand, rtol=2e-6)
+    of_plain = plain.apply({"params": by_hand}, x)
     chex.assert_trees_all_close(layer.apply({"params": trained}, x), of_plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["fine", "channel", "weightnorm"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_learned_arrays_have_the_rank_of_their_kernel(name, form):
+    _, arguments, shape = LAYERS[name]
+    params = jax.eval_shape(layer_of(name)(**arguments, **FORMS[form]()).init, KEY, inputs(shape))["params"]
+    learned = {"g"} if form == "weightnorm" else {"a", "b"}
+    assert set(params["kernel"].psi.learned) == learned
+    assert {getattr(params["kernel"].psi, x).shape for x in learned} == {SHAPES[name][form != "fine"]}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -102,7 +126,7 @@ def test_folded_params_have_the_plain_networks_automatic_names(psi):
     x = jnp.zeros((1, 3, 3, 1))
     plain = jax.eval_shape(Small(plain=True).init, KEY, x)["params"]
     init = lambda key: Small(psi).init(key, x)["params"]
-    found = jax.eval_shape(init if psi is None else lambda key: fold(init(key), psi), KEY)
+    found = jax.eval_shape(init if psi is None else lambda key: fold(init(key)), KEY)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, plain)
     assert {"Conv_0", "Conv_1", "ConvTranspose_0", "Dense_1"} < set(found)
 
@@ -136,9 +160,9 @@ class ScanBody(nn.Module):
 def test_a_learned_pair_is_one_pair_for_all_layers(how):
     x, learned, plain = inputs((2, 4)), Stack(how, PSI), Stack(how)
     params = learned.init(KEY, x)["params"]
-    chex.assert_trees_all_equal(params["pair"], {"a": jnp.float32(A), "b": jnp.float32(B)})
-    pairs = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key in ("a", "b")]
-    assert len(pairs) == 2
+    chex.assert_trees_all_equal(params["pair"], {"psi": Arctan(jnp.float32(A), jnp.float32(B))})
+    names = [path[-1] for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert [names.count(jax.tree_util.GetAttrKey(name)) for name in "abv"] == [1, 1, 2]
 
     params = jax.tree.map(lambda p: p * 1.2 + 0.01, params)
     loss = lambda model, params: jnp.sum(jnp.sin(model.apply({"params": params}, x)))
@@ -146,34 +170,62 @@ def test_a_learned_pair_is_one_pair_for_all_layers(how):
     @jax.jit
     def found_and_expected(params):
         found = jax.value_and_grad(lambda params: loss(learned, params))(params)
-        return found, jax.value_and_grad(lambda params: loss(plain, fold(params, PSI)))(params)
+        return found, jax.value_and_grad(lambda params: loss(plain, fold(params)))(params)
 
     chex.assert_trees_all_close(*found_and_expected(params), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["fixed", "fine", "coarse"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("form", ["fine", "channel", "weightnorm"])
+def test_scanned_layers_learn_arrays_of_their_own(form, axis):
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return jnp.tanh(linen.Dense(4, use_bias=False, **FORMS[form](), name="dense")(x)), None
+
+    deep = nn.scan(Layer, variable_axes={"params": axis}, split_rngs={"params": True}, length=3)()
+    x, rng = inputs((2, 4)), np.random.default_rng(1)
+    params = deep.init(KEY, x, None)["params"]
+    params = jax.tree.map(lambda p: p * jnp.asarray(rng.uniform(0.5, 1.5, p.shape), p.dtype), params)
+    expected, kernels = np.float64(x), fold(params)["dense"]["kernel"]
+    for i in range(3):
+        layer = {"kernel": jax.tree.map(lambda p, i=i: np.take(p, i, axis), params["dense"]["kernel"])}
+        np.testing.assert_allclose(np.take(kernels, i, axis), w_by_hand(layer), rtol=1e-5)
+        expected = np.tanh(expected @ w_by_hand(layer))
+    np.testing.assert_allclose(deep.apply({"params": params}, x, None)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["fixed", "fine", "channel", "coarse"])
 def test_gradients_are_those_of_w_times_the_derivatives_of_psi(form):
     x, layer = inputs((5, 4)), linen.Dense(3, **FORMS[form](), bias_init=BIAS)
     params = layer.init(KEY, x)["params"]
     loss = lambda model, params: jnp.sum(jnp.sin(model.apply({"params": params}, x)))
     found = jax.grad(lambda params: loss(layer, params))(params)
-    of_w = jax.grad(lambda params: loss(nn.Dense(3), params))(fold(params, PSI))
-    v, g = np.asarray(params["v"], np.float64), np.asarray(of_w["kernel"])
-    expected = {"v": g * A * B / (B**2 + v**2), "bias": of_w["bias"]}
-    pair = {"a": np.sum(g * np.arctan(v / B)), "b": np.sum(-g * A * v / (B**2 + v**2))}
-    expected |= {"fixed": {}, "fine": pair, "coarse": {"reparam": pair}}[form]
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+    plain = {"kernel": jnp.asarray(w_by_hand(params), jnp.float32), "bias": params["bias"]}
+    of_w = jax.grad(lambda params: loss(nn.Dense(3), params))(plain)
+    v, g = np.asarray(params["kernel"].v, np.float64), np.asarray(of_w["kernel"])
+    of_a, of_b = g * np.arctan(v / B), -g * A * v / (B**2 + v**2)
+    kernel, pair = found["kernel"], found["reparam"]["psi"] if form == "coarse" else found["kernel"].psi
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    close(kernel.v, g * A * B / (B**2 + v**2))
+    close(found["bias"], of_w["bias"])
+    if form != "fixed":
+        total = functools.partial(np.sum, axis=0, keepdims=True) if form == "channel" else np.sum
+        close(pair.a, total(of_a).reshape(pair.a.shape))
+        close(pair.b, total(of_b).reshape(pair.b.shape))
 
 
-@pytest.mark.parametrize("form, extra", [("fixed", {}), ("fine", {"a", "b"}), ("weightnorm", {"g"})])
+@pytest.mark.parametrize("form", ["fixed", "fine", "channel", "weightnorm"])
 @pytest.mark.parametrize("name", ["Dense", "DenseGeneral"])
-def test_partitioning_names_stay_on_v(name, form, extra):
+def test_partitioning_names_stay_on_v(name, form):
     _, arguments, shape = LAYERS[name]
     init = nn.initializers.lecun_normal()
     make = lambda kernel_init: layer_of(name)(**arguments, kernel_init=kernel_init, **FORMS[form]())
     boxed = make(nn.with_partitioning(init, ("in", "out"))).init(KEY, inputs(shape))
     spec = nn.get_partition_spec(boxed)["params"]
-    assert spec == {"v": PartitionSpec("in", "out"), "bias": PartitionSpec()} | {k: PartitionSpec() for k in extra}
+    assert (spec["kernel"].v, spec["bias"]) == (PartitionSpec("in", "out"), PartitionSpec())
+    learned = {"fixed": 0, "weightnorm": 1}.get(form, 2)
+    assert jax.tree.leaves(spec["kernel"].psi) == [PartitionSpec()] * learned
     chex.assert_trees_all_equal(nn.unbox(boxed), make(init).init(KEY, inputs(shape)))
     layer = make(nn.with_partitioning(init, ("in", "out")))
     chex.assert_trees_all_equal(layer.apply(boxed, inputs(shape)), layer.apply(nn.unbox(boxed), inputs(shape)))
@@ -183,8 +235,9 @@ def test_partitioning_names_stay_on_v(name, form, extra):
 def test_psi_runs_in_float32_and_casts_once_whatever_the_dtypes(param_dtype):
     x, layer = inputs((5, 4)), linen.Dense(8, dtype=jnp.bfloat16, param_dtype=param_dtype, reparam=PSI, learn="fine")
     params = layer.init(KEY, x)["params"]
-    assert all(p.dtype == param_dtype for p in jax.tree.leaves(params))
-    a, b, v = (np.asarray(params[k], np.float32) for k in "abv")
+    v, psi = params["kernel"].v, params["kernel"].psi
+    assert (v.dtype, psi.a.dtype, psi.b.dtype) == (param_dtype, jnp.float32, jnp.float32)
+    a, b, v = (np.asarray(x, np.float32) for x in (psi.a, psi.b, v))
     kernel = jnp.asarray(a * jnp.arctan(v / b)).astype(param_dtype)
     plain = nn.Dense(8, dtype=jnp.bfloat16, param_dtype=param_dtype)
     expected = plain.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, x)
@@ -206,19 +259,20 @@ def test_a_layer_that_asks_for_its_boxed_kernel_gets_w_in_the_box():
 def test_an_initial_weight_beyond_the_bound_gives_nan_there_and_only_there():
     w = nn.Dense(8).init(KEY, inputs((1, 8)))["params"]["kernel"]
     psi = Arctan(0.2, 1.0)
-    v = jax.jit(linen.Dense(8, reparam=psi).init)(KEY, inputs((1, 8)))["params"]["v"]
+    v = jax.jit(linen.Dense(8, reparam=psi).init)(KEY, inputs((1, 8)))["params"]["kernel"].v
     beyond = np.abs(w) >= psi.bound
     assert 0 < beyond.sum() < w.size
     np.testing.assert_array_equal(np.isnan(v), beyond)
 
 
 WRONG = {
-    "a class": ({"reparam": Arctan}, "reparam must be a Ψ.*found <class"),
+    "a class": ({"reparam": Arctan}, "psi must be Arctan, .*found <class"),
     "a name": ({"reparam": "arctan"}, "found 'arctan'"),
-    "unknown learn": ({"reparam": PSI, "learn": "coarse"}, "'none', 'fine', found 'coarse'"),
-    "unknown learn of a plain layer": ({"learn": "fnie"}, "'none', 'fine', found 'fnie'"),
+    "unknown learn": ({"reparam": PSI, "learn": "coarse"}, "'none', 'fine', 'channel', found 'coarse'"),
+    "unknown learn of a plain layer": ({"learn": "fnie"}, "found (None|'fnie')"),
+    "a plain layer that learns": ({"learn": "fine"}, "None"),
     "fine PowerProp": ({"reparam": PowerProp(), "learn": "fine"}, "PowerProp has no a and b"),
-    "fine WeightNorm": ({"reparam": WeightNorm(), "learn": "fine"}, "WeightNorm has no a and b"),
+    "channel WeightNorm": ({"reparam": WeightNorm(), "learn": "channel"}, "WeightNorm has no a and b"),
     "pair of PowerProp": ({"reparam": linen.LearnedPair(PowerProp())}, "PowerProp has no a and b"),
     "pair, and fine": ({"reparam": linen.LearnedPair(PSI), "learn": "fine"}, "LearnedPair"),
 }
@@ -231,13 +285,24 @@ def test_a_wrong_argument_is_an_error_that_names_it(case):
         jax.eval_shape(linen.Dense(3, **arguments).init, KEY, jnp.zeros((1, 2)))
 
 
-def test_plain_and_companded_params_are_never_taken_for_each_other():
+OTHER = [  # (the layer that made the parameters, the layer that gets them)
+    ({}, {"reparam": PSI}),
+    ({"reparam": PSI}, {}),
+    ({"reparam": PSI}, {"reparam": Arctan(A, 2 * B)}),
+    ({"reparam": PSI}, {"reparam": PSI, "learn": "fine"}),
+    ({"reparam": PSI, "learn": "fine"}, {"reparam": PSI}),
+    ({"reparam": PSI, "learn": "channel"}, {"reparam": PSI, "learn": "fine"}),
+    ({"reparam": PSI}, {"reparam": WeightNorm()}),
+    ({"reparam": linen.LearnedPair(PSI)}, {"reparam": PSI}),
+]
+
+
+@pytest.mark.parametrize("made_by, given_to", OTHER, ids=str)
+def test_parameters_of_another_reparam_are_refused(made_by, given_to):
     x = jnp.zeros((1, 2))
-    plain, companded = nn.Dense(3), linen.Dense(3, reparam=PSI)
-    with pytest.raises(flax.errors.ScopeParamNotFoundError, match='"v"'):
-        companded.apply(plain.init(KEY, x), x)
-    with pytest.raises(flax.errors.ScopeParamNotFoundError, match='"kernel"'):
-        plain.apply(companded.init(KEY, x), x)
+    params = linen.Dense(3, **made_by).init(KEY, x)
+    with pytest.raises((ValueError, flax.errors.ScopeParamShapeError), match="kernel"):
+        linen.Dense(3, **given_to).apply(params, x)
 
 
 def test_a_network_can_be_tabulated_and_is_traced_once():
@@ -251,15 +316,18 @@ def test_a_network_can_be_tabulated_and_is_traced_once():
 
 
 SGD, ADAM, PSI64, DECAY = optax.sgd(0.1, momentum=0.9), optax.adam(1e-3), Arctan(0.9, 0.6), 1e-4
-ON_W = optim.add_decayed_weights(DECAY, PSI64)
+ON_W = optim.add_decayed_weights(DECAY)
+SCALED = optim.scale_by_derivative(ADAM)
 STEPS = {  # (reparam and learn of the layers, optimizer)
     "layers": (PSI64, "none", SGD),
     "layers, decay": (PSI64, "none", optax.chain(ON_W, SGD)),
-    "layers, learned, decay": (PSI64, "fine", optax.chain(ON_W, SGD)),
-    "layers, Adam": (PSI64, "none", optim.scale_by_derivative(optax.adamw(1e-3), PSI64)),
-    "layers, Adam, decay before": (PSI64, "none", optax.chain(ON_W, optim.scale_by_derivative(ADAM, PSI64))),
+    "layers, fine, decay": (PSI64, "fine", optax.chain(ON_W, SGD)),
+    "layers, channel, decay": (PSI64, "channel", optax.chain(ON_W, SGD)),
+    "layers, Adam": (PSI64, "none", optim.scale_by_derivative(optax.adamw(1e-3))),
+    "layers, Adam, decay before": (PSI64, "none", optax.chain(ON_W, SCALED)),
     "compand": (None, "none", compand(SGD, PSI64, weight_decay=DECAY)),
     "compand, fine": (None, "none", compand(SGD, PSI64, weight_decay=DECAY, learn="fine")),
+    "compand, channel": (None, "none", compand(SGD, PSI64, weight_decay=DECAY, learn="channel")),
     "compand, coarse": (None, "none", compand(SGD, PSI64, weight_decay=DECAY, learn="coarse")),
     "compand, Adam": (None, "none", compand(ADAM, PSI64, adaptive=True, weight_decay=DECAY)),
 }

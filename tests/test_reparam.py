@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import chex
 import jax
@@ -27,6 +28,7 @@ CLOSED = {  # psi, Ψ and Ψ′ in NumPy, Ψ⁻¹ in NumPy
     for p in (1.0, 1.5, 2.0)
 }
 PSIS = {name: closed[0] for name, closed in CLOSED.items()}
+NAMES = {Arctan: ["a", "b"], Arsinh: ["a", "b"], Erf: ["a", "b"], PowerProp: ["alpha"]}
 each_psi = pytest.mark.parametrize("psi", PSIS.values(), ids=PSIS.keys())
 
 
@@ -36,6 +38,11 @@ def x64():
         yield
 
 
+def learned(psi, dtype=None):
+    """psi with arrays in the place of its numbers."""
+    return dataclasses.replace(psi, **{name: jnp.asarray(getattr(psi, name), dtype) for name in NAMES[type(psi)]})
+
+
 def weights_inside(psi, dtype):
     limit = 0.99 * float(psi.bound) if math.isfinite(psi.bound) else 5.0
     return np.linspace(-limit, limit, V.size).astype(dtype)  # one shape everywhere: fewer compilations
@@ -43,13 +50,14 @@ def weights_inside(psi, dtype):
 
 class ClosedForm(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.product(name=list(CLOSED), dtype=(np.float32, np.float64))
-    def test_psi_inverse_and_derivative_are_the_closed_forms(self, name, dtype):
+    @parameterized.product(name=list(CLOSED), dtype=(np.float32, np.float64), learn=(False, True))
+    def test_psi_inverse_and_derivative_are_the_closed_forms(self, name, dtype, learn):
         psi, truth, inverse = CLOSED[name]
         rtol = 4e-6 if dtype == np.float32 else 2e-14  # PowerProp's pow and Erf's exp at large arguments are the worst
         with jax.enable_x64(dtype == np.float64):
             v, w = V.astype(dtype), weights_inside(psi, dtype)
-            out = self.variant(lambda v, w: (psi(v), psi.inverse(w), psi.derivative(v)))(v, w)
+            psi = learned(psi, dtype) if learn else psi
+            out = self.variant(lambda psi, v, w: (psi(v), psi.inverse(w), psi.derivative(v)))(psi, v, w)
             chex.assert_trees_all_equal_dtypes(out, (v, w, v))
             v, w = v.astype(np.float64), w.astype(np.float64)
             for found, expected in zip(out, (truth(v), inverse(w), truth.slope(v)), strict=True):
@@ -93,12 +101,12 @@ def test_derivative_is_the_gradient_and_the_finite_difference(psi, x64):
 def test_gradients_of_a_b_and_alpha_are_finite_differences(psi, x64):
     v, h = np.linspace(-2, 2, 8), 1e-6
     loss = jax.jit(lambda psi: jnp.sum(jnp.sin(psi(v) * np.arange(8)) + psi.derivative(v) ** 2))
-    psi = jax.tree.map(jnp.asarray, psi)  # arrays, because alpha - h leaves the range at alpha = 1
+    psi = learned(psi)
     gradient = jax.grad(loss)(psi)
-    for field in dataclasses.fields(psi):
-        x = getattr(psi, field.name)
-        up, down = (loss(dataclasses.replace(psi, **{field.name: x + step})) for step in (h, -h))
-        np.testing.assert_allclose(getattr(gradient, field.name), (up - down) / (2 * h), rtol=1e-6)
+    for name in NAMES[type(psi)]:
+        x = getattr(psi, name)
+        up, down = (loss(dataclasses.replace(psi, **{name: x + step})) for step in (h, -h))
+        np.testing.assert_allclose(getattr(gradient, name), (up - down) / (2 * h), rtol=1e-6)
 
 
 # Largest relative error found with 20,000 random |w| in each band and five pairs (a, b), on jax 0.10.2 and 0.12.0.
@@ -163,27 +171,52 @@ def test_inverse_never_comes_back_on_the_other_side_of_the_bound(cls, dtype, x64
 
 @pytest.mark.parametrize("alpha, slope", [(1.0, 1.0), (1.5, 0.0), (2.0, 0.0)])
 def test_powerprop_at_zero_has_the_right_derivative_and_no_nan(alpha, slope):
-    psi, zero = PowerProp(jnp.float32(alpha)), jnp.float32(0)
-    chex.assert_trees_all_equal((psi(zero), psi.inverse(zero)), (zero, zero))
-    chex.assert_trees_all_equal((psi.derivative(zero), jax.grad(psi)(zero)), (jnp.float32(slope),) * 2)
+    zero = jnp.float32(0)
+    for psi in (PowerProp(alpha), PowerProp(jnp.float32(alpha))):
+        chex.assert_trees_all_equal((psi(zero), psi.inverse(zero)), (zero, zero))
+        chex.assert_trees_all_equal((psi.derivative(zero), jax.grad(psi)(zero)), (jnp.float32(slope),) * 2)
     chex.assert_tree_all_finite(jax.grad(lambda psi: psi(zero) + psi.derivative(zero))(psi))
 
 
 @each_psi
 def test_huge_v_gives_no_nan(psi):
     v = np.where(V < 0, np.float32(-1e30), np.float32(1e30))
-    found = jax.jit(lambda psi: (psi(v), psi.derivative(v), jax.vjp(lambda v, psi: psi(v), v, psi)[1](v / 1e30)))(psi)
+    of = lambda psi: (psi(v), psi.derivative(v), jax.vjp(lambda v, psi: psi(v), v, psi)[1](v / 1e30))
+    found = jax.jit(of)(psi), jax.jit(of)(learned(psi))
     assert not any(np.any(np.isnan(x)) for x in jax.tree.leaves(found)), found
     if math.isfinite(psi.bound):
         np.testing.assert_allclose(np.abs(psi(v)), psi.bound, rtol=1e-6)
 
 
 @each_psi
-def test_psi_is_a_pytree_of_its_parameters(psi):
+def test_numbers_are_constants_and_arrays_are_leaves(psi):
+    assert jax.tree.leaves(psi) == []
+    names = NAMES[type(psi)]
+    for some in (names, names[:1]):
+        leaves = jax.tree_util.tree_leaves_with_path(
+            dataclasses.replace(psi, **{name: jnp.float32(1.5) for name in some})
+        )
+        assert [jax.tree_util.keystr(path) for path, _ in leaves] == [f".{name}" for name in some]
+    leaf = np.ones(2, np.float32)
+    assert jax.tree.leaves(dataclasses.replace(psi, **{names[0]: leaf}))[0] is leaf  # NumPy's arrays are leaves too
+
+
+@each_psi
+def test_constants_are_part_of_the_structure(psi):
+    # So a checkpoint of one Ψ does not load under another, and jit compiles again for another number.
+    other = dataclasses.replace(psi, **{NAMES[type(psi)][0]: np.float32(1.75)})
+    assert jax.tree.structure(psi) == jax.tree.structure(dataclasses.replace(psi)) != jax.tree.structure(other)
+    assert psi == dataclasses.replace(psi) != other and hash(psi) == hash(dataclasses.replace(psi))
     v = jnp.linspace(-1, 1, 5)
-    assert len(jax.tree.leaves(psi)) == len(dataclasses.fields(psi))
-    doubled = jax.tree.map(lambda x: jnp.stack([x, 2 * jnp.asarray(x)]), psi)
-    rows = jax.vmap(lambda psi: psi(v))(doubled)
+    chex.assert_trees_all_close(jax.jit(lambda psi: psi(v))(other), other(v), rtol=1e-6)
+    with pytest.raises(ValueError, match="different pytree metadata"):
+        jax.tree.map(lambda x, y: x, psi, other)
+
+
+@each_psi
+def test_learned_arrays_can_be_mapped_and_traced_once(psi):
+    v, psi = jnp.linspace(-1, 1, 5), learned(psi)
+    rows = jax.vmap(lambda psi: psi(v))(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), psi))
     chex.assert_trees_all_close(rows[0], psi(v))
     chex.assert_trees_all_close(rows[1], jax.tree.map(lambda x: 2 * x, psi)(v))
 
@@ -195,17 +228,55 @@ def test_psi_is_a_pytree_of_its_parameters(psi):
 
 def test_arrays_may_leave_the_range_that_numbers_may_not():
     v = jnp.linspace(-1, 1, 5)
-    negative = jax.tree.map(jnp.negative, jax.tree.map(jnp.asarray, Arctan(A, B)))
+    negative = jax.tree.map(jnp.negative, learned(Arctan(A, B)))
     chex.assert_trees_all_close(negative(v), A * jnp.arctan(v / B), rtol=1e-6)  # both signs flip
     chex.assert_trees_all_close(dataclasses.replace(negative, b=B)(v), -A * jnp.arctan(v / B), rtol=1e-6)
-    assert Arctan(A, B) == Arctan(A, B) and hash(Arctan(A, B)) == hash(Arctan(A, B))
 
 
 @pytest.mark.parametrize("stand_in", [None, True, -1.0, "label"], ids=repr)
-def test_tree_functions_may_put_anything_in_place_of_the_parameters(stand_in):
+def test_tree_functions_may_put_anything_in_place_of_the_arrays(stand_in):
     # Masks hold bools, labels strings, and equinox.partition puts None.
-    assert vars(jax.tree.map(lambda _: stand_in, Arctan(A, B))) == {"a": stand_in, "b": stand_in}
-    assert vars(jax.tree.map(lambda _: stand_in, PowerProp(2.0))) == {"alpha": stand_in}
+    for psi in PSIS.values():
+        found = jax.tree.map(lambda _: stand_in, learned(psi))
+        assert [getattr(found, name) for name in NAMES[type(psi)]] == [stand_in] * len(NAMES[type(psi)])
+        assert jax.tree.map(lambda _: stand_in, psi) == psi
+    half = jax.tree.map(lambda _: stand_in, Arctan(jnp.float32(A), B))
+    assert (half.a, half.b) == (stand_in, B)
+
+
+KERNEL = jax.ShapeDtypeStruct((3, 3, 4, 5), jnp.bfloat16)
+FORMS = {  # psi, learn, axes: the shapes of a and b, None for a constant
+    "none": (Arctan(A, B), "none", {3}, (None, None)),
+    "fine": (Arctan(A, B), "fine", {3}, ((1, 1, 1, 1),) * 2),
+    "channel": (Arctan(A, B), "channel", {3}, ((1, 1, 1, 5),) * 2),
+    "channel of two axes": (Arctan(A, B), "channel", {0, 3}, ((3, 1, 1, 5),) * 2),
+    "an array stays learned": (Arctan(jnp.float32(A), B), "none", {3}, ((1, 1, 1, 1), None)),
+    "an array of channels": (Arctan(jnp.full(5, A), B), "fine", {3}, ((1, 1, 1, 5), (1, 1, 1, 1))),
+    "an array for each weight": (Arctan(np.full((3, 3, 4, 5), A), B), "channel", {3}, ((3, 3, 4, 5), (1, 1, 1, 5))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_learned_arrays_have_the_rank_of_their_weight(form):
+    psi, learn, axes, shapes = FORMS[form]
+    found = psi.for_weight(KERNEL, learn, axes)
+    for x, start, shape in zip((found.a, found.b), (A, B), shapes, strict=True):
+        if shape is None:
+            assert x == start and isinstance(x, float)
+        else:  # float32 at least, though the weight is bfloat16
+            assert x.shape == shape and x.dtype == jnp.float32
+            np.testing.assert_allclose(x, np.float32(start))
+
+
+def test_learned_arrays_of_a_float64_weight_are_float64(x64):
+    own = Arctan(A, B).for_weight(np.ones((2, 3)), "channel", {1})
+    assert (own.a.dtype, own.a.shape) == (jnp.float64, (1, 3)) and np.all(own.a == A)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 5), (1, 3, 3, 4, 5)], ids=str)
+def test_an_array_that_does_not_fit_its_weight_is_an_error(shape):
+    with pytest.raises(ValueError, match=f"Arctan has an array of shape {re.escape(str(shape))}, the weight"):
+        Arctan(jnp.ones(shape), B).for_weight(KERNEL, "none", {3})
 
 
 BAD = [0, 0.0, -1, np.float32(-2), math.nan, math.inf, -math.inf, True, None, "1"]
@@ -224,26 +295,62 @@ def test_alpha_below_one_is_an_error_and_one_is_the_identity():
     chex.assert_trees_all_equal(PowerProp(1)(V.astype(np.float32)), V.astype(np.float32))
 
 
-WEIGHT_NORM_CASE = tuple(jnp.float32(np.random.default_rng(0).normal(size=s)) for s in ((3, 3, 4, 5), 5))
+@pytest.mark.parametrize("cls", [Arctan, Arsinh, Erf, PowerProp])
+def test_complex_numbers_are_refused(cls):
+    for compute in (cls(), cls().inverse, cls().derivative):
+        with pytest.raises(ValueError, match=f"{cls.__name__} is not defined for complex numbers, found complex64"):
+            compute(jnp.ones(2, jnp.complex64))
 
 
-def test_weight_norm_is_the_closed_form_keeps_the_initial_w_and_gives_each_channel_the_norm_g():
-    v, g = WEIGHT_NORM_CASE
-    chex.assert_trees_all_close(WeightNorm()(*WeightNorm().inverse(v)), v, rtol=1e-6)
-    w = np.asarray(WeightNorm()(v, g))
-    np.testing.assert_allclose(w, reference.WeightNorm()(v, g), rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(w.reshape(-1, 5), axis=0), np.abs(g), rtol=1e-6)
-    half = v.astype(jnp.bfloat16)
-    chex.assert_trees_all_equal(WeightNorm()(half, g), WeightNorm()(half.astype(jnp.float32), g).astype(jnp.bfloat16))
+def weight_norm_case():
+    v, g = (np.random.default_rng(0).normal(size=shape).astype(np.float32) for shape in ((3, 3, 4, 5), (1, 1, 1, 5)))
+    return jnp.asarray(v), jnp.asarray(g)
 
 
-def test_weight_norm_gradient_is_orthogonal_to_v_and_finite_for_a_zero_column():
-    (v, g), cotangent = WEIGHT_NORM_CASE, jnp.sin(jnp.arange(180.0)).reshape(3, 3, 4, 5)
-    gradient_of = jax.jit(lambda v, g: jax.vjp(WeightNorm(), v, g)[1](cotangent))
-    gradient = gradient_of(v, g)
-    chex.assert_trees_all_close(gradient, reference.WeightNorm().backward(v, g, cotangent), rtol=1e-4, atol=1e-6)
-    assert np.abs(gradient[0]).max() > 0.1
-    np.testing.assert_allclose(np.sum(gradient[0] * v, (0, 1, 2)), 0, atol=1e-5)
+def test_weight_norm_is_the_closed_form_with_norms_g():
+    v, g = weight_norm_case()
+    w = np.asarray(WeightNorm(g)(v))
+    np.testing.assert_allclose(w, reference.WeightNorm()(np.float64(v), np.float64(g)), rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(w.reshape(-1, 5), axis=0), np.abs(g.ravel()), rtol=1e-6)
+    half, rounded = v.astype(jnp.bfloat16), WeightNorm(g)(v.astype(jnp.bfloat16).astype(jnp.float32))
+    chex.assert_trees_all_equal(WeightNorm(g)(half), rounded.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("axes", [{3}, {0}, {0, 3}, {1, 2, 3}, set()], ids=str)
+def test_weight_norm_starts_at_w_for_any_output_axes(axes):
+    w, _ = weight_norm_case()
+    own = WeightNorm().for_weight(w, "none", axes)
+    summed = tuple(axis for axis in range(4) if axis not in axes)
+    np.testing.assert_allclose(own.g, np.sqrt(np.sum(np.float64(w) ** 2, axis=summed, keepdims=True)), rtol=1e-6)
+    assert own.g.ndim == 4 and jax.tree.leaves(own) == [own.g]
+    chex.assert_trees_all_close(own(own.inverse(w)), w, rtol=1e-6)
+    chex.assert_trees_all_close(own(3 * w), w, rtol=1e-6)  # only the direction of v counts
+
+
+def test_weight_norm_before_its_first_weight_has_no_leaves():
+    assert jax.tree.leaves(WeightNorm(axis=(0, 1))) == []
+    assert jax.tree.structure(WeightNorm(axis=0)) != jax.tree.structure(WeightNorm(axis=1))
+
+
+def test_weight_norm_gradients_are_those_by_hand():
+    (v, g), cotangent = weight_norm_case(), np.sin(np.arange(180.0, dtype=np.float32)).reshape(3, 3, 4, 5)
+    gradient_of = jax.jit(lambda v, g: jax.vjp(lambda v, g: WeightNorm(g)(v), v, g)[1](cotangent))
+    by_v, by_g = gradient_of(v, g)
+    expected_v, expected_g = reference.WeightNorm().backward(*map(np.float64, (v, g, cotangent)))
+    np.testing.assert_allclose(by_v, expected_v, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(by_g, np.reshape(expected_g, (1, 1, 1, 5)), rtol=1e-4, atol=1e-6)
+    assert np.abs(by_v).max() > 0.1
+    np.testing.assert_allclose(np.sum(by_v * v, (0, 1, 2)), 0, atol=1e-5)  # orthogonal to v
     zero = v.at[..., 2].set(0)
-    chex.assert_trees_all_equal(WeightNorm()(zero, g)[..., 2], jnp.zeros((3, 3, 4)))
+    chex.assert_trees_all_equal(WeightNorm(g)(zero)[..., 2], jnp.zeros((3, 3, 4)))
     chex.assert_tree_all_finite(gradient_of(zero, g))
+
+
+def test_weight_norm_of_stacked_weights_is_the_stack_of_its_weights():
+    # As nn.scan and vmap make it: the first axis is no output axis of one weight, but its g has that axis.
+    v, _ = weight_norm_case()
+    stacked = jax.vmap(lambda w: WeightNorm().for_weight(w, "none", {2}))(v)
+    assert stacked.g.shape == (3, 1, 1, 5)
+    moved = v + jnp.arange(5.0)
+    rows = [WeightNorm(g)(x) for g, x in zip(stacked.g, moved, strict=True)]
+    chex.assert_trees_all_close(stacked(moved), jnp.stack(rows), rtol=1e-6)

@@ -3,8 +3,9 @@
 import importlib
 
 from wcjax import optim
-from wcjax.optim import compand
-from wcjax.params import describe, fold, is_kernel, reparameterize
+from wcjax.companding import compand
+from wcjax.description import describe
+from wcjax.params import Reparameterized, fold, is_kernel, reparameterize
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
 _LATER = ("analysis", "data", "io", "linen", "models", "training")  # these import Flax, or more
@@ -15,6 +16,7 @@ __all__ = [
     "Arsinh",
     "Erf",
     "PowerProp",
+    "Reparameterized",
     "WeightNorm",
     "compand",
     "describe",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax.errors import InputError
+from wcjax.params import Reparameterized
 
 _SHOWN = 4  # names listed in an error
 _TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # (in, out) -> (out, in), HWIO -> OIHW
@@ -108,8 +109,6 @@ def to_torchvision(variables) -> dict[str, np.ndarray]:
       InputError: the weights are companded; names, shapes or dtypes are of another network; nan or inf.
     """
     found = _flatten(variables)
-    if companded := [name for name in found if name.rpartition("/")[2].partition(":")[0] == "v"]:
-        raise InputError(f"{companded[0]} is companded: fold first, wcjax.fold(variables['params'], psi).")
     like = _flatten(_shapes(found, found.get("params/head/bias")))
     _check(found, like, "these are not the variables of a ResNet-18, -34 or -50 with stem='imagenet'")
     out = {}
@@ -222,6 +221,8 @@ def _flatten(tree, at: str = "") -> dict:
                 raise InputError(f"{at or 'the tree'} has the name {name!r}: names are strings without '/'.")
             out |= _flatten(x, f"{at}/{name}" if at else name)
         return out
+    if isinstance(tree, Reparameterized):
+        raise InputError(f"{at} is Reparameterized: fold first, wcjax.fold(variables['params']).")
     if not at or not hasattr(tree, "dtype"):
         raise InputError(f"{at or 'the tree'} is a {type(tree).__name__}: expected nested mappings of arrays.")
     return {at: tree}

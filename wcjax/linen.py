@@ -1,107 +1,159 @@
 """Flax Linen layers that hold v and compute w = Ψ(v) wherever the plain layer reads its kernel.
 
-    Dense(10, reparam=Arctan(0.6, 0.6))                      'v' in place of 'kernel'
-    Dense(10, reparam=Arctan(0.5, 1.0), learn='fine')        'v', 'a', 'b': a pair of its own, shape ()
-    Dense(10, reparam=LearnedPair(Arctan(0.5, 1.0)))         'v', and the pair of a module that layers share
-    Dense(10, reparam=WeightNorm())                          'v', 'g'
+    Dense(10, reparam=Arctan(0.6, 0.6))                      a and b are constants
+    Dense(10, reparam=Arctan(0.5, 1.0), learn='fine')        the layer learns its own a and b
+    Dense(10, reparam=Arctan(0.5, 1.0), learn='channel')     a pair for each output channel
+    Dense(10, reparam=LearnedPair(Arctan(0.5, 1.0)))         the pair of a module that layers share
+    Dense(10, reparam=WeightNorm())                          a norm g for each output channel
     Dense(10)                                                exactly flax.linen.Dense
 
-The initial w is what the plain layer would draw from the same key, up to the rounding of Ψ(Ψ⁻¹(w)). A drawn w beyond
-the bound of Ψ gives nan in v, because nothing can be raised inside jit; `wcjax.reparameterize` raises there.
+The parameter 'kernel' is a `wcjax.Reparameterized`. The initial w is what the plain layer would draw from the same key,
+up to the rounding of Ψ(Ψ⁻¹(w)). A drawn w beyond the bound of Ψ gives nan in v, because nothing can be raised inside
+jit; `wcjax.reparameterize` raises there.
 """
 
-import dataclasses
-from typing import Any
+import copyreg
+import functools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.serialization  # noqa: F401  for wcjax.serialization
 import jax
 import jax.numpy as jnp
 
-from wcjax.params import check_learnable
-from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
+from wcjax import checks, serialization
+from wcjax.params import Reparameterized, is_weight, reparameterized, unboxed
+from wcjax.psi import Psi
+from wcjax.reparam import BY_NAME, Sigmoid
 
-Psi = Arctan | Arsinh | Erf | PowerProp
+OWN_KERNEL = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+
+class SharedPsi(NamedTuple):
+    """The Ψ of a LearnedPair, as layers get it."""
+
+    psi: Psi
 
 
 class LearnedPair(nn.Module):
     """One learned (a, b), shared by all layers that get this module as their reparam (the paper's coarse form).
 
-    Make it once in the parent module and hand it to every layer. Parameters: 'a' and 'b', of param_dtype, shape ().
-    Under nn.scan hand `pair()`, the Ψ, to the scanned module as an argument with in_axes=nn.broadcast: as an attribute
-    of it each layer would get a pair of its own.
+    Make it once in the parent module and hand it to every layer. Its parameter 'psi' is the Ψ, whose a and b are of
+    param_dtype and shape (). Under nn.scan hand `pair()` to the scanned module as an argument with
+    in_axes=nn.broadcast: as an attribute of it each layer would get its own pair.
     """
 
-    psi: Arctan | Arsinh | Erf
+    psi: Sigmoid
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self) -> Psi:
-        """psi with the learned a and b."""
-        check_learnable(self.psi, "fine")
-        return _learned(self, self.psi, self.param_dtype)
+    def __call__(self) -> SharedPsi:
+        """The Ψ with the learned a and b, for the reparam of a layer."""
+        checks.check_learn(self.psi, "fine")
+        start = lambda: self.psi.for_weight(jnp.zeros((), self.param_dtype), "fine", ())
+        # Not self.param, which would draw a key: the initial weights would differ from the plain network's.
+        return SharedPsi(self.variable("params", "psi", start).value)
 
 
+class _Companded(type):
+    """The class of a class of `companded`: it pickles as the call that made it."""
+
+
+copyreg.pickle(_Companded, lambda layer: (companded, layer.__bases__))
+
+
+@functools.cache
 def companded(cls: type[nn.Module]) -> type[nn.Module]:
-    """The Flax layer class `cls`, with two more arguments. It needs a parameter 'kernel' of its own.
+    """The Flax layer class `cls`, with two more arguments. Its parameter 'kernel' must be its own, not a submodule's.
 
-    reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm (over the kernel's last axis), a LearnedPair, or None for the
-      plain layer.
-    learn: 'none', or 'fine' for a learned (a, b) of this layer, which starts at reparam's.
+    reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm, a LearnedPair, or None for the plain layer.
+    learn: 'none'; 'fine', for a learned (a, b) of this layer, which starts at reparam's; 'channel', for one of each
+      output channel.
 
-    The class keeps its name, so that automatic module names equal the plain network's. Initializing or applying a layer
-    raises ValueError for an unknown reparam or learn, and for learn='fine' of a Ψ without a and b.
+    The class keeps its name, so that automatic module names equal the plain network's.
+
+    Raises:
+      ValueError: here, for a class of flax.linen without a kernel of its own (Embed, attention, recurrent cells); when
+        a layer is initialized or applied, for any other class without one, an unknown reparam or learn, a kernel that
+        is not of floats, and params that do not go with reparam.
     """
+    _check_class(cls)
 
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
-        if name == "kernel" and self.reparam is None:
-            check_learnable(None, self.learn)
         if name != "kernel" or self.reparam is None:
-            return super(layer, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
-        psi = self.reparam
-        if not isinstance(psi, Psi | WeightNorm | LearnedPair):
-            raise ValueError(f"reparam must be a Ψ, WeightNorm(), a LearnedPair or None, found {psi!r}.")
-        if isinstance(psi, LearnedPair) and self.learn != "none":
-            raise ValueError(f"a LearnedPair is learned and shared already: use learn='none', found {self.learn!r}.")
-        check_learnable(psi, self.learn)
-        start = psi.psi if isinstance(psi, LearnedPair) else psi
+            value = super(layer, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
+            if name == "kernel" and is_weight(value):
+                raise ValueError(f"{_place(self)} is Reparameterized, but the layer has reparam=None: fold the params.")
+            return value
+        shared = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
 
-        def init_v(*args, **kwargs):
-            w = init_fn(*args, **kwargs)  # perhaps boxed with the names of its axes, as nn.with_partitioning does
-            return w if isinstance(start, WeightNorm) else jax.tree.map(start.inverse, w)
+        def make(w):  # w may be in a box with the names of its axes, as nn.with_partitioning makes it
+            checks.check_float(_place(self), unboxed(w))
+            if isinstance(shared, SharedPsi):
+                return Reparameterized(jax.tree.map(shared.psi.inverse, w), None)
+            return reparameterized(w, shared, self.learn, _output_axes(self, unboxed(w).ndim))
 
-        boxed = super(layer, self).param("v", init_v, *args, unbox=False, **kwargs)
-        v = nn.meta.unbox(boxed)
-        if isinstance(psi, WeightNorm):
-            w = psi(v, self.variable("params", "g", lambda: psi.inverse(v)[1]).value)
-        elif isinstance(psi, LearnedPair):
-            w = psi()(v)
-        elif self.learn == "fine":
-            w = _learned(self, psi, v.dtype)(v)
-        else:
-            w = psi(v)
-        return w if unbox else nn.meta.replace_boxed(boxed, w)
+        init = lambda *args, **kwargs: make(init_fn(*args, **kwargs))
+        weight = super(layer, self).param(name, init, *args, unbox=False, **kwargs)
+        if not is_weight(weight) or jax.tree.structure(weight) != jax.tree.structure(jax.eval_shape(make, weight.v)):
+            kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_weight(weight) else "not Reparameterized"
+            raise ValueError(
+                f"{_place(self)} is {kind}, but the layer has reparam={self.reparam!r} and learn={self.learn!r}: fold "
+                "the params, and reparameterize them for this layer."
+            )
+        w = Reparameterized(weight.v, shared.psi).w if isinstance(shared, SharedPsi) else weight.w
+        return nn.meta.unbox(w) if unbox else w
 
-    layer = type(
+    def call(self, *args, **kwargs):
+        if isinstance(self.reparam, LearnedPair | SharedPsi):
+            if self.learn != "none":
+                raise ValueError(f"a LearnedPair is learned and shared: use learn='none', found {self.learn!r}.")
+        elif self.reparam is not None or self.learn != "none":
+            checks.check_psi(self.reparam)
+            checks.check_learn(self.reparam, self.learn)
+        outputs = super(layer, self).__call__(*args, **kwargs)
+        if self.reparam is not None and not is_weight(self.get_variable("params", "kernel")):
+            raise ValueError(f"{cls.__name__} has no parameter 'kernel' of its own, so that nothing was companded.")
+        return outputs
+
+    layer = (_Companded if type(cls) is type else type(cls))(
         cls.__name__,
         (cls,),
         {
-            "__annotations__": {"reparam": Psi | WeightNorm | LearnedPair | None, "learn": str},
+            "__annotations__": {"reparam": Psi | LearnedPair | SharedPsi | None, "learn": str},
             "__doc__": f"flax.linen.{cls.__name__} with w = Ψ(v): see `wcjax.linen.companded`.",
             "__module__": __name__,
             "reparam": None,
             "learn": "none",
             "param": nn.nowrap(param),
+            "__call__": call,
         },
     )
     return layer
 
 
-def _learned(module, psi, dtype):
-    # Not module.param: it would draw a key, and the bias after it would differ from the plain layer's.
-    return dataclasses.replace(
-        psi, **{k: module.variable("params", k, lambda k=k: jnp.asarray(getattr(psi, k), dtype)).value for k in "ab"}
-    )
+def _check_class(cls):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(f"companded takes a class of Flax Linen layers, found {cls!r}.")
+    if cls.__module__.startswith("flax.linen") and not issubclass(cls, OWN_KERNEL):
+        names = ", ".join(own.__name__ for own in OWN_KERNEL)
+        raise ValueError(f"flax.linen.{cls.__name__} has no parameter 'kernel' of its own; these have: {names}.")
 
 
+def _place(layer):
+    return "/".join((*layer.path, "kernel"))
+
+
+def _output_axes(layer, ndim):
+    """The axes of a layer's kernel along which its outputs lie."""
+    if getattr(layer, "transpose_kernel", False):
+        return (-2,)
+    if isinstance(layer, nn.DenseGeneral):
+        outputs = 1 if isinstance(layer.features, int) else len(layer.features)
+        return (*range(len(layer.batch_dims)), *range(ndim - outputs, ndim))
+    return (-1,)
+
+
+serialization.register(Reparameterized, *BY_NAME.values())
 Conv = companded(nn.Conv)
 Dense = companded(nn.Dense)

@@ -18,6 +18,7 @@ import signal
 import sys
 
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, LoaderError, Preempted, SaveError
+from wcjax.reparam import BY_NAME, Sigmoid
 from wcjax.training.metrics import write_json
 from wcjax.training.preemption import START_AGAIN, stop_at_once
 
@@ -45,7 +46,7 @@ def grid_run(args, overrides, point, seed):
 
     config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
     psi = config.reparam.name
-    if point.keys() & PAPERS_GRID.keys() and psi not in ("arctan", "arsinh", "erf"):
+    if point.keys() & PAPERS_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Sigmoid):
         raise InputError(f"a grid is over a and b, which {psi!r} has not; choose wc, arsinh or erf, or give --over.")
     config.seed = seed
     return "_".join([*(key.rpartition(".")[2] + text for key, text in point.items()), f"seed{seed}"]), config

@@ -30,8 +30,11 @@ def write_run():
         with (folder / "metrics.jsonl").open("w") as file:
             for epoch in range(1, epochs + 1):
                 line = {"epoch": epoch, "val_accuracy": val_accuracy}
-                if config["reparam"]["learn"] == "fine":
-                    line["pairs"] = {name: {"a": 1 + epoch / 10, "b": 1.0} for name in sorted(LAYERS)}
+                if (learn := config["reparam"]["learn"]) in ("fine", "channel"):
+                    a = 1 + epoch / 10
+                    pair = {"a": [a - 0.2, a - 0.1, a, a + 0.1, a + 0.2], "b": [1.0] * 5}  # quantiles over channels
+                    pair = {"a": a, "b": 1.0} if learn == "fine" else pair
+                    line["pairs"] = {name: pair for name in sorted(LAYERS)}
                 file.write(json.dumps(line) + "\n")
         if test_accuracy is not None:
             summary = copy.copy(SUMMARY) | {"best_val_accuracy": val_accuracy, "test_accuracy": test_accuracy}

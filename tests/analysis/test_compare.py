@@ -11,6 +11,7 @@ from matplotlib import image
 from wcjax import Arctan, models
 from wcjax.analysis import compare, plots, runs
 from wcjax.training.checkpoint import save_tree
+from wcjax.training.config import default_config
 
 SUMMARY = {
     "best_val_accuracy": 0.9722,
@@ -57,14 +58,15 @@ def test_the_table_has_a_row_for_each_run_with_its_numbers(run):
 @pytest.mark.parametrize(
     "reparam, text",
     [
-        ({"name": "erf", "a": 1.0, "b": 0.5, "learn": "none"}, "erf(a=1, b=0.5)"),
+        ({"name": "erf", "b": 0.5}, "erf(a=1, b=0.5)"),
+        ({"name": "arctan", "a": 0.5, "learn": "channel"}, "arctan(a=0.5, b=1, learned channel)"),
         ({"name": "powerprop", "alpha": 1.5}, "powerprop(α=1.5)"),
         ({"name": "weightnorm"}, "weightnorm"),
         ({"name": "none"}, "none"),
     ],
 )
 def test_a_reparam_is_named_with_the_numbers_that_matter(reparam, text):
-    assert runs.describe_reparam(reparam) == text
+    assert runs.describe_reparam(default_config().reparam.to_dict() | reparam) == text
 
 
 def test_the_command_prints_the_table_and_plots_the_first_layer(run, tmp_path, capsys):

@@ -17,13 +17,14 @@ PLAIN, WC = [0.9401, 0.9390, 0.9412], [0.9440, 0.9431, 0.9452]
 
 @pytest.fixture
 def folder(tmp_path, write_run):
-    """CIFAR-10 ResNet18: 3 plain, 3 WC at its pair, one other pair; a learned one; another that diverged, on digits."""
+    """CIFAR-10 ResNet18: 3 plain, 3 WC at its pair, one other pair; two learned; another that diverged, on digits."""
     cifar = {"dataset": "cifar10", "model": "resnet18"}
     for seed in range(3):
         write_run(tmp_path / "runs" / f"plain{seed}", "plain", seed, PLAIN[seed], **cifar)
         write_run(tmp_path / "runs" / "deep" / f"wc{seed}", "wc", seed, WC[seed], reparam={"b": 0.6}, **cifar)
     write_run(tmp_path / "runs" / "other", "wc", 0, 0.95, val_accuracy=0.99, reparam={"b": 0.9}, **cifar)
     write_run(tmp_path / "runs" / "learned", "learned", 0, 0.942, **cifar)
+    write_run(tmp_path / "runs" / "channel", "channel", 0, 0.943, **cifar)
     failed = write_run(tmp_path / "runs" / "failed", "wc", 0)
     config = json.loads((failed / "config.json").read_text())
     (failed / "config.json").unlink()
@@ -47,6 +48,9 @@ def test_a_table_has_what_was_found_beside_the_papers_number(folder):
     np.testing.assert_allclose([wc.p, wc.p_holm], 2 / 20)  # the only test of the table
     learned = row_of(rows, "resnet18", "WC learned fine")
     assert (learned.n, learned.std, learned.low, learned.p) == (1, None, None, None)
+    channel = row_of(rows, "resnet18", "WC learned channel")
+    assert (channel.n, channel.mean, channel.reparam) == (1, 94.3, "arctan(a=0.5, b=1, learned channel)")
+    assert channel.paper_mean is None, "the paper has no pair per channel"
     empty = row_of(rows, "resnet50", "WC")
     assert (empty.n, empty.mean, empty.paper_mean) == (0, None, 94.06)
 
@@ -124,13 +128,13 @@ def test_the_command_makes_a_folder_that_reads_on_its_own(folder, tmp_path, caps
     assert report.main([str(folder), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'report.md'}\n"
     text = (out / "report.md").read_text()
-    assert "- runs: 9, of them 8 finished, 1 failed, 0 unfinished" in text
+    assert "- runs: 10, of them 9 finished, 1 failed, 0 unfinished" in text
     assert "- cifar10, resnet18, plain: n = 3" in text
     assert "jax 0.10.2 on cpu" in text
     assert "| resnet8 | WC |  | 0 |  |  |  |  |  |" in text
     assert f"- {folder / 'failed'}: it does not fit" in text
     assert "| resnet18 on cifar10 | arctan(a=1, b=0.9) | 1 | 99.00 |" in text
-    names = {"course", "near_zero", "layers", "arctan_fine_pairs"}
+    names = {"course", "near_zero", "layers", "arctan_fine_pairs", "arctan_channel_pairs"}
     pictures = {"psi.png", *(f"cifar10_resnet18_{name}.png" for name in names)}
     assert {path.name for path in out.iterdir()} == pictures | {"report.md", "results.csv", "runs.csv"}
     for name in pictures:
@@ -140,7 +144,7 @@ def test_the_command_makes_a_folder_that_reads_on_its_own(folder, tmp_path, caps
         assert pixels.std() > 0.05, name  # something is drawn
     with (out / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert {row["state"] for row in rows} == {"finished", "it does not fit"}
     assert sorted(float(row["test_accuracy"]) for row in rows if row["method"] == "plain") == sorted(PLAIN)
     with (out / "results.csv").open(newline="") as file:

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 import wcjax
 from tests.fuzz.ours import only_our_errors
 from wcjax import io
-from wcjax.params import is_kernel
+from wcjax.params import is_kernel, is_weight
 
 PSIS = (wcjax.Arctan(0.6, 0.6), wcjax.Arsinh(), wcjax.Erf(2.0, 0.5), wcjax.PowerProp(2.0), wcjax.WeightNorm())
+LEARN = ("none", "fine", "channel")
+LEARNED = wcjax.Arctan(np.array(-0.4, np.float32), np.array(0.9, np.float32))  # a pair that weights can share
 SHAPES = ((2, 3), (3, 2, 2), (0, 3), (3,), (), (1, 1))  # few, because JAX compiles for each
 DTYPES = ("float32", "bfloat16", "float16", "int32", "bool", "complex64")
-NAMES = ("kernel", "weight", "w", "bias", "scale", "a", "b", "v", "g", "v:w", "a:kernel", "kernel:", "x/y", "norm", "0")
+NAMES = ("kernel", "weight", "w", "bias", "scale", "a", "b", "v", "g", "psi", "v:w", "x/y", "norm", "0")
 SPECIAL = (np.nan, np.inf, -np.inf, 1e30, 0.9424778, 2.0, -0.0, 1e-45)
 
 names = st.sampled_from(NAMES) | st.text(max_size=4)
@@ -44,6 +46,8 @@ def trees(leaves, names=names):
 
 odd_leaves = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.just(np.array([None, "x"]))
 odd_trees = trees(arrays() | odd_leaves)
+weights = st.builds(wcjax.Reparameterized, arrays(), st.none() | st.sampled_from((*PSIS[:-1], LEARNED)))
+half_companded_trees = trees(arrays() | weights | weights | st.just(LEARNED))
 
 
 def eps(x):
@@ -57,34 +61,53 @@ def widened(x):
 @given(
     trees(arrays(("float32", "bfloat16", "int32"))) | odd_trees,
     st.sampled_from(PSIS),
-    st.sampled_from(("none", "fine")),
+    st.sampled_from(LEARN),
 )
 def test_fold_undoes_reparameterize(tree, psi, learn):
     with only_our_errors():
         companded = wcjax.reparameterize(tree, psi, learn=learn)
-        folded = wcjax.fold(companded, psi)
+        folded = wcjax.fold(companded)
         assert jax.tree.structure(folded) == jax.tree.structure(tree)
-        for (path, w), x in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(folded), strict=True):
-            if is_kernel(path, w):
+        at = jax.tree.leaves(companded, is_leaf=is_weight)
+        for (path, w), x, y in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(folded), at, strict=True):
+            assert is_weight(y) == is_kernel(path, w)
+            if is_weight(y):
+                assert all(p.ndim == w.ndim for p in jax.tree.leaves(y.psi))
                 assert (x.shape, x.dtype) == (w.shape, w.dtype)
                 np.testing.assert_allclose(widened(x), widened(w), rtol=4 * eps(w), atol=1e-7)
             else:
-                assert x is w
+                assert x is w is y
 
 
-@given(odd_trees, st.sampled_from(PSIS))
+@given(half_companded_trees, st.sampled_from(PSIS), st.sampled_from(LEARN))
+def test_weights_that_are_companded_already_are_kept(tree, psi, learn):
+    with only_our_errors():
+        companded = wcjax.reparameterize(tree, psi, learn=learn)
+        before, after = (jax.tree.leaves(x, is_leaf=is_weight) for x in (tree, companded))
+        for x, y in zip(before, after, strict=True):
+            assert is_weight(y) and (x is y or not is_weight(x)) or x is y
+    with only_our_errors():
+        folded = wcjax.fold(tree)
+        assert not any(map(is_weight, jax.tree.leaves(folded, is_leaf=is_weight)))
+        weights = [x for x in jax.tree.leaves(tree, is_leaf=is_weight) if is_weight(x)]
+        if all(x.psi for x in weights):
+            expected = jax.tree.map(lambda x: x.w if is_weight(x) else x, tree, is_leaf=is_weight)
+            jax.tree.map(np.testing.assert_array_equal, folded, expected)
+
+
+@given(odd_trees | half_companded_trees, st.sampled_from(PSIS))
 def test_fold_and_describe_take_any_tree(tree, psi):
     with only_our_errors():
         wcjax.describe(tree, psi=psi)
     with only_our_errors():
-        wcjax.fold(tree, psi)
+        wcjax.fold(tree)
 
 
 @settings(max_examples=settings.default.max_examples // 2)  # each new shape is compiled
 @given(
     trees(arrays(("float32", "bfloat16"))) | trees(arrays() | st.none()),
     st.sampled_from(PSIS),
-    st.sampled_from(("none", "fine", "coarse")),
+    st.sampled_from((*LEARN, "coarse")),
 )
 def test_compand_without_a_gradient_moves_nothing(tree, psi, learn):
     with only_our_errors():

@@ -23,6 +23,7 @@ SMALL = functools.partial(resnet.ResNet, num_classes=10, stages=(1, 1), width=4,
 WAYS = {  # of companding a network
     "fixed": {"reparam": PSI},
     "fine": {"reparam": PSI, "learn": "fine"},
+    "channel": {"reparam": PSI, "learn": "channel"},
     "coarse": {"reparam": PSI, "learn": "coarse"},
     "weightnorm": {"reparam": WeightNorm()},
 }
@@ -38,14 +39,15 @@ def images(height=32, width=32, batch=1):
     return jnp.asarray(np.random.default_rng(0).normal(size=(batch, height, width, 3)), jnp.float32)
 
 
-def shapes(model, *, folded_by=None):
+def shapes(model, *, folded=False):
     """{'stem/kernel': ShapeDtypeStruct, ...} of the parameters, without computing them."""
 
     def init():
         params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-        return params if folded_by is None else fold(params, folded_by)
+        return fold(params) if folded else params
 
-    return traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def flat(tree):
@@ -79,9 +81,9 @@ STEMS = [(name, {"stem": stem}) for name in models.NAMES if "stem" in models.opt
 def test_folding_the_companded_network_leaves_exactly_the_tree_of_the_plain_one(name, options):
     plain = shapes(models.create(name, 10, **options))
     companded = models.create(name, 10, PSI, learn="fine", **options)
-    assert shapes(companded, folded_by=PSI) == plain
-    weights = sum(leaf.ndim > 1 for leaf in plain.values())
-    assert sum(name.endswith("/v") for name in shapes(companded)) == weights
+    assert shapes(companded, folded=True) == plain
+    weights = {name for name, leaf in plain.items() if leaf.ndim > 1}
+    assert {name.removesuffix("/v") for name in shapes(companded) if name.endswith("/v")} == weights
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -93,14 +95,15 @@ def test_every_convolution_and_linear_weight_is_companded_and_nothing_else(way):
         for layer in ("stem", "head", *(f"stage{i}_block1/conv{j}" for i in (1, 2) for j in (1, 2)))
         + ("stage2_block1/shortcut",)
     }
-    expected = {name.replace("kernel", "v") if name in weights else name: leaf for name, leaf in plain.items()}
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    if way == "fine":
-        expected |= {name.replace("kernel", letter): scalar for name in weights for letter in "ab"}
+    expected = {f"{name}/v" if name in weights else name: leaf for name, leaf in plain.items()}
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    learned = {"fixed": "", "coarse": "", "weightnorm": "g"}.get(way, "ab")
+    for name in weights:
+        *inputs, outputs = plain[name].shape
+        shape = (*[1] * len(inputs), 1 if way == "fine" else outputs)
+        expected |= {f"{name}/psi/{letter}": number.update(shape=shape) for letter in learned}
     if way == "coarse":
-        expected |= {"pair/a": scalar, "pair/b": scalar}
-    if way == "weightnorm":
-        expected |= {name.replace("kernel", "g"): plain[name].update(shape=plain[name].shape[-1:]) for name in weights}
+        expected |= {"pair/psi/a": number, "pair/psi/b": number}
     assert companded == expected
 
 
@@ -111,7 +114,7 @@ def plain_weights():
 
 @pytest.mark.parametrize("way", WAYS)
 def test_from_the_same_key_the_companded_network_starts_at_the_weights_of_the_plain_one(way, plain_weights):
-    start = fold(initial(SMALL(**WAYS[way]), seed=3), WAYS[way]["reparam"])
+    start = fold(initial(SMALL(**WAYS[way]), seed=3))
     chex.assert_trees_all_close(start, plain_weights, rtol=1e-6, atol=1e-8)
 
 
@@ -312,8 +315,9 @@ def test_unknown_networks_and_options_are_named_with_the_known_ones(arguments, m
 @pytest.mark.parametrize(
     "reparam, learn, message",
     [
-        (PSI, "all", "learn must be one of 'none', 'fine', 'coarse', found 'all'."),
+        (PSI, "all", "learn must be one of 'none', 'fine', 'channel', 'coarse', found 'all'."),
         (PowerProp(2.0), "fine", "PowerProp has no a and b to learn: use learn='none'."),
+        (PowerProp(2.0), "channel", "PowerProp has no a and b to learn: use learn='none'."),
         (WeightNorm(), "coarse", "WeightNorm has no a and b to learn: use learn='none'."),
         (None, "fine", "None has no a and b to learn: use learn='none'."),
     ],

@@ -60,7 +60,7 @@ WRONG = [
         "unknown config.reparam.name 'atan'. Did you mean 'arctan'? "
         "Known: arctan, arsinh, erf, powerprop, weightnorm, none.",
     ),
-    ({"reparam": {"learn": "yes"}}, "unknown config.reparam.learn 'yes'. Known: none, fine, coarse."),
+    ({"reparam": {"learn": "yes"}}, "unknown config.reparam.learn 'yes'. Known: none, fine, channel, coarse."),
     ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
     ({"model": "vgg16_bn", "dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1.0."),
     ({"kernel_init": "he"}, "kernel_init must be one of 'kaiming', 'torch', found 'he'."),

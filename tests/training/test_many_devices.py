@@ -128,7 +128,7 @@ for n in (3, 21, 50_000):  # the part of each of two processes are the rows of i
 meshes.MIN_FSDP_SIZE = 64
 x = np.random.default_rng(1).normal(size=(16, 12))
 params = {"one": {"kernel": np.linspace(-0.6, 0.6, 12 * 8).reshape(12, 8)}, "two": {"kernel": np.full((8, 16), 0.1)}}
-for learn in ("none", "fine"):
+for learn in ("none", "fine", "channel", "coarse"):
     tx = wcjax.compand(optax.adam(0.01), wcjax.Arctan(0.6, 0.6), adaptive=True, weight_decay=1e-2, learn=learn)
 
     def step(params, state, x):

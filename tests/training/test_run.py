@@ -138,7 +138,7 @@ def test_the_folded_network_is_the_companded_one_with_w_in_place_of_v(finished, 
         for key in path[:-1]:
             owner = owner[key.key]
         name = path[-1].key
-        expected = folded(owner["v"]) if name == "kernel" else owner[name]
+        expected = folded(owner["kernel"]["v"]) if name == "kernel" else owner[name]
         np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=jax.tree_util.keystr(path))
 
     jax.tree_util.tree_map_with_path(compare, variables["params"])
@@ -146,7 +146,9 @@ def test_the_folded_network_is_the_companded_one_with_w_in_place_of_v(finished, 
 
     images = augment.normalize(dataset.test.images, dataset.mean, dataset.std)
     companded = loop.make_model(config, dataset.num_classes)
-    expected = companded.apply({"params": trained["params"], "batch_stats": trained["batch_stats"]}, images)
+    like = jax.eval_shape(companded.init, jax.random.key(0), images[:1])["params"]
+    params = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(trained["params"]))
+    expected = companded.apply({"params": params, "batch_stats": trained["batch_stats"]}, images)
     np.testing.assert_allclose(plain.apply(variables, images), expected, atol=1e-4)
 
 
@@ -253,15 +255,30 @@ def test_a_finished_run_called_again_returns_its_summary_and_does_nothing(finish
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-@pytest.mark.parametrize("learn, owners", [("fine", {"stem", "head"}), ("coarse", {"pair"})])
-def test_learned_a_and_b_are_in_the_metrics_of_each_epoch_and_not_in_the_folded_network(tmp_path, learn, owners):
+def quantiles(x):
+    """A number, or the least, the quartiles and the largest of the numbers of channels."""
+    x = np.sort(np.float64(x).ravel())
+    at = np.array([0, 1, 2, 3, 4]) / 4 * (x.size - 1)  # between two numbers by their distance, as NumPy does
+    low = np.floor(at).astype(int)
+    found = x[low] + (at - low) * (x[np.minimum(low + 1, x.size - 1)] - x[low])
+    return found.tolist() if x.size > 1 else float(x[0])
+
+
+@pytest.mark.parametrize("learn", ["fine", "channel", "coarse"])
+def test_learned_a_and_b_are_in_the_metrics_of_each_epoch_and_not_in_the_folded_network(tmp_path, learn):
     run = tmp_path / "run"
     training.train(runs.tiny(epochs=2, reparam__learn=learn), run)
     for line in lines(run):
         params = runs.checkpoint(run, line["epoch"])["params"]
-        expected = {owner: {letter: float(params[owner][letter]) for letter in "ab"} for owner in owners}
-        assert line["pairs"] == expected
-        assert all(pair["a"] != 1 and pair["b"] != 1 for pair in expected.values()), "they did not move"
+        psis = {"pair": params["pair"]["psi"]} if learn == "coarse" else {}
+        psis = psis or {layer: params[layer]["kernel"]["psi"] for layer in ("stem", "head")}
+        assert line["pairs"].keys() == psis.keys()
+        for layer, psi in psis.items():
+            assert line["pairs"][layer].keys() == {"a", "b"}
+            for letter, found in line["pairs"][layer].items():
+                assert np.size(found) == (5 if learn == "channel" else 1)
+                np.testing.assert_allclose(found, quantiles(psi[letter]), rtol=1e-12)
+                assert np.all(psi[letter] != 1), "they did not move"
     assert {owner: set(leaves) for owner, leaves in load_tree(run / "folded")["params"].items()} == {
         "stem": {"kernel"},
         "stem_norm": {"scale", "bias"},

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import wcjax
 from tests.training import runs
 from wcjax import training
 from wcjax.training import evaluate, loop
@@ -137,50 +138,62 @@ def test_the_learning_rate_is_times_the_factor_from_the_first_step_after_each_mi
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("reparam", ["arctan", "weightnorm", "none"])
+@pytest.mark.parametrize("reparam", ["arctan", "arctan, fine", "arctan, channel", "weightnorm", "none"])
 def test_biases_and_norms_decay_unless_the_config_says_that_they_do_not(reparam, optimizer):
-    params = {
-        "conv": {"kernel" if reparam == "none" else "v": jnp.full((3, 3, 1, 2), 0.5)},
-        "norm": {"scale": jnp.ones(2), "bias": jnp.full(2, 0.3)},
-        "head": {"kernel" if reparam == "none" else "v": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.3)},
-    }
+    name, _, learn = reparam.partition(", ")
     moved = {}
     for decays in (True, False):
-        config = {"optimizer": optimizer, "decay_norm_and_bias": decays, "reparam": {"name": reparam}}
+        settings = {"name": name, "learn": learn or "none"}
+        config = {"optimizer": optimizer, "decay_norm_and_bias": decays, "reparam": settings}
         config = training.check_config(config | {"weight_decay": 0.1})
-        tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch=1)
+        params = {
+            "conv": {"kernel": jnp.full((3, 3, 1, 2), 0.5)},
+            "norm": {"scale": jnp.ones(2), "bias": jnp.full(2, 0.3)},
+            "head": {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.3)},
+        }
+        if name != "none":
+            params = wcjax.reparameterize(params, make_psi(config), learn=settings["learn"])
+        tx = steps.make_optimizer(config, steps_per_epoch=1)
         updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
         flat = jax.tree_util.tree_leaves_with_path(updates)
         moved[decays] = {jax.tree_util.keystr(path) for path, update in flat if np.any(update)}
         assert all(np.all(np.asarray(update) <= 0) for _, update in flat), "decay is towards zero"
     everything = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-    assert moved[True] == everything
-    assert moved[False] == {path for path in everything if "norm" not in path and "bias" not in path}
+    norms = {path for path in everything if path.endswith("psi.g")}
+    assert moved[True] == {path for path in everything if "psi" not in path} | norms, "a and b never decay"
+    assert moved[False] == {path for path in everything if path.endswith((".v", "['kernel']"))}
 
 
 def test_the_config_decides_decay_rate_and_momentum_of_sgd():
     config = {"learning_rate": 0.2, "momentum": 0.5, "weight_decay": 0.1, "reparam": {"a": 0.7, "b": 0.6}}
     config = training.check_config(config)
-    tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch=1)
+    tx = steps.make_optimizer(config, steps_per_epoch=1)
     v, bias, g = np.float64([[0.4, -0.2]]), np.float64([0.3, 0.1]), 0.05
-    params = {"v": jnp.asarray(v, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    kernel = wcjax.Reparameterized(jnp.asarray(v, jnp.float32), wcjax.Arctan(0.7, 0.6))
+    params = {"kernel": kernel, "bias": jnp.asarray(bias, jnp.float32)}
     grads, state = jax.tree.map(lambda p: jnp.full_like(p, g), params), tx.init(params)
     first, state = tx.update(grads, state, params)
     second, state = tx.update(grads, state, params)
     w, slope = 0.7 * np.arctan(v / 0.6), 0.7 * 0.6 / (0.6**2 + v**2)
-    for name, gradient in (("v", g + 0.1 * w * slope), ("bias", g + 0.1 * bias)):
-        np.testing.assert_allclose(first[name], -0.2 * gradient, rtol=1e-5)
-        np.testing.assert_allclose(second[name], -0.2 * 1.5 * gradient, rtol=1e-5)
+    for update, factor in ((first, 1), (second, 1.5)):
+        np.testing.assert_allclose(update["kernel"].v, -0.2 * factor * (g + 0.1 * w * slope), rtol=1e-5)
+        np.testing.assert_allclose(update["bias"], -0.2 * factor * (g + 0.1 * bias), rtol=1e-5)
 
 
-def test_the_learned_model_of_the_config_is_companded_and_the_plain_one_is_not():
-    config = training.check_config(runs.tiny(reparam__learn="fine"))
-    leaves = {}
+@pytest.mark.parametrize("learn", ["fine", "channel"])
+def test_the_learned_model_of_the_config_is_companded_and_the_plain_one_is_not(learn):
+    config = training.check_config(runs.tiny(reparam__learn=learn, reparam__b=0.7))
+    shape = {"fine": (1, 1), "channel": (1, 10)}[learn]
+    kernels = {}
     for plain in (False, True):
         model = make_model(config, 10, plain=plain)
-        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-        leaves[plain] = set(params["head"])
-    assert leaves == {False: {"v", "a", "b", "bias"}, True: {"kernel", "bias"}}
+        head = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]["head"]
+        assert set(head) == {"kernel", "bias"}
+        kernels[plain] = head["kernel"]
+    assert kernels[True] == jax.ShapeDtypeStruct((8, 10), jnp.float32)
+    assert kernels[False] == wcjax.Reparameterized(
+        kernels[True], wcjax.Arctan(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
+    )
 
 
 def test_nothing_moves_between_host_and_device_inside_an_epoch(monkeypatch, tmp_path):

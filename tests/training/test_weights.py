@@ -1,5 +1,6 @@
 """The distribution of the weights in weights.jsonl, against NumPy and SciPy on the weights of the checkpoints."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -57,7 +58,14 @@ def test_weights_that_are_all_equal_have_numbers():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "none"}, {"a": 0.7, "b": 0.6}, {"learn": "fine"}, {"learn": "coarse"}, {"name": "weightnorm"}],
+    [
+        {"name": "none"},
+        {"a": 0.7, "b": 0.6},
+        {"learn": "fine"},
+        {"learn": "channel"},
+        {"learn": "coarse"},
+        {"name": "weightnorm"},
+    ],
     ids=str,
 )
 def test_each_epoch_from_zero_on_describes_what_the_network_sees(tmp_path, changes):
@@ -69,15 +77,17 @@ def test_each_epoch_from_zero_on_describes_what_the_network_sees(tmp_path, chang
     params = runs.checkpoint(tmp_path, 1)["params"]
     for layer, found in after["layers"].items():
         assert found["histogram"] != before["layers"][layer]["histogram"]
-        leaves = {name: np.float64(x) for name, x in params[layer].items()}
-        if "kernel" in leaves:
-            w = leaves["kernel"]
-        elif "g" in leaves:
-            axes = tuple(range(leaves["v"].ndim - 1))
-            w = leaves["g"] * leaves["v"] / np.sqrt(np.sum(leaves["v"] ** 2, axes))
+        kernel = jax.tree.map(np.float64, params[layer]["kernel"])
+        if changes.get("name") == "none":
+            w = kernel
+        elif changes.get("name") == "weightnorm":
+            v, axes = kernel["v"], tuple(range(kernel["v"].ndim - 1))
+            w = kernel["psi"]["g"] * v / np.sqrt(np.sum(v**2, axes, keepdims=True))
         else:
-            pair = {"a": changes.get("a", 1), "b": changes.get("b", 1)} | leaves | params.get("pair", {})
-            w = pair["a"] * np.arctan(leaves["v"] / pair["b"])
+            pair = {"a": changes.get("a", 1), "b": changes.get("b", 1)}
+            if "learn" in changes:
+                pair = params["pair"]["psi"] if changes["learn"] == "coarse" else kernel["psi"]
+            w = pair["a"] * np.arctan(kernel["v"] / pair["b"])
         expected = numbers_of(w)
         # Counts may differ by a weight that lies on an edge within a rounding.
         moved = np.sum(np.abs(np.subtract(found.pop("histogram"), expected.pop("histogram"))))

@@ -66,7 +66,10 @@ def last_layers(runs) -> dict[str, dict] | None:
 
 
 def learned_pairs(run) -> tuple[list[int], dict[str, dict[str, list[float]]]] | None:
-    """(epochs, {layer: {'a': one for each epoch, 'b': ...}}) of a run that learned them, else None."""
+    """(epochs, {layer: {'a': one for each epoch, 'b': ...}}) of a run that learned them, else None.
+
+    Where a layer has a pair for each channel, one is the list of their quantiles.
+    """
     lines = [line for line in read_metrics(run.path) if "pairs" in line]
     if not lines:
         return None

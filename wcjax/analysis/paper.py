@@ -7,7 +7,8 @@ What SLIPS lists is noted and not copied.
 """
 
 # In the order of a table. The paper has no tuned plain network, and of learned coarse no number.
-METHODS = ("plain", "plain tuned", "PP", "WN", "WC", "WC arsinh", "WC erf", "WC learned fine", "WC learned coarse")
+LEARNED = ("WC learned fine", "WC learned coarse", "WC learned channel")  # the last is ours
+METHODS = ("plain", "plain tuned", "PP", "WN", "WC", "WC arsinh", "WC erf", *LEARNED)
 
 SLIPS = (
     "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is left out.",

@@ -117,13 +117,19 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
 
 
 def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], title: str) -> pathlib.Path:
-    """Learned a and b of each layer after each epoch. pairs: {layer: {'a': one for each epoch, 'b': ...}}."""
+    """Learned a and b of each layer after each epoch. pairs: {layer: {'a': one for each epoch, 'b': ...}}.
+
+    Where one is a list of quantiles over channels (`weights.QUANTILES`), the line is their median, the band their
+    quartiles.
+    """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(pairs)))
     for axes, letter in zip(figure.subplots(1, 2), "ab", strict=True):
         for i, (layer, path_of) in enumerate(pairs.items()):
             line = LINES[i % len(LINES)]
-            axes.plot(epochs, path_of[letter], label=layer, color=colours[i], linestyle=line, marker=".", linewidth=1)
+            low, middle, high = np.transpose([np.quantile(x, (0.25, 0.5, 0.75)) for x in path_of[letter]])
+            axes.plot(epochs, middle, label=layer, color=colours[i], linestyle=line, marker=".", linewidth=1)
+            axes.fill_between(epochs, low, high, color=colours[i], alpha=0.15, linewidth=0)
         axes.set(xlabel="epoch", ylabel=letter)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=6, ncols=1 + len(pairs) // 25)

@@ -1,6 +1,7 @@
 """Run folders as records, and which of them may be compared with each other."""
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from flax import traverse_util
 
 from wcjax.errors import InputError
+from wcjax.reparam import BY_NAME
 from wcjax.training.config import MAY_DIFFER, check_stored
 from wcjax.training.run_files import FAILED, OBJECT, SUMMARY, read_json
 
@@ -125,7 +127,8 @@ def method(reparam: dict) -> str:
 def describe_reparam(reparam: dict) -> str:
     """'arctan(a=1, b=0.6)' for the reparam of a config."""
     name = reparam["name"]
-    if name in ("arctan", "arsinh", "erf"):
-        learned = "" if reparam["learn"] == "none" else f", learned {reparam['learn']}"
-        return f"{name}(a={reparam['a']:g}, b={reparam['b']:g}{learned})"
-    return f"powerprop(α={reparam['alpha']:g})" if name == "powerprop" else name
+    fields = dataclasses.fields(BY_NAME[name]) if name in BY_NAME else ()
+    texts = [f"{f.name.replace('alpha', 'α')}={reparam[f.name]:g}" for f in fields if f.name in reparam]
+    if reparam["learn"] != "none":
+        texts.append(f"learned {reparam['learn']}")
+    return f"{name}({', '.join(texts)})" if texts else name

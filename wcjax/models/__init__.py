@@ -8,9 +8,9 @@ import numbers
 import flax.linen as nn
 import jax.numpy as jnp
 
+from wcjax.checks import LEARN_NETWORK, check_learn, check_psi
 from wcjax.errors import InputError, unknown
 from wcjax.models import layers, resnet, vgg, wide_resnet
-from wcjax.params import LEARN_NETWORK, check_learnable, check_psi
 
 _NETWORKS = {  # name: (constructor, its options)
     **{
@@ -38,7 +38,8 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
       name: one of `NAMES`.
       num_classes: number of logits.
       reparam: the Ψ of every convolution and linear weight, WeightNorm() or None; batch norm and biases have none.
-      learn: 'none'; 'fine', a learned (a, b) for each layer; 'coarse', one for the whole network.
+      learn: 'none'; 'fine', a learned (a, b) for each layer; 'channel', one for each output channel; 'coarse', one for
+        the whole network.
       dtype: of the computation. Parameters and batch-norm statistics are float32, and so is Ψ.
       chosen: options of this network. ResNets: stem='cifar' | 'imagenet'. ResNets and WRN: kernel_init='kaiming'
         (uniform, gain √2) | 'torch' (its default). WRN and VGG: dropout, a share (0.3 and 0.5 where left out).
@@ -62,5 +63,5 @@ def create(name: str, num_classes: int, reparam=None, learn: str = "none", dtype
             raise InputError(f"{option} must be one of {', '.join(map(repr, _ALLOWED[option]))}, found {value!r}.")
     if reparam is not None:
         check_psi(reparam)
-    check_learnable(reparam, learn, allowed=LEARN_NETWORK)
+    check_learn(reparam, learn, LEARN_NETWORK)
     return constructor(num_classes=num_classes, reparam=reparam, learn=learn, dtype=dtype, **chosen)

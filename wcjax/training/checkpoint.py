@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from wcjax.checks import path_str
 from wcjax.errors import InputError, cause, saving
 from wcjax.io import check_like
-from wcjax.params import path_str
 from wcjax.training.run_files import OBJECT, check_form
 
 log = logging.getLogger(__name__)

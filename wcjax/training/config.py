@@ -1,5 +1,6 @@
 """The configuration of a run: every key with its default, and the checks that come before any work."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
@@ -9,12 +10,12 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from wcjax import data, models
+from wcjax.checks import LEARN_NETWORK
 from wcjax.errors import InputError, shown, unknown
-from wcjax.params import LEARN_NETWORK
-from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
+from wcjax.reparam import BY_NAME
 from wcjax.training import mesh as meshes
 
-REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
+REPARAMS = (*BY_NAME, "none")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
 # Say where and how; mesh changes roundings only.
@@ -30,6 +31,7 @@ VARIANTS = {
     "erf": {"name": "erf"},
     "learned": {"name": "arctan", "learn": "fine", "a": 0.5, "b": 1.0},
     "coarse": {"name": "arctan", "learn": "coarse", "a": 0.5, "b": 1.0},
+    "channel": {"name": "arctan", "learn": "channel", "a": 0.5, "b": 1.0},  # ours, not the paper's
     "pp": {"name": "powerprop"},
     "wn": {"name": "weightnorm"},
     "plain": {"name": "none"},
@@ -159,15 +161,10 @@ def check_stored(config: Mapping, path) -> ml_collections.ConfigDict:
 
 def make_psi(config):
     """The Ψ that config.reparam names: Arctan, Arsinh, Erf, PowerProp, WeightNorm or None. ValueError: out of range."""
-    r = config.reparam
-    return {
-        "arctan": lambda: Arctan(r.a, r.b),
-        "arsinh": lambda: Arsinh(r.a, r.b),
-        "erf": lambda: Erf(r.a, r.b),
-        "powerprop": lambda: PowerProp(r.alpha),
-        "weightnorm": WeightNorm,
-        "none": lambda: None,
-    }[r.name]()
+    if config.reparam.name == "none":
+        return None
+    cls = BY_NAME[config.reparam.name]
+    return cls(**{f.name: config.reparam[f.name] for f in dataclasses.fields(cls) if f.name in config.reparam})
 
 
 def make_model(config, num_classes: int, plain: bool = False):

@@ -17,9 +17,11 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from wcjax.checks import path_str
 from wcjax.data import image_shape
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, Preempted, saving
-from wcjax.params import fold, name_of, path_str, reparameterize
+from wcjax.params import fold, is_weight, reparameterize
+from wcjax.psi import Psi
 from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
@@ -30,7 +32,7 @@ from wcjax.training.lock import alone_in
 from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
 from wcjax.training.preemption import sigterm_noticed
 from wcjax.training.run_files import RECORD, RECORD_WITHIN, SUMMARY, read_json
-from wcjax.training.weights import describe_layers
+from wcjax.training.weights import QUANTILES, describe_layers
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def train(config, workdir) -> dict:
     dataset = load_dataset(config)
     steps_per_epoch = dataset.train.num_images // config.batch_size
     model = make_model(config, dataset.num_classes)
-    tx = steps.make_optimizer(config, make_psi(config), steps_per_epoch)
+    tx = steps.make_optimizer(config, steps_per_epoch)
     log.info(
         "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
         *(config.model, make_psi(config) or "none", config.dataset),
@@ -107,7 +109,7 @@ def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop
     stop: whether to raise Preempted, from `sigterm_noticed`.
     """
     params = meshes.gather(mesh, state.params)
-    params = params if config.reparam.name == "none" else fold(params, make_psi(config))
+    params = params if config.reparam.name == "none" else fold(params)
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
     if meshes.is_first_process():
         shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
@@ -254,7 +256,7 @@ class _Compiled(NamedTuple):
 
 def _compile(config, dataset, model, tx, state, train_data, val_data, mesh) -> _Compiled:
     began = time.perf_counter()
-    network, whole = steps.gathered_network(mesh, model, make_psi(config))
+    network, whole = steps.gathered_network(mesh, model)
     fixed = {"model": network, "whole": whole, "tx": tx, "config": config, "mean": dataset.mean, "std": dataset.std}
     if dataset.streamed:
         train, inputs = functools.partial(steps.train_step_on_batch, **fixed), (steps.streamed_batch(config, mesh),)
@@ -348,10 +350,14 @@ def _diverged(what, step, schedule, epoch) -> DivergedError:
     )
 
 
-def learned_pairs(params) -> dict[str, dict[str, float]]:
-    """{layer: {'a': a, 'b': b}} of a network that learns them."""
-    pairs = collections.defaultdict(dict)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if name_of(path[-1]) in ("a", "b"):
-            pairs[path_str(path[:-1])][name_of(path[-1])] = float(leaf)
-    return dict(pairs)
+def learned_pairs(params) -> dict[str, dict]:
+    """{layer: {'a': a, 'b': b}} of a network that learns them: numbers, or for a pair per channel their `QUANTILES`."""
+    named = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi)):
+        psi = getattr(x, "psi", x)
+        if isinstance(psi, Psi):  # of a weight, or the pair that all share
+            arrays = {name: np.asarray(getattr(psi, name), np.float64) for name in psi.learned}
+            named[path_str(path[:-1])] = {
+                name: x.item() if x.size == 1 else np.quantile(x, QUANTILES).tolist() for name, x in arrays.items()
+            }
+    return named

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from wcjax.errors import InputError, shown
-from wcjax.training.weights import EDGES
+from wcjax.training.weights import EDGES, QUANTILES
 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 MAX_LAYERS = 1000
@@ -20,6 +20,10 @@ SHARE = ("a number from 0 to 1", lambda x: NUMBER[1](x) and 0 <= x <= 1)
 TEXT = ("a line of text", lambda x: type(x) is str and x.isprintable())
 ANY_TEXT = ("a text", lambda x: type(x) is str)
 OBJECT = ("a JSON object", lambda x: type(x) is dict)
+LEARNED = (
+    f"a finite number, or {len(QUANTILES)} of them",
+    lambda x: NUMBER[1](x) or (type(x) is list and len(x) == len(QUANTILES) and all(map(NUMBER[1], x))),
+)
 HISTOGRAM = (
     f"a list of {len(EDGES) + 1} counts, not all 0",
     lambda x: type(x) is list and len(x) == len(EDGES) + 1 and all(map(COUNT[1], x)) and any(x),
@@ -48,7 +52,7 @@ RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "tra
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
 FAILED = {"reason": ANY_TEXT, "config": OBJECT}
 METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
-PAIRS = {"pairs": {EACH: {"a": NUMBER, "b": NUMBER}}}
+PAIRS = {"pairs": {EACH: {"a": LEARNED, "b": LEARNED}}}
 WEIGHTS = {"epoch": COUNT, "layers": {EACH: {"histogram": HISTOGRAM} | NUMBERS}}
 
 

@@ -10,8 +10,7 @@ import optax
 
 from wcjax import optim
 from wcjax.data import augment
-from wcjax.params import fold
-from wcjax.reparam import WeightNorm
+from wcjax.params import Reparameterized, fold, is_weight
 from wcjax.training import mesh as meshes
 
 
@@ -56,21 +55,28 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
 
 
-def make_optimizer(config, psi, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(config, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optimizer of config, with decay on w and, for the adaptive ones, steps on w scaled by Ψ′(v)."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
-    elementwise = psi is not None and not isinstance(psi, WeightNorm)
-    mask = None if config.decay_norm_and_bias else functools.partial(jax.tree.map, lambda p: jnp.ndim(p) > 1)
-    decay = optax.add_decayed_weights(config.weight_decay, mask)
-    decay_on_w = optim.add_decayed_weights(config.weight_decay, psi, mask) if elementwise else decay
+    mask = None if config.decay_norm_and_bias else _weights_alone
+    decay_on_w = optim.add_decayed_weights(config.weight_decay, mask)
     if config.optimizer == "sgd":
         return optax.chain(decay_on_w, optax.sgd(schedule, momentum=config.momentum))
     adam = optax.adam(schedule)
-    if not elementwise:
-        return optax.chain(decay, adam)
     if config.reparam.learn == "none":  # as below, but Ψ′ is not multiplied in to be divided out again
-        return optim.scale_by_derivative(optax.chain(decay, adam), psi)
-    return optax.chain(decay_on_w, optim.scale_by_derivative(adam, psi))
+        return optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(config.weight_decay, mask), adam))
+    return optax.chain(decay_on_w, optim.scale_by_derivative(adam))
+
+
+def _weights_alone(params):
+    """Which leaves decay if biases and batch norm do not: v or the kernel, but not a, b and g beside v."""
+
+    def of(x):
+        if is_weight(x):
+            return Reparameterized(jax.tree.map(lambda _: True, x.v), jax.tree.map(lambda _: False, x.psi))
+        return jnp.ndim(x) > 1
+
+    return jax.tree.map(of, params, is_leaf=is_weight)
 
 
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
@@ -139,7 +145,7 @@ def train_step_on_batch(state: TrainState, totals: Totals, batch: Images, *, mod
     return _update(state, totals, images, batch.labels, dropout_key, model, tx, whole)
 
 
-def gathered_network(mesh, model, psi) -> tuple:
+def gathered_network(mesh, model) -> tuple:
     """(model, whole) to train with where parameters are sharded over fsdp: the plain network, and params -> its params.
 
     whole folds, w = Ψ(v), each device its shard, and only then puts the whole of w on each. Left to itself, XLA moves
@@ -149,7 +155,7 @@ def gathered_network(mesh, model, psi) -> tuple:
         return model, None
 
     def whole(params):
-        plain = params if psi is None else fold(params, psi)
+        plain = params if model.reparam is None else fold(params)
         return jax.lax.with_sharding_constraint(plain, meshes.replicated(mesh))
 
     return model.clone(reparam=None, learn="none"), whole

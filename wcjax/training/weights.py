@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wcjax.params import fold, is_kernel, path_str
-from wcjax.training.config import make_psi
+from wcjax.checks import path_str
+from wcjax.params import fold, is_kernel
 
 # As fine near zero (0.0007) as figure 4 needs, and as wide as plain weights grow: 0.01·sinh(t) for 201 even t.
 EDGES = tuple(np.float32(0.01 * math.sinh(t)).item() for t in np.linspace(-1, 1, 201) * math.asinh(4 / 0.01))
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, in metrics.jsonl
 
 
-def layer_weights(params, psi) -> dict[str, jax.Array]:
-    """{layer: w} of a network of `wcjax.models`; psi is None for a plain one. A name like 'block1_0/conv2'."""
-    plain = params if psi is None else fold(params, psi)
-    leaves = jax.tree_util.tree_leaves_with_path(plain)
+def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
+    """{layer: w} of a network of `wcjax.models`, companded or plain. A name like 'block1_0/conv2'."""
+    leaves = jax.tree_util.tree_leaves_with_path(params if plain else fold(params))
     return {path_str(path[:-1]): w for path, w in leaves if is_kernel(path, w)}
 
 
@@ -49,10 +49,10 @@ def describe(w) -> dict[str, jax.Array]:
 
 def describe_layers(params, config) -> dict[str, dict]:
     """{layer: its numbers} as Python numbers and lists; params: of a run of config. This waits for the device."""
-    weights = _layer_weights(params, make_psi(config))
+    weights = _layer_weights(params, plain=config.reparam.name == "none")
     described = jax.device_get({layer: describe(w) for layer, w in weights.items()})
     return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in described.items()}
 
 
 # Jitted apart from `describe`, which is compiled once for all layers of a shape.
-_layer_weights = jax.jit(layer_weights, static_argnames="psi")
+_layer_weights = jax.jit(layer_weights, static_argnames="plain")

@@ -1,0 +1,130 @@
+"""What every Ψ has in common: it is a frozen dataclass and a pytree, and computes in float32 at least.
+
+The numbers in a Ψ are constants, part of the tree's structure. Its arrays are leaves, which an optimizer can learn.
+Learned arrays broadcast against v and have its rank.
+"""
+
+import dataclasses
+import functools
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IN_FLOAT32 = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
+
+
+def wide_dtype(dtype):
+    """The dtype to compute in: float64 for float64, where JAX has it, and float32 for every other."""
+    return jnp.float64 if jax.dtypes.canonicalize_dtype(dtype) == jnp.float64 else jnp.float32
+
+
+def _in_float32(compute):
+    """compute(psi, x, ...) in float32, or in float64 if x has that dtype; the result gets the float dtype of x."""
+
+    @functools.wraps(compute)
+    def wrapper(psi, x, *more, **named):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.eval_shape(wrapper, psi, x, *more, **named)
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise ValueError(f"{type(psi).__name__} is not defined for complex numbers, found {x.dtype}.")
+        out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(0.0).dtype
+        widen = lambda leaf: jnp.asarray(leaf, wide_dtype(out))
+        psi, x, more, named = jax.tree.map(widen, (psi, x, more, named))
+        return compute(psi, x, *more, **named).astype(out)
+
+    return wrapper
+
+
+class Psi:
+    """Base of every Ψ: a frozen dataclass, and a pytree whose leaves are the fields that hold arrays.
+
+    Attributes:
+      learned: the names of these fields.
+    """
+
+    def __init_subclass__(cls):
+        dataclasses.dataclass(frozen=True)(cls)
+        for name in IN_FLOAT32 & vars(cls).keys():
+            setattr(cls, name, _in_float32(getattr(cls, name)))
+        names = [field.name for field in dataclasses.fields(cls)]
+
+        def flatten(psi):
+            constants = tuple((name, getattr(psi, name)) for name in names if name not in psi.learned)
+            return [(jax.tree_util.GetAttrKey(name), getattr(psi, name)) for name in psi.learned], constants
+
+        def rebuild(constants, leaves):  # without checks: tree functions put anything in the place of an array
+            psi, constants = object.__new__(cls), dict(constants)
+            learned = tuple(name for name in names if name not in constants)
+            vars(psi).update(constants, learned=learned, **dict(zip(learned, leaves, strict=True)))
+            return psi
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, rebuild)
+
+    def __post_init__(self):
+        names = (field.name for field in dataclasses.fields(self))
+        vars(self)["learned"] = tuple(name for name in names if _is_array(getattr(self, name)))
+
+
+def _is_array(x):
+    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def check_number(psi, field, lowest, inclusive=False):
+    """Makes a number a float. Raises ValueError if it is out of range, or neither a number nor an array."""
+    x = getattr(psi, field)
+    if field in psi.learned:
+        return
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise ValueError(f"{type(psi).__name__}: {field} must be a number or an array, found {x!r}.")
+    if not (math.isfinite(x) and (x >= lowest if inclusive else x > lowest)):
+        allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
+        raise ValueError(f"{type(psi).__name__}: {field} must be finite and {allowed}, found {field}={x}.")
+    vars(psi)[field] = float(x)
+
+
+class Elementwise(Psi):
+    """A Ψ that acts on each weight, odd and increasing.
+
+    A subclass defines psi(v), psi.inverse(w), psi.derivative(v) and psi.bound. They are called with float32 or float64.
+    """
+
+    def reciprocal_derivative(self, v):
+        """dv/dw = 1 / Ψ′(v), and 0 where Ψ′(v) is nearly 0, so that no product with a finite gradient is nan."""
+        slope = self.derivative(v)
+        usable = jnp.abs(slope) > 1e-30
+        return jnp.where(usable, 1 / jnp.where(usable, slope, 1), 0)
+
+    def slope(self, w):
+        """Ψ′(Ψ⁻¹(w)), the derivative as a function of w."""
+        return self.derivative(self.inverse(w))
+
+    def change(self, w, u, new=None):
+        """Ψ_new(Ψ⁻¹(w) + u) − w: the change of w when v changes by u, and a and b to those of new, if given.
+
+        Exactly 0 for u = 0 without new.
+        """
+        v = self.inverse(w)
+        change = (new or self)(v + u) - self(v)
+        return change if new else jnp.where(u == 0, 0, change)
+
+    def for_weight(self, w, learn, axes):
+        """self with the arrays that are learned for the weight w, each of the rank of w and at least float32.
+
+        learn: 'none', or 'channel' (a number for each index of the output axes), or else one number for w. An array
+        that is in self already is learned in any case.
+        """
+        shape = [size if learn == "channel" and i in axes else 1 for i, size in enumerate(w.shape)]
+
+        def learned(x):
+            x = jnp.asarray(x, wide_dtype(w.dtype))
+            sizes = (1,) * (w.ndim - x.ndim) + x.shape
+            if len(sizes) > w.ndim or any(n not in (1, size) for n, size in zip(sizes, w.shape, strict=True)):
+                raise ValueError(f"{type(self).__name__} has an array of shape {x.shape}, the weight {w.shape}.")
+            return jnp.broadcast_to(jnp.reshape(x, sizes), np.broadcast_shapes(sizes, shape))
+
+        names = self.learned if learn == "none" else [field.name for field in dataclasses.fields(self)]
+        return dataclasses.replace(self, **{name: learned(getattr(self, name)) for name in names})
