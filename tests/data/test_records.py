@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,22 +18,25 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'wcj
 CLASSES = (3, 999, 0)
 
 
-def contents(split):
-    """{file name: (bytes of a JPEG, class)}, five of a split."""
+def contents(split, number=5, classes=CLASSES):
+    """{file name: (bytes of a JPEG, class)} of a split."""
     rng = np.random.default_rng(len(split))
     jpeg = lambda: pictures.encode(pictures.smooth(rng, 20, 24))
-    return {f"{split}_{i}.JPEG": (jpeg(), CLASSES[i % len(CLASSES)]) for i in range(5)}
+    return {f"{split}_{i}.JPEG": (jpeg(), classes[i % len(classes)]) for i in range(number)}
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A data_dir with a tiny imagenet2012. Read only."""
-    root = tmp_path_factory.mktemp("prepared")
+    return prepare(tmp_path_factory.mktemp("prepared"))
+
+
+def prepare(root, number=5, shards=None, classes=CLASSES):
     written = root / "written"
     written.mkdir()
 
     def examples(split):
-        for name, (content, label) in contents(split).items():
+        for name, (content, label) in contents(split, number, classes).items():
             (written / name).write_bytes(content)
             yield name, {"file_name": name, "image": written / name, "label": label}
 
@@ -42,7 +47,10 @@ def prepared(tmp_path_factory):
                 return {split: examples(split) for split in ("train", "validation")}
 
     Prepared.name = "imagenet2012"
-    Prepared(data_dir=root, file_format="array_record").download_and_prepare(download_dir=root / "unused")
+    config = tfds.download.DownloadConfig(num_shards=shards)
+    Prepared(data_dir=root, file_format="array_record").download_and_prepare(
+        download_dir=root / "unused", download_config=config
+    )
     return root
 
 
@@ -83,3 +91,35 @@ def test_damaged_records_are_reported_with_the_directory(prepared, tmp_path):
         shard.write_bytes(shard.read_bytes()[:64])
     with pytest.raises(InputError, match=r"imagenet2012/\d\.\d\.\d: cannot be read; a file is missing, truncated or"):
         data.load("imagenet", tmp_path).train[0]
+
+
+@pytest.mark.parametrize("hard, message", [(4096, "40 images"), (64, "too many open files")])
+def test_a_set_of_more_files_than_may_be_open_raises_the_limit_or_says_so_in_one_line(tmp_path, hard, message):
+    root = prepare(tmp_path, number=40, shards=40)
+    code = (
+        "import resource\nfrom wcjax import data\nfrom wcjax.errors import InputError\n"
+        f"dataset = data.load('imagenet', {str(root)!r})\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))\n"
+        "try:\n    print(sum(len([source[i] for i in range(40)]) for source in dataset[:2]) // 2, 'images')\n"
+        "except InputError as error:\n    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = run.stdout.splitlines()
+    if hard == 64:
+        assert line == (
+            f"{root}/imagenet2012/5.1.0: too many open files. This process may open 64, "
+            "and needs one for each file of the data set. Raise that limit (ulimit -n, LimitNOFILE)."
+        )
+    assert message in line
+
+
+def test_the_fingerprint_of_records_changes_with_their_files_and_labels(prepared, tmp_path):
+    found = data.load("imagenet", prepared).fingerprint()
+    assert (found["classes"], found["train"]["images"]) == (1000, 5)
+    assert data.load("imagenet", prepared).fingerprint() == found
+    (tmp_path / "labels").mkdir()
+    other = data.load("imagenet", prepare(tmp_path / "labels", classes=(4, 998, 0))).fingerprint()
+    assert other["train"]["labels"] != found["train"]["labels"]
+    (tmp_path / "files").mkdir()
+    other = data.load("imagenet", prepare(tmp_path / "files", shards=5)).fingerprint()
+    assert other["train"]["content"] != found["train"]["content"]

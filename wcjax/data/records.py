@@ -4,8 +4,11 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from wcjax.data import tfds
 from wcjax.data.encoded import Encoded
+from wcjax.data.splits import checksum
 from wcjax.errors import InputError
 
 
@@ -49,6 +52,14 @@ class Records:
                 f"{self.directory}, {self.split}, {name}: class {label}; allowed are 0..{self.num_classes - 1}."
             )
         return Encoded(f"{self.directory}, {self.split}, {name}", record["image"], label)
+
+    def fingerprint(self) -> dict:
+        """Over the names and sizes of the files, and the labels of 64 records."""
+        files = sorted(Path(self.directory).glob(f"*-{self.split}.array_record*"))
+        sample = np.linspace(0, self.num_images - 1, min(64, self.num_images), dtype=int)
+        labels = np.array([self[i].label for i in sample], "<i4")
+        content = "".join(f"{file.name}\0{file.stat().st_size}\n" for file in files)
+        return {"images": self.num_images, "labels": checksum(labels), "content": checksum(content.encode())}
 
     def __getstate__(self):
         return {"directory": self.directory, "split": self.split}

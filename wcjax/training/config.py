@@ -12,7 +12,6 @@ from wcjax import data, models
 from wcjax.errors import InputError, shown, unknown
 from wcjax.params import LEARN_NETWORK
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
-from wcjax.training import mesh as meshes
 
 REPARAMS = ("arctan", "arsinh", "erf", "powerprop", "weightnorm", "none")
 OPTIMIZERS = ("sgd", "adam")
@@ -184,7 +183,6 @@ def load_dataset(config) -> data.Dataset:
         config.data_dir or None,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
-        part=meshes.part(),
     )
     found = dataset.train.num_images
     if found < config.batch_size:
