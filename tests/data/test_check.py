@@ -30,7 +30,7 @@ def test_every_bad_image_is_named_with_its_reason(root, capsys):
     pixels = np.zeros((8, 8, 3), np.uint8)
     bad = {
         "empty.JPEG": (b"", "it is empty"),
-        "cut.JPEG": (whole[: len(whole) * 2 // 3], "image file is truncated"),
+        "cut.JPEG": (whole[: len(whole) * 2 // 3], "not an image that can be decoded"),
         "header.JPEG": (whole[:30], "not an image that can be decoded"),
         "page.JPEG": (b"<html>404</html>", "not an image that can be decoded"),
         "gif.JPEG": (pictures.encode(pixels, "GIF"), "not an image that can be decoded"),
