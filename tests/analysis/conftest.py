@@ -35,7 +35,7 @@ def write_run():
         config["reparam"] |= reparam or {}
         (folder / "config.json").write_text(json.dumps(config))
         if train_images is not None:
-            split = {"images": train_images, "labels": "0011", "content": "2233"}
+            split = {"images": train_images, "labels": "0123456789abcdef", "content": "0" * 16}
             found = {"classes": 10, "train": split, "test": split | {"images": 360}, "mean": [0.5], "std": [0.5]}
             (folder / "data.json").write_text(json.dumps(found))
         draw = np.random.default_rng(seed)

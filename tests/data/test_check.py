@@ -53,6 +53,12 @@ def test_every_bad_image_is_named_with_its_reason(root, capsys):
     assert summary == "good: 15, bad: 11, stray: 0, other: 0"
 
 
+def test_a_name_that_is_not_utf8_is_printed(root, capsys):
+    (root / "train" / "n00000001" / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b"")
+    assert check.main([str(root)]) == 1
+    assert "caf\\udce9.JPEG: not an image that can be decoded (it is empty)" in capsys.readouterr().out
+
+
 def test_a_folder_that_may_not_be_listed_is_bad(root, capsys):
     (root / "val" / "n00000002").chmod(0)
     assert denied(lambda: check.main([str(root)])) == 1

@@ -123,3 +123,11 @@ def test_the_fingerprint_of_records_changes_with_their_files_and_labels(prepared
     (tmp_path / "files").mkdir()
     other = data.load("imagenet", prepare(tmp_path / "files", shards=5)).fingerprint()
     assert other["train"]["content"] != found["train"]["content"]
+
+
+def test_a_directory_that_vanished_is_reported_as_damaged(prepared, tmp_path):
+    shutil.copytree(prepared / "imagenet2012", tmp_path / "imagenet2012")
+    val = data.load("imagenet", tmp_path).val
+    shutil.rmtree(tmp_path / "imagenet2012")
+    with pytest.raises(InputError, match=r"imagenet2012/\d\.\d\.\d: cannot be read; a file is missing, truncated or"):
+        val[0]

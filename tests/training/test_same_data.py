@@ -92,14 +92,15 @@ def changed(key, index, value):
     return {key: array}
 
 
+HOW = "(in their pixels, or in the names and sizes of their files)"
 OTHER = {
     "119 train images": (
         {k: v[:-1] for k, v in arrays().items() if "train" in k},
         "120 train images in the run, 119 found",
     ),
-    "one pixel": (changed("x_train", (7, 3, 3, 0), 99), "other train images"),
+    "one pixel": (changed("x_train", (7, 3, 3, 0), 99), f"other train images {HOW}"),
     "one label": (changed("y_train", 7, 1), "other labels of the train images"),
-    "a test image": (changed("x_test", 3, 0), "other test images"),
+    "a test image": (changed("x_test", 3, 0), f"other test images {HOW}"),
 }
 
 
@@ -147,7 +148,7 @@ def test_a_streamed_run_is_not_resumed_when_one_file_has_another_size_name_or_cl
         image.write_bytes(image.read_bytes() + b"\0")
     else:
         image.rename(image.with_name("train_14.JPEG") if change == "name" else other / "train/n00000001/train_14.JPEG")
-    with pytest.raises(InputError, match=r"differ from the data .* trained on: other train images\. Give that data"):
+    with pytest.raises(InputError, match=r"differ from the data .* trained on: other train images \(in their pixels,"):
         training.train(streamed(other), copy)
 
 
@@ -226,6 +227,10 @@ def test_a_run_from_before_data_were_kept_is_resumed_and_keeps_them(run, tmp_pat
         ({"std": [-1, 1, 1]}, "data.json, std is not what a run writes: a list of 1 to 4 finite numbers of at least 0"),
         ({"train": None}, "data.json, train is not what a run writes: a JSON object is needed, found None."),
         ({"classes": 1.5}, "data.json, classes is not what a run writes: a whole number"),
+        (
+            {"test": {"images": 30, "labels": "| x |", "content": "0" * 16}},
+            "data.json, test, labels is not what a run writes: 16 hexadecimal digits is needed, found '| x |'.",
+        ),
     ],
 )
 def test_a_data_json_that_no_run_writes_is_refused(run, tmp_path, change, message):

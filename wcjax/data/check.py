@@ -33,7 +33,7 @@ def check_folder(root) -> collections.Counter:
 
     def bad(reason):
         counts["bad"] += 1
-        tqdm.write(reason)
+        tqdm.write(reason.encode(errors="backslashreplace").decode())  # of a path that is not UTF-8
 
     for path in _walk(root, counts, lambda error: bad(f"{error.filename}: cannot be read ({error.strerror}).")):
         if path.lower().endswith(folder.EXTENSIONS):

@@ -119,7 +119,7 @@ def damaged(directory, error):
             f"{directory}: too many open files. This process may open {limit:,}, "
             "and needs one for each file of the data set. Raise that limit (ulimit -n, LimitNOFILE)."
         )
-    with permitted(directory):
+    with contextlib.suppress(OSError), permitted(directory):
         for file in directory.iterdir():
             file.open("rb").close()
     return InputError(

@@ -58,7 +58,7 @@ def differences(stored: dict, found: dict) -> list[str]:
         if one["images"] != other["images"]:
             lines.append(f"{one['images']:,} {split} images in the run, {other['images']:,} found")
         elif one["content"] != other["content"]:
-            lines.append(f"other {split} images")
+            lines.append(f"other {split} images (in their pixels, or in the names and sizes of their files)")
         elif one["labels"] != other["labels"]:
             lines.append(f"other labels of the {split} images")
     return lines
