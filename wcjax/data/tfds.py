@@ -64,7 +64,7 @@ def newest_version(directory):
 def reading(directory):
     """The builder of a prepared directory. What it raises in the block becomes an InputError that says what to do."""
     try:
-        _allow_open_files(len(os.listdir(directory)))
+        files_to_keep_open(directory)
         # Here and not above: an optional dependency, not needed once the cache is there.
         import tensorflow_datasets as tfds
 
@@ -102,13 +102,19 @@ def _check_features(directory):
             raise ValueError(f"features.json has {shown(found)}; allowed are {FEATURES}")
 
 
-def _allow_open_files(number):
-    """Lets this process open `number` files more than the 1,024 that are usual, as far as it may."""
+def files_to_keep_open(directory) -> int:
+    """How many files of a split of a prepared directory may be open at once: all, where this process may open so many.
+
+    Raises its limit for that as far as it may. An eighth of a limit that is too low leaves room for the other splits.
+    """
+    number = len(os.listdir(directory))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = max(soft, number + 1024)
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return number
+    wanted = max(soft, number + 1024)
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return number if soft == wanted else max(1, soft // 8)
 
 
 def damaged(directory, error):
@@ -116,8 +122,8 @@ def damaged(directory, error):
     if "Too many open files" in str(error):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return InputError(
-            f"{directory}: too many open files. This process may open {limit:,}, "
-            "and needs one for each file of the data set. Raise that limit (ulimit -n, LimitNOFILE)."
+            f"{directory}: too many open files. This process may open {limit:,}. "
+            "Raise that limit (ulimit -n, LimitNOFILE)."
         )
     with contextlib.suppress(OSError), permitted(directory):
         for file in directory.iterdir():
