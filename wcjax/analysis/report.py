@@ -106,7 +106,7 @@ def _data_that_differ(groups):
             lines += [f"| {key} | {' | '.join(values)} |" for key, values in data_differences(first).items()]
             lines.append(f"| runs | {' | '.join(str(len(runs[dataset])) for dataset in of)} |")
             parts += [f"{name}:", "\n".join(lines)]
-    explained = "Runs on other data of the same name are not compared; '-': not known. From `data.json` of each run."
+    explained = "Runs on different data of one name are not compared. From the runs' `data.json`; '-' is not known."
     return ["## Data that differ", explained, *parts] if parts else []
 
 

@@ -21,6 +21,7 @@ MAX_SIZES = 2**17  # files of a split whose sizes are compared: all but those of
 TINY_IMAGENET = "tiny-imagenet-200"
 # Left by systems and programs, like every name that begins with a dot.
 STRAY = ("Thumbs.db", "desktop.ini", "__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+_STRAY = "that systems and programs leave"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,34 +140,38 @@ def tiny_imagenet(root):
     wnids = _lines(root / "wnids.txt")
     if outside := [wnid for wnid in wnids if not wnid.isalnum()]:
         raise InputError(f"{root / 'wnids.txt'}: {outside[0]!r} is no class like n01443537. Unpack the archive again.")
-    classes = dict(zip(wnids, range(len(wnids)), strict=True))
+    classes = {wnid: label for label, wnid in enumerate(wnids)}
     if twice := [wnid for line, wnid in enumerate(wnids) if classes[wnid] != line]:
         raise InputError(f"{root / 'wnids.txt'}: {twice[0]} is there more than once. Unpack the archive again.")
     if unlisted := sorted(set(_folders(root / "train", others)) - set(classes)):
         raise InputError(f"{root / 'wnids.txt'}: lacks {unlisted[0]}, a folder of train. Unpack the archive again.")
     train = _files(root, [(f"train/{wnid}/images", label) for wnid, label in classes.items()], others)
 
-    if sorted_wnids := set(_folders(root / "val", others)) & set(classes):
-        if (root / "val" / "images").is_dir() and (left := _images(root, "val/images", others)):
-            raise InputError(
-                f"{root / 'val'}: {len(left)} images, the first {left[0]}, are not in the folder of a class, but "
-                f"{len(sorted_wnids)} classes have one. Sort them too, or unpack the archive again."
-            )
-        folders = [(f"val/{wnid}", label) for wnid, label in classes.items()]
-        folders = [(f"{at}/images" if (root / at / "images").is_dir() else at, label) for at, label in folders]
-        val = _files(root, folders, others)
-        order = sorted(range(val.num_images), key=lambda i: _basename(val.names[i]))
-        val = Files(val.root, val.names[order], val.labels[order])
-    else:
-        labels = _annotations(root, classes, [name.rpartition("/")[2] for name in _images(root, "val/images", others)])
-        val = _split(root, [f"val/images/{name}" for name in sorted(labels)], [labels[name] for name in sorted(labels)])
+    has_folders = set(_folders(root / "val", others)) & set(classes)
+    val = (_sorted_val if has_folders else _annotated_val)(root, classes, others)
     _report(root, others)
     return train, val, len(classes)
 
 
-def _annotations(root, classes, images):
-    """{name: label} of the images of val, names in val/images, from val_annotations.txt."""
-    path, labels, present = root / "val" / "val_annotations.txt", {}, set(images)
+def _sorted_val(root, classes, others):
+    """Files of val/<wnid>/*.JPEG or val/<wnid>/images/*.JPEG, in order of their names."""
+    if (root / "val" / "images").is_dir() and (left := _images(root, "val/images", others)):
+        raise InputError(
+            f"{root / 'val'}: some images are in folders of their classes, and {len(left)}, the first {left[0]}, are "
+            "not. Sort these too, or unpack the archive again."
+        )
+    folders = [(f"val/{wnid}", label) for wnid, label in classes.items()]
+    folders = [(f"{at}/images" if (root / at / "images").is_dir() else at, label) for at, label in folders]
+    val = _files(root, folders, others)
+    order = sorted(range(val.num_images), key=lambda i: _basename(val.names[i]))
+    return Files(val.root, val.names[order], val.labels[order])
+
+
+def _annotated_val(root, classes, others):
+    """Files of val/images/*.JPEG with the classes of val/val_annotations.txt, in order of their names."""
+    path, labels = root / "val" / "val_annotations.txt", {}
+    images = [name.rpartition("/")[2] for name in _images(root, "val/images", others)]
+    present = set(images)
     for number, line in enumerate(_lines(path), start=1):
         name, wnid = [*line.split("\t"), ""][:2]
         if wnid not in classes:
@@ -181,7 +186,7 @@ def _annotations(root, classes, images):
         raise InputError(f"{path}, line {number}: names {wrong}. Unpack the archive again.")
     if missing := [name for name in images if name not in labels]:
         raise InputError(f"{path}: has no line for {missing[0]}. Unpack the archive again.")
-    return labels
+    return _split(root, [f"val/images/{name}" for name in images], [labels[name] for name in images])
 
 
 def _files(root, folders, others):
@@ -217,9 +222,6 @@ def _below(root, folder):
     """All images below a folder, as names relative to root."""
     found = [os.path.join(at, name) for at, _, names in os.walk(root / folder) for name in names if not is_stray(name)]
     return [os.path.relpath(path, root) for path in found if path.lower().endswith(EXTENSIONS)]
-
-
-_STRAY = "that systems and programs leave"
 
 
 def _report(root, others):

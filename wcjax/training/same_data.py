@@ -14,23 +14,24 @@ from wcjax.training.run_files import DATA, read_json
 NAME = "data.json"
 
 
-def stored_data(run) -> dict | None:
-    """What data.json in a run folder holds: `Dataset.fingerprint`, 'mean' and 'std'. None if the folder has none."""
-    path = pathlib.Path(run, NAME)
-    return read_json(path, DATA) if path.exists() else None
-
-
 def check_data(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:
     """(dataset with the mean and std of the run, content of data.json) of a run that begins, resumes or is evaluated.
 
-    splits: the splits that are used, of which 'val' is held out of 'train', or the same as 'test' in a streamed set.
+    data.json holds `Dataset.fingerprint`, 'mean' and 'std'. A run that has none yet gets those of dataset.
+
+    Args:
+      run: the run folder.
+      dataset: the data found.
+      splits: the splits that are used. 'val' is held out of 'train', and in a streamed set the same as 'test'.
 
     Raises:
       InputError: dataset is not the data of the run, with what differs; or processes that share a run found different
         data.
     """
     official = {"val": "test" if dataset.streamed else "train"}
-    found, stored = dataset.fingerprint(sorted({official.get(name, name) for name in splits})), stored_data(run)
+    found = dataset.fingerprint(sorted({official.get(name, name) for name in splits}))
+    path = pathlib.Path(run, NAME)
+    stored = read_json(path, DATA) if path.exists() else None
     if not meshes.all_agree(checksum(json.dumps(found).encode())):
         raise InputError(
             f"{run}: the processes of this run found different data. Give each of them the same files in data_dir."
@@ -44,7 +45,7 @@ def check_data(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset
         )
     mean, std = np.float32(stored["mean"]), np.float32(stored["std"])
     if mean.shape != dataset.mean.shape or std.shape != dataset.std.shape:
-        raise InputError(f"{run}/{NAME}: mean and std must have {len(dataset.mean)} numbers, one for each channel.")
+        raise InputError(f"{path}: mean and std must have {len(dataset.mean)} numbers, one for each channel.")
     return dataset._replace(mean=mean, std=std), stored
 
 
