@@ -42,10 +42,11 @@ def check_folder(root) -> collections.Counter:
             bad(f"{path}: not read, because it is not one of {', '.join(folder.EXTENSIONS)}. Convert it.")
         else:
             counts["other"] += 1
+    from wcjax.data import stream  # an optional dependency
+
+    spawned = multiprocessing.get_context("spawn")  # a fork of a program with threads may hang
     with concurrent.futures.ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context("spawn"),  # a fork of a program with threads may hang
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent, which ends these
+        mp_context=spawned, initializer=stream.live_and_die_with_parent
     ) as pool:
         reasons = pool.map(_reason, images, chunksize=64)
         for reason in tqdm(reasons, "checking", len(images), unit=" images", disable=None):
@@ -97,4 +98,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt may get lost in a callback of JAX
     sys.exit(main())
