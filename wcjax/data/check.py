@@ -5,9 +5,8 @@ python -m wcjax.data.check DIR
 
 import argparse
 import collections
-import concurrent.futures
 import mimetypes
-import multiprocessing
+import multiprocessing.pool
 import os
 import signal
 import sys
@@ -42,13 +41,8 @@ def check_folder(root) -> collections.Counter:
             bad(f"{path}: not read, because it is not one of {', '.join(folder.EXTENSIONS)}. Convert it.")
         else:
             counts["other"] += 1
-    from wcjax.data import stream  # an optional dependency
-
-    spawned = multiprocessing.get_context("spawn")  # a fork of a program with threads may hang
-    with concurrent.futures.ProcessPoolExecutor(
-        mp_context=spawned, initializer=stream.live_and_die_with_parent
-    ) as pool:
-        reasons = pool.map(_reason, images, chunksize=64)
+    with multiprocessing.pool.ThreadPool() as pool:  # threads, because decoding releases Python's lock
+        reasons = pool.imap(_reason, images, chunksize=64)
         for reason in tqdm(reasons, "checking", len(images), unit=" images", disable=None):
             if reason is None:
                 counts["good"] += 1

@@ -106,12 +106,12 @@ def _iterate(batches, workers):
     # Grain reads this flag, which absl refuses in programs that parse no flags unless it counts as given.
     flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-    batches = batches.mp_prefetch(options, live_and_die_with_parent)
+    batches = batches.mp_prefetch(options, _live_and_die_with_parent)
     # Out of shared memory, which is scarce (64 MiB in many containers) and would live as long as the arrays.
     return iter(batches.map(lambda batch: Split(*(np.array(x) for x in batch))))
 
 
-def live_and_die_with_parent(*_):
+def _live_and_die_with_parent(worker_index, worker_count):
     """Leaves Ctrl-C to the parent, and ends this worker when the parent is gone, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
