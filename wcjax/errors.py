@@ -43,6 +43,18 @@ def unknown(what: str, found, known) -> InputError:
     return InputError(f"unknown {what} {shown(found)}.{hint} Known: {', '.join(known)}.")
 
 
+@contextlib.contextmanager
+def permitted(path):
+    """Around code that reads path: PermissionError becomes an InputError that names the file."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename or path}: permission denied. Allow the user who runs this to read it (chmod, chown), or "
+            "give another place."
+        ) from error
+
+
 def shown(value) -> str:
     """repr(value), cut where it is long or deep: what was found may be a whole file."""
     return _SHORT.repr(value)

@@ -14,13 +14,30 @@ LAYERS = {"stem": (3, 3, 1, 16), "block1_0/conv1": (3, 3, 16, 16), "block10_0/co
 
 @pytest.fixture
 def write_run():
-    """write_run(folder, variant, seed, test_accuracy, ..., key=value) makes a folder as train leaves it."""
+    """write_run(folder, variant, seed, test_accuracy, ..., key=value) makes a folder as train leaves it.
 
-    def write(folder, variant, seed, test_accuracy=None, val_accuracy=0.9, epochs=2, reparam=None, **changes):
+    train_images: of the data, which are not known where it is None.
+    """
+
+    def write(
+        folder,
+        variant,
+        seed,
+        test_accuracy=None,
+        val_accuracy=0.9,
+        epochs=2,
+        reparam=None,
+        train_images=1437,
+        **changes,
+    ):
         folder.mkdir(parents=True)
         config = with_variant(default_config(), f"resnet8,{variant}").to_dict() | {"seed": seed} | changes
         config["reparam"] |= reparam or {}
         (folder / "config.json").write_text(json.dumps(config))
+        if train_images is not None:
+            split = {"images": train_images, "labels": "0123456789abcdef", "content": "0" * 16}
+            found = {"classes": 10, "train": split, "test": split | {"images": 360}, "mean": [0.5], "std": [0.5]}
+            (folder / "data.json").write_text(json.dumps(found))
         draw = np.random.default_rng(seed)
         with (folder / "weights.jsonl").open("w") as file:
             for epoch in range(epochs + 1):

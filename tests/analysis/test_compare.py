@@ -55,6 +55,15 @@ def test_the_table_has_a_row_for_each_run_with_its_numbers(run):
     ]
 
 
+def test_runs_on_different_data_are_in_different_tables(tmp_path, write_run):
+    for name, images, dataset in (("a", 99, "digits"), ("b", 98, "digits"), ("c", 99, "digits"), ("d", 99, "cifar10")):
+        write_run(tmp_path / name, "wc", 0, 0.9, train_images=images, dataset=dataset)
+    paragraphs = compare.table([tmp_path / name for name in "abcd"]).split("\n\n")
+    assert paragraphs[::2] == ["digits, train.images 99:", "digits, train.images 98:", "cifar10, train.images 99:"]
+    rows = [[row.split(" | ")[0] for row in table.splitlines()[2:]] for table in paragraphs[1::2]]
+    assert rows == [[f"| {tmp_path / name}" for name in names] for names in ("ac", "b", "d")]
+
+
 @pytest.mark.parametrize(
     "reparam, text",
     [

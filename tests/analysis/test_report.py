@@ -28,6 +28,7 @@ def folder(tmp_path, write_run):
     failed = write_run(tmp_path / "runs" / "failed", "wc", 0)
     config = json.loads((failed / "config.json").read_text())
     (failed / "config.json").unlink()
+    (failed / "data.json").unlink()
     (failed / "failed.json").write_text(json.dumps({"reason": "it does not fit", "config": config}))
     return tmp_path / "runs"
 
@@ -82,6 +83,36 @@ def test_runs_whose_other_settings_differ_are_not_mixed_and_the_report_lists_the
     assert "| resnet8 (B) | plain | none | 1 | 94.00 |" in text
     assert "| key | A | B |" in text
     assert "| momentum | 0.5 | 0.9 |" in text
+
+
+def test_runs_on_different_data_are_in_different_tables(tmp_path, write_run):
+    for seed in range(3):
+        write_run(tmp_path / "runs" / f"plain{seed}", "plain", seed, PLAIN[seed])
+        write_run(tmp_path / "runs" / f"wc{seed}", "wc", seed, WC[seed])
+        write_run(tmp_path / "runs" / f"few{seed}", "wc", seed, 0.5, train_images=99)
+    write_run(tmp_path / "runs" / "old", "plain", 3, 0.99, train_images=None)
+    of = settings(find_runs([tmp_path / "runs"]))
+    assert [(s.dataset, len(s.runs)) for s in of] == [("digits-data-1", 3), ("digits-data-2", 6), ("digits-data-3", 1)]
+    text = report.write_report([tmp_path / "runs"], tmp_path / "out").read_text()
+    tables_of = {part.split("\n")[0]: part for part in text.split("## Test accuracy on ")[1:]}
+    assert list(tables_of) == ["digits-data-1", "digits-data-2", "digits-data-3"]
+    assert "| resnet8 | WC | arctan(a=1, b=1) | 3 | 50.00 ± 0.00 |" in tables_of["digits-data-1"]
+    assert "| resnet8 | plain | none | 3 | 94.01 ± 0.11 |" in tables_of["digits-data-2"]
+    assert "| resnet8 | plain | none | 1 | 99.00 |" in tables_of["digits-data-3"]
+    assert "- digits-data-2, resnet8, plain: n = 3" in text
+    assert "| key | digits-data-1 | digits-data-2 | digits-data-3 |" in text
+    assert "| train.images | 99 | 1437 | - |" in text
+    assert "| test.images | 360 | 360 | - |" in text
+    assert "| runs | 3 | 6 | 1 |" in text
+    assert (tmp_path / "out" / "digits-data-1_resnet8_layers.png").exists()
+
+
+def test_a_run_that_failed_before_it_saw_its_data_is_in_the_table_of_its_setting(tmp_path, write_run):
+    write_run(tmp_path / "runs" / "b", "plain", 0, 0.94)
+    write_run(tmp_path / "runs" / "a", "wc", 0, train_images=None)
+    (setting,) = settings(find_runs([tmp_path / "runs"]))
+    assert (setting.dataset, len(setting.runs)) == ("digits", 2)
+    assert "## Data that differ" not in report.write_report([tmp_path / "runs"], tmp_path / "out").read_text()
 
 
 def test_a_tuned_plain_network_stands_beside_the_others_which_are_compared_with_it_too(tmp_path, write_run):

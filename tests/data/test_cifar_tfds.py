@@ -1,5 +1,6 @@
 """Directories of tensorflow_datasets: written here by a builder of our own, read back by the official one."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -188,6 +189,65 @@ def test_a_write_that_breaks_off_leaves_nothing_in_the_cache(prepared, cache_hom
     monkeypatch.setattr(np, "savez", full_disk)
     data.load("cifar10", prepared[0])
     assert list((cache_home / "wcjax").iterdir()) == []
+
+
+def test_a_cache_that_was_killed_while_it_was_written_is_removed_and_one_in_the_making_is_not(prepared, cache_home):
+    for name in ("tmpkilled", "tmpwriting"):
+        (cache_home / "wcjax" / name).mkdir(parents=True)
+        (cache_home / "wcjax" / name / "cifar10-0.npz").write_bytes(b"half")
+    descriptor = os.open(cache_home / "wcjax" / "tmpwriting", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    data.load("cifar10", prepared[0])
+    os.close(descriptor)
+    kept, cached = sorted(path.name for path in (cache_home / "wcjax").iterdir())[::-1]
+    assert kept == "tmpwriting" and cached.startswith("cifar10-")
+
+
+def test_a_process_that_writes_a_cache_holds_its_lock(prepared, monkeypatch):
+    def savez(path, **arrays):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        tried.append(path)
+
+    tried = []
+    monkeypatch.setattr(np, "savez", savez)
+    data.load("cifar10", prepared[0])
+    assert len(tried) == 1
+
+
+def test_the_cache_is_where_xdg_cache_home_says_also_with_a_tilde(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value, folder in (("~/elsewhere", "home/elsewhere"), (None, "home/.cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", value) if value else monkeypatch.delenv("XDG_CACHE_HOME")
+        data.load("cifar10", prepared[0])
+        assert cached_file(tmp_path / folder).name.startswith("cifar10-")
+
+
+def test_without_a_home_nothing_is_cached_and_one_line_says_so(prepared, tmp_path, monkeypatch, caplog, decodings):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as for a user without an entry
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load("cifar10", prepared[0]).test.labels) == 7
+    assert len(decodings) == 1
+    assert list(tmp_path.iterdir()) == [], "no folder called ~"
+    (record,) = (record for record in caplog.records if record.name == "wcjax.data.cache")
+    assert record.getMessage() == (
+        "There is no home directory to keep decoded images in. Set XDG_CACHE_HOME to a directory."
+    )
+
+
+def test_the_same_images_are_held_out_of_an_npz_file_and_of_a_prepared_directory(prepared, tmp_path):
+    root, written = prepared
+    np.savez(tmp_path / "cifar10.npz", **written["cifar10"])
+    one, other = data.load("cifar10", root), data.load("cifar10", tmp_path)
+    for split, same in ((one.train, other.train), (one.val, other.val)):
+        np.testing.assert_array_equal(split.images, same.images)
+        np.testing.assert_array_equal(split.labels, same.labels)
+    assert one.fingerprint() == other.fingerprint()
+    assert data.load("cifar100", root).fingerprint() != one.fingerprint()
 
 
 def test_the_newest_finished_version_is_read(data_dir):

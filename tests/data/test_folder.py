@@ -1,5 +1,6 @@
 """Which files a data set has, in which order, and the class of each."""
 
+import logging
 import os
 import pickle
 import re
@@ -34,6 +35,60 @@ def test_every_image_of_a_class_folder_is_read_with_its_class_in_sorted_order(ro
     assert (dataset.train.num_images, dataset.val.num_images, dataset.num_classes) == (42, 15, 3)
     assert dataset.streamed
     assert dataset.test is dataset.val, "the official validation split is what the paper reports"
+
+
+def test_what_systems_and_programs_leave_is_skipped_and_counted_in_one_line(root, caplog):
+    expected = names(data.load("imagenet", root).train)
+    for stray in ("train/._n0", "train/lost+found", "train/__MACOSX", "train/.ipynb_checkpoints", "val/@eaDir"):
+        (root / stray).mkdir()
+        (root / stray / "train_0.JPEG").write_text("not an image")
+    for stray in ("train/n00000000/._train_0.JPEG", "train/n00000001/.DS_Store", "val/n00000002/Thumbs.db"):
+        (root / stray).write_text("not an image")
+    (root / "train" / "n00000000" / ".ipynb_checkpoints").mkdir()
+    with caplog.at_level("INFO"):
+        dataset = data.load("imagenet", root)
+    assert names(dataset.train) == expected and dataset.num_classes == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert re.match(re.escape(f"{root}: skipping 9 files that systems and programs leave, for example "), line)
+
+
+def test_images_that_are_not_read_are_counted_before_any_work(root, caplog):
+    (root / "train" / "n00000001" / "more" / "still").mkdir(parents=True)
+    for path in ("more/1.JPEG", "more/still/2.jpg", "more/notes.txt", "1.gif", "2.GIF", "no_extension"):
+        (root / "train" / "n00000001" / path).write_text("")
+    (root / "val" / "lost.png").write_text("")
+    assert data.load("imagenet", root).train.num_images == 42
+    folder = "train/n00000001"
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"{root}: skipping 1 file outside the class folders, for example val/lost.png.",
+        f"{root}: skipping 1 file with the extension (none), for example {folder}/no_extension.",
+        f"{root}: skipping 2 files in subfolders of a class, for example {folder}/more/1.JPEG.",
+        f"{root}: skipping 2 files with the extension .gif, for example {folder}/1.gif.",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_the_fingerprint_of_files_changes_with_their_names_sizes_and_classes(root):
+    whole = data.load("imagenet", root).fingerprint()
+    assert data.load("imagenet", root).fingerprint() == whole
+    assert (whole["classes"], whole["train"]["images"], whole["test"]["images"]) == (3, 42, 15)
+    image, other = (root / "train" / "n00000001" / f"train_{i}.JPEG" for i in (1, 13))
+    with image.open("ab") as file:
+        file.write(b"x")
+    grown = data.load("imagenet", root).fingerprint()
+    assert grown["train"]["content"] != whole["train"]["content"] and grown["test"] == whole["test"]
+    other.rename(root / "train" / "n00000002" / "train_14.JPEG")
+    moved = data.load("imagenet", root).fingerprint()
+    assert moved["train"]["labels"] != whole["train"]["labels"]
+    image.unlink()
+    assert data.load("imagenet", root).fingerprint()["train"]["images"] == 41
+
+
+def test_a_link_to_nothing_is_named_before_any_work(root):
+    link = root / "train" / "n00000001" / "link.JPEG"
+    link.symlink_to("nowhere")
+    with pytest.raises(InputError, match=re.escape(f"{link}: cannot be read (No such file or directory).")):
+        data.load("imagenet", root).fingerprint()
 
 
 def test_a_source_is_sent_to_workers_as_names_alone(root):
@@ -93,10 +148,50 @@ def write(path, text):
         (lose("val/images/val_2.JPEG"), r"val_annotations\.txt, line 3: names val_2\.JPEG, which is not there"),
         (write("val/val_annotations.txt", "val_0.JPEG\tn99\n"), r"line 1: names class 'n99', which wnids\.txt lacks"),
         (write("val/val_annotations.txt", "val_0.JPEG\n"), r"line 1: names class '', which wnids\.txt lacks"),
+        (write("val/val_annotations.txt", "val_0.JPEG\tn07\n"), r"val_annotations\.txt: has no line for val_1\.JPEG\."),
+        (
+            write("val/val_annotations.txt", "".join(f"val_{i}.JPEG\tn07\n" for i in (0, 1, 2, 1, 3))),
+            r"line 4: names val_1\.JPEG for the second time\.",
+        ),
+        (write("wnids.txt", "n07\nn07\nn03\n"), r"wnids\.txt: n07 is there more than once"),
+        (write("wnids.txt", "n07\n"), r"wnids\.txt: lacks n03, a folder of train\. Unpack"),
+        (write("val/images/val_4.JPEG", ""), r"val_annotations\.txt: has no line for val_4\.JPEG"),
     ],
 )
 def test_a_part_of_tiny_imagenet_that_is_missing_is_named(tmp_path, damage, message):
     damage(tiny_imagenet(tmp_path))
+    with pytest.raises(InputError, match=message):
+        data.load("tiny_imagenet", tmp_path)
+
+
+def sort_val(root, inner, keep):
+    """Moves the images of val into class folders, as the scripts of many tutorials do; the first `keep` stay."""
+    for line in (root / "val" / "val_annotations.txt").read_text().splitlines()[keep:]:
+        name, wnid = line.split("\t")[:2]
+        folder = root / "val" / wnid / inner
+        folder.mkdir(parents=True, exist_ok=True)
+        (root / "val" / "images" / name).rename(folder / name)
+
+
+@pytest.mark.parametrize("inner", ["", "images"])
+@pytest.mark.parametrize("leave", [True, False])
+def test_tiny_imagenet_with_val_sorted_into_classes_is_the_same_set(tmp_path, inner, leave):
+    root = tiny_imagenet(tmp_path)
+    for i in range(4):
+        (root / "val" / "images" / f"val_{i}.JPEG").write_bytes(bytes(i))
+    expected = data.load("tiny_imagenet", tmp_path)
+    expected = expected.fingerprint(), [(expected.val[i].content, expected.val[i].label) for i in range(4)]
+    sort_val(root, inner, keep=0)
+    if not leave:
+        (root / "val" / "images").rmdir()
+        (root / "val" / "val_annotations.txt").unlink()
+    found = data.load("tiny_imagenet", tmp_path)
+    assert (found.fingerprint(), [(found.val[i].content, found.val[i].label) for i in range(4)]) == expected
+
+
+def test_tiny_imagenet_with_val_half_sorted_is_refused(tmp_path):
+    sort_val(tiny_imagenet(tmp_path), "", keep=3)
+    message = r"val: some images are in folders of their classes, and 3, the first val/images/val_0\.JPEG, are not\. "
     with pytest.raises(InputError, match=message):
         data.load("tiny_imagenet", tmp_path)
 
@@ -115,11 +210,12 @@ def test_a_part_of_the_class_folders_that_is_missing_is_named(root, damage, mess
         data.load("imagenet", root)
 
 
-def test_a_class_without_images_is_named(root):
+def test_a_class_without_images_is_named_with_what_it_holds(root, caplog):
     for path in (root / "train" / "n00000002").iterdir():
         path.rename(path.with_suffix(".txt"))
     with pytest.raises(InputError, match=r"train/n00000002 holds no images; allowed are \.jpeg"):
         data.load("imagenet", root)
+    assert "skipping 14 files with the extension .txt" in caplog.text
 
 
 def test_a_file_that_vanished_since_is_named(root):

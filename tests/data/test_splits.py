@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 
@@ -33,10 +34,53 @@ def test_train_and_val_hold_every_training_image_with_its_label_once(cifar_dir, 
 
 def test_the_split_is_the_documented_permutation(cifar_dir, arrays):
     dataset = data.load("cifar10", cifar_dir, val_fraction=0.3, seed=7)
-    order = np.random.default_rng(7).permutation(40)
+    order = np.argsort([hashlib.sha256(image.tobytes()).hexdigest() for image in arrays["x_train"]])
+    order = order[np.random.default_rng(7).permutation(40)]
     np.testing.assert_array_equal(dataset.val.images, arrays["x_train"][order[:12]])
     np.testing.assert_array_equal(dataset.val.labels, arrays["y_train"][order[:12]])
     np.testing.assert_array_equal(dataset.train.images, arrays["x_train"][order[12:]])
+
+
+def with_equal_images(arrays):
+    """Half of the training images are one image, with several labels."""
+    arrays["x_train"][::2] = arrays["x_train"][0]
+    return arrays
+
+
+@pytest.mark.parametrize("change", [dict, with_equal_images], ids=["different images", "equal images"])
+def test_the_order_in_a_file_changes_neither_the_splits_nor_the_fingerprint(tmp_path, arrays, change):
+    arrays = change(arrays)
+    found = []
+    for name, order in (("one", np.arange(40)), ("other", np.random.default_rng(5).permutation(40))):
+        changed = arrays | {f"{xy}_train": arrays[f"{xy}_train"][order] for xy in "xy"}
+        changed |= {f"{xy}_test": arrays[f"{xy}_test"][:: 1 if name == "one" else -1] for xy in "xy"}
+        np.savez(tmp_path / f"{name}.npz", **changed)
+        found.append(data.load("cifar10", tmp_path / f"{name}.npz"))
+    for split, other in zip(found[0][:2], found[1][:2], strict=True):
+        np.testing.assert_array_equal(split.images, other.images)
+        np.testing.assert_array_equal(split.labels, other.labels)
+    assert found[0].fingerprint() == found[1].fingerprint()
+
+
+def test_the_fingerprint_changes_with_each_pixel_label_and_number(cifar_dir, arrays, tmp_path):
+    whole = data.load("cifar10", cifar_dir).fingerprint()
+    assert (whole["classes"], whole["train"]["images"], whole["test"]["images"]) == (10, 40, 6)
+
+    def changed(**changes):
+        np.savez(tmp_path / "changed.npz", **arrays | changes)
+        return data.load("cifar10", tmp_path / "changed.npz").fingerprint()
+
+    for split in ("train", "test"):
+        other = {"train": "test", "test": "train"}[split]
+        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        for name, value in (
+            ("content", {f"x_{split}": np.where(np.indices(images.shape).sum(0) == 0, images ^ 1, images)}),
+            ("labels", {f"y_{split}": np.where(np.arange(len(labels)) == 3, (labels + 1) % 10, labels)}),
+            ("images", {f"x_{split}": images[:-1], f"y_{split}": labels[:-1]}),
+        ):
+            found = changed(**value)
+            assert found[split][name] != whole[split][name]
+            assert found[other] == whole[other]
 
 
 def test_only_the_seed_moves_images_between_train_and_val(cifar_dir):

@@ -86,7 +86,9 @@ LAYER |= {"below_0.01": 0.1, "below_tenth_of_std": 0.2}
 SUMMARY = {"best_epoch": 2, "best_val_accuracy": 0.9, "test_accuracy": 0.8, "epochs": 2, "test_loss": 0.5}
 SUMMARY |= {"train_seconds": 4.5, "images_per_second": 100.0, "device": "cpu", "jax_version": "0.10.2"}
 PAIRS = {"stem": {"a": 1.0, "b": 1.0}, "head": {"a": 0.5, "b": 2.0}}
+SPLIT = {"images": 9, "labels": "0123456789abcdef", "content": "0" * 16}
 RUN = {
+    "data.json": [{"classes": 10, "train": SPLIT, "test": SPLIT, "mean": [0.5], "std": [0.5]}],
     "config.json": [default_config().to_dict() | {"reparam": {"name": "arctan", "a": 1.0, "learn": "fine"}}],
     "summary.json": [SUMMARY],
     "metrics.jsonl": [{"epoch": epoch, "val_accuracy": 0.5, "pairs": PAIRS} for epoch in (1, 2)],

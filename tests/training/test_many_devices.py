@@ -69,13 +69,17 @@ def streamed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_parts(tmp_path_factory):
+def npz(tmp_path_factory):
     """(config, folder) of a run on one device, on 91 training and 10 val images of an .npz file in batches of 8."""
-    folder, rng = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("npz"), np.random.default_rng(0)
     images = {
         f"x_{split}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in (("train", 101), ("test", 21))
     }
     np.savez(folder / "cifar10.npz", **images, y_train=np.arange(101) % 10, y_test=np.arange(21) % 10)
+    for process in range(4):  # the second one has other labels
+        (folder / str(process)).mkdir()
+        labels = {"y_train": (np.arange(101) + (process == 1)) % 10, "y_test": np.arange(21) % 10}
+        np.savez(folder / str(process) / "cifar10.npz", **images, **labels)
     config = on(-1, batch_size=8, epochs=2, dataset="cifar10", data_dir=str(folder), val_fraction=0.1)
     training.train(config, folder / "run")
     return config, folder / "run"
@@ -83,11 +87,17 @@ def in_parts(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, in_parts, tmp_path, processes):
+def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, npz, tmp_path, processes):
     tasks = [
         {"config": on(-1), "workdir": tmp_path / "digits"},
         {"config": streamed[0], "workdir": tmp_path / "files"},
-        {"config": in_parts[0], "workdir": tmp_path / "parts", "in_parts": True},
+        {"config": npz[0], "workdir": tmp_path / "npz"},
+        {
+            "config": npz[0] | {"data_dir": npz[0]["data_dir"] + "/{process}"},
+            "workdir": tmp_path / "different",
+            "error": f"{tmp_path / 'different'}: the processes of this run found different data. Give each of them the "
+            "same files in data_dir.",
+        },
     ]
     if processes == 2:
         tasks[0]["config"] = on(2, 2)
@@ -96,7 +106,8 @@ def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, in
     worker.train(tasks, devices=4, processes=processes)
     runs.assert_same_course(tmp_path / "digits", tiny_run[0])
     runs.assert_same_course(tmp_path / "files", streamed[1])
-    runs.assert_same_course(tmp_path / "parts", in_parts[1])
+    runs.assert_same_course(tmp_path / "npz", npz[1])
+    assert not (tmp_path / "different").exists()
     assert [path.name for path in sorted((tmp_path / "digits").iterdir())] == [
         path.name for path in sorted(tiny_run[0].iterdir())
     ]
@@ -106,7 +117,6 @@ def test_several_processes_take_the_course_of_one(folder, tiny_run, streamed, in
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, optax, wcjax
-from wcjax.data.parts import Part
 from wcjax.training import mesh as meshes
 jax.config.update("jax_enable_x64", True)
 axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2}
@@ -117,13 +127,6 @@ index = jnp.array([20, 0, 7, 7, 13, 19, 3, 1])
 found = jax.jit(lambda rows, index: meshes.take_rows(mesh, rows, index))(meshes.share_rows(mesh, rows), index)
 np.testing.assert_array_equal(found, rows[index])
 assert found.sharding.is_equivalent_to(meshes.by_rows(mesh), 3)
-
-for n in (3, 21, 50_000):  # the part of each of two processes are the rows of its devices
-    padded = -(-n // 8) * 8
-    spans = meshes.by_rows(mesh).devices_indices_map((padded,))
-    for i in range(2):
-        ends = [end for device in jax.devices()[4 * i : 4 * i + 4] for end in spans[device][0].indices(padded)[:2]]
-        assert Part(i, 2, 8, None).of(n) == slice(min(n, min(ends)), min(n, max(ends)))
 
 meshes.MIN_FSDP_SIZE = 64
 x = np.random.default_rng(1).normal(size=(16, 12))

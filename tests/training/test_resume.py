@@ -236,7 +236,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
         assert "The checkpoint of epoch 2 is kept. Try a lower learning_rate, in a new workdir." in message
         assert runs.epochs_kept(run) == [1, 2]
         assert [line["epoch"] for line in runs.metrics(run)] == [1, 2]
-        left = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints", "midway", ".lock"}
+        left = {"config.json", "data.json", "metrics.jsonl", "weights.jsonl", "tensorboard"}
+        left |= {"checkpoints", "midway", ".lock"}
         assert {path.name for path in run.iterdir()} == left
 
 

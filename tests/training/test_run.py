@@ -60,7 +60,7 @@ def dataset():
 def test_the_run_folder_holds_what_the_docs_list_and_nothing_else(finished):
     run, _ = finished
     documented = {"config.json", "metrics.jsonl", "weights.jsonl", "tensorboard", "checkpoints", "folded"}
-    documented |= {"summary.json", ".lock"}
+    documented |= {"data.json", "summary.json", ".lock"}
     assert {path.name for path in run.iterdir()} == documented
 
 

@@ -201,6 +201,23 @@ def test_a_broken_image_ends_the_run_with_its_name(tmp_path):
         training.train(streamed(root), tmp_path / "run")
 
 
+def test_a_broken_image_found_by_a_worker_leaves_no_shared_memory(tmp_path):
+    root = pictures.class_folders(tmp_path / "set", num_train=12)
+    (root / "train" / "n00000001" / "train_11.JPEG").write_bytes(b"")
+    code = (
+        "import sys\nfrom wcjax import training\nfrom wcjax.errors import InputError\n"
+        "from wcjax.training import config, feed, mesh\n"
+        f"asked = {{'dataset': 'imagenet', 'data_dir': {str(root)!r}, 'image_size': 64, 'batch_size': 4}}\n"
+        "asked = training.check_config(asked | {'data_workers': 1})\n"
+        "try:\n    with feed.training(config.load_dataset(asked).train, asked, 0, mesh.make_mesh(asked)) as batches:\n"
+        "        sys.exit(f'an endless number of batches: {len(list(batches))}')\n"
+        "except InputError as error:\n    sys.exit(f'error: {error}')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (line,) = ended.stderr.splitlines()  # and none of Python about leaked shared_memory objects
+    assert re.match(r"error: .*/train_11\.JPEG: not an image that can be decoded \(it is empty\)", line)
+
+
 def test_settings_of_streams_are_checked(folder, tmp_path):
     for change, message in (
         ({"image_size": 0}, "config.image_size must be between 1 and 4096, found 0."),

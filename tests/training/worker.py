@@ -2,8 +2,8 @@
 
     python -m tests.training.worker '{"runs": [{"config": ..., "workdir": ...}, ...], "distributed": {...}}'
 
-A run with 'resume' first gets a copy of that run folder as it was after its epoch runs.STOPPED. One with 'in_parts'
-must find its images in a file of which each process reads its part.
+A run with 'resume' first gets a copy of that run folder as it was after its epoch runs.STOPPED. One with 'error' must
+end with that InputError. '{process}' in its data_dir stands for the number of the process.
 """
 
 import json
@@ -50,7 +50,7 @@ def main(job):
     if "distributed" in job:
         jax.distributed.initialize(**job["distributed"])
     from wcjax import models, training
-    from wcjax.data.parts import Rows
+    from wcjax.errors import InputError
     from wcjax.training import mesh
 
     models._NETWORKS["tiny"] = runs.TINY
@@ -58,14 +58,15 @@ def main(job):
     mesh.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
     for run in job["runs"]:
         workdir = pathlib.Path(run["workdir"])
+        run["config"]["data_dir"] = run["config"].get("data_dir", "").replace("{process}", str(jax.process_index()))
         if "resume" in run:
             if mesh.is_first_process():
                 runs.stopped_copy(pathlib.Path(run["resume"]), workdir)
             mesh.wait_for_all("the copy is made")
-        if run.get("in_parts"):
-            dataset = training.config.load_dataset(training.check_config(run["config"]))
-            assert isinstance(dataset.train.images, Rows), "this process has read all images"
-        training.train(run["config"], workdir)
+        try:
+            training.train(run["config"], workdir)
+        except InputError as error:
+            assert str(error) == run.get("error"), error
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """
 
 import argparse
+import collections
+import json
 import sys
 
-from wcjax.analysis.runs import Run, read_run
+from wcjax.analysis.runs import Run, data_differences, read_run
 from wcjax.errors import InputError
 
 
@@ -19,16 +21,32 @@ def finished(folder) -> Run:
 
 
 def table(runs) -> str:
-    """Markdown table of the accuracy and time of finished runs, one row for each folder."""
+    """Markdown table of the accuracy and time of finished runs, one row for each folder.
+
+    Runs on different data get a table each, under a line that tells the data apart.
+    """
+    by_data = collections.defaultdict(list)
+    for run in map(finished, runs):
+        by_data[run.config["dataset"], json.dumps(run.data)].append(run)
+    if len(by_data) == 1:
+        return _table(*by_data.values())
+    differing = data_differences([of[0] for of in by_data.values()])
+    heads = (
+        ", ".join([dataset, *(f"{key} {values[i]}" for key, values in differing.items())])
+        for i, (dataset, _) in enumerate(by_data)
+    )
+    return "\n\n".join(f"{head}:\n\n{_table(of)}" for head, of in zip(heads, by_data.values(), strict=True))
+
+
+def _table(runs):
     lines = [
         "| run | model | Ψ | val accuracy | test accuracy | best epoch | training | images/s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
-        found = finished(run)
-        config, summary = found.config, found.summary
+        config, summary = run.config, run.summary
         lines.append(
-            f"| {run} | {config['model']} | {found.reparam} "
+            f"| {run.path} | {config['model']} | {run.reparam} "
             f"| {summary['best_val_accuracy']:.2%} | {summary['test_accuracy']:.2%} "
             f"| {summary['best_epoch']} of {summary['epochs']} | {summary['train_seconds']:.0f} s "
             f"| {summary['images_per_second']:,.0f} |"

@@ -7,11 +7,11 @@ import argparse
 import itertools
 import pathlib
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 
 import wcjax
 from wcjax.analysis import course, paper, plots
-from wcjax.analysis.runs import Setting, differences, find_runs, settings, without_repeats
+from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, settings, without_repeats
 from wcjax.analysis.tables import Row, chosen_runs, markdown, setting_letters, table, write_csv
 from wcjax.errors import InputError
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
@@ -46,7 +46,8 @@ def write_report(folders, out) -> pathlib.Path:
         parts += ["The same runs against the tuned plain network:", markdown(to_tuned)] if to_tuned else []
         results += rows + to_tuned
     parts += [" ".join(EXPLANATION.split()), "Slips of the paper: " + " ".join(paper.SLIPS)]
-    parts += _other_psis(groups) + _settings_that_differ(groups) + _unfinished(runs) + _repeats(groups)
+    parts += _data_that_differ(groups) + _other_psis(groups) + _settings_that_differ(groups)
+    parts += _unfinished(runs) + _repeats(groups)
     parts += ["## Figures", _figure_2(out)]
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
         parts += _figures(setting, letter, out)
@@ -65,7 +66,7 @@ def _header(groups):
     runs = [run for setting in groups for run in setting.runs]
     finished = [run for run in runs if run.summary]
     failed = sum(run.failure is not None for run in runs)
-    counts = Counter((r.config["dataset"], r.config["model"], r.method) for r in finished)
+    counts = Counter((s.dataset, s.model, run.method) for s in groups for run in s.runs if run.summary)
     versions = sorted({f"jax {r.summary['jax_version']} on {r.summary['device']}" for r in finished})
     return "\n".join(
         [
@@ -91,6 +92,22 @@ def _other_psis(groups):
             lines.append(f"| {_name(setting, letter)} | {reparam} | {len(val)} | {100 * sum(val) / len(val):.2f} |")
     head = ["| network | Ψ | n | val accuracy (%) |", "| --- | --- | --- | --- |"]
     return ["## Other Ψ, and other tunings of plain, that were run", "\n".join(head + lines)] if lines else []
+
+
+def _data_that_differ(groups):
+    parts, runs = [], defaultdict(list)
+    for setting in groups:
+        runs[setting.dataset] += setting.runs
+    for name, of in itertools.groupby(sorted(runs), lambda dataset: runs[dataset][0].config["dataset"]):
+        of = list(of)
+        if len(of) > 1:
+            first = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in of]
+            lines = [f"| key | {' | '.join(of)} |", "| --- " * (1 + len(of)) + "|"]
+            lines += [f"| {key} | {' | '.join(values)} |" for key, values in data_differences(first).items()]
+            lines.append(f"| runs | {' | '.join(str(len(runs[dataset])) for dataset in of)} |")
+            parts += [f"{name}:", "\n".join(lines)]
+    explained = "Runs on different data of one name are not compared. From the runs' `data.json`; '-' is not known."
+    return ["## Data that differ", explained, *parts] if parts else []
 
 
 def _settings_that_differ(groups):

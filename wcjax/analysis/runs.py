@@ -12,7 +12,7 @@ from flax import traverse_util
 from wcjax.errors import InputError
 from wcjax.reparam import BY_NAME
 from wcjax.training.config import MAY_DIFFER, check_stored
-from wcjax.training.run_files import FAILED, OBJECT, SUMMARY, read_json
+from wcjax.training.run_files import DATA, FAILED, OBJECT, SUMMARY, read_json
 
 _FREE = ("seed", "reparam", *MAY_DIFFER)  # what may differ between runs of one setting
 _TUNED = ("learning_rate", "weight_decay")  # and what may for the plain network, as a and b may for WC
@@ -25,6 +25,7 @@ class Run(NamedTuple):
     config: dict
     summary: dict | None
     failure: str | None  # why it will never finish
+    data: dict | None = None  # the fingerprint of its data; None if it saw none, or is older than data.json
     tuned: bool = False  # a plain network with another learning rate or decay than the rest of its setting
 
     @property
@@ -42,7 +43,7 @@ class Run(NamedTuple):
 class Setting(NamedTuple):
     """Runs that differ in Ψ and seed alone, so that their accuracies can be compared, and tuned plain ones."""
 
-    dataset: str
+    dataset: str  # 'cifar10', or 'cifar10-data-1' if there are runs on several data of that name
     model: str
     others: tuple  # ((key, value as JSON), ...) of every other key of the config
     runs: list[Run]
@@ -69,31 +70,51 @@ def find_runs(folders) -> list[Run]:
 def read_run(folder) -> Run:
     """The run in a folder, with config.json, or with failed.json alone if it could not start."""
     folder = pathlib.Path(folder)
-    config, summary, failed = (
+    config, summary, failed, data = (
         read_json(folder / f"{name}.json", form) if (folder / f"{name}.json").exists() else None
-        for name, form in (("config", OBJECT), ("summary", SUMMARY), ("failed", FAILED))
+        for name, form in (("config", OBJECT), ("summary", SUMMARY), ("failed", FAILED), ("data", DATA))
     )
     if config is None and failed is None:
         raise InputError(f"{folder} holds no config.json: give the folder of a run.")
     config = check_stored(failed["config"] if config is None else config, folder).to_dict()
-    return Run(folder, config, summary, " ".join(failed["reason"].split()) if failed and not summary else None)
+    failure = " ".join(failed["reason"].split()) if failed and not summary else None
+    return Run(folder, config, summary, failure, data and {key: data[key] for key in ("classes", "train", "test")})
 
 
 def settings(runs: list[Run]) -> list[Setting]:
     """runs in groups that may be compared, sorted by data set and model.
 
-    Plain runs that differ in learning rate and decay alone from one group with a Ψ join it as tuned ones.
+    Plain runs that differ in learning rate and decay alone from one group with a Ψ join it as tuned ones. A run that
+    ended before it saw its data joins any group of its config.
     """
     groups = collections.defaultdict(list)
-    for run in runs:
-        flat = traverse_util.flatten_dict({k: v for k, v in run.config.items() if k not in _FREE}, sep=".")
-        groups[tuple((key, json.dumps(flat[key])) for key in sorted(flat))].append(run)
+    for run in sorted(runs, key=lambda run: run.data is None):
+        config = _flat({key: value for key, value in run.config.items() if key not in _FREE})
+        key = (*config, ("data", json.dumps(run.data)))
+        if run.data is None and run.summary is None:
+            key = next((other for other in groups if other[:-1] == config), key)
+        groups[key].append(run)
     plain = [key for key, of in groups.items() if {run.method for run in of} == {"plain"}]
     for key in plain:
         beside = [other for other in groups if other not in plain and _without_tuned(other) == _without_tuned(key)]
         if len(beside) == 1:
             groups[beside[0]] += [run._replace(tuned=True) for run in groups.pop(key)]
-    return sorted(Setting(runs[0].config["dataset"], runs[0].config["model"], k, runs) for k, runs in groups.items())
+    data = collections.defaultdict(list)
+    for key, of in groups.items():
+        if key[-1] not in data[of[0].config["dataset"]]:
+            data[of[0].config["dataset"]].append(key[-1])
+
+    def setting(key, of):
+        name = of[0].config["dataset"]
+        number = f"-data-{1 + data[name].index(key[-1])}" if len(data[name]) > 1 else ""
+        return Setting(name + number, of[0].config["model"], key[:-1], of)
+
+    return sorted(setting(key, of) for key, of in groups.items())
+
+
+def _flat(nested):
+    flat = traverse_util.flatten_dict(nested, sep=".")
+    return tuple((key, json.dumps(flat[key])) for key in sorted(flat))
 
 
 def _without_tuned(others):
@@ -102,7 +123,15 @@ def _without_tuned(others):
 
 def differences(of: list[Setting]) -> dict[str, list[str]]:
     """{key: its values, one for each setting} for every key of the config in which settings differ."""
-    values = [dict(setting.others) for setting in of]
+    return _differing([dict(setting.others) for setting in of])
+
+
+def data_differences(runs: list[Run]) -> dict[str, list[str]]:
+    """The same of the data of runs, with keys like 'train.images'."""
+    return _differing([dict(_flat(run.data or {})) for run in runs])
+
+
+def _differing(values):
     keys = sorted(set().union(*values)) if values else []
     rows = {key: [x.get(key, "-") for x in values] for key in keys}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}

@@ -56,7 +56,7 @@ def accuracies(runs: list[Run]) -> list[float]:
 def table(of: list[Setting], baseline: str = "plain") -> list[Row]:
     """The rows of one data set: each network and method that was run or that the paper has. of: its settings."""
     dataset = of[0].dataset
-    reported = paper.ACCURACY.get(dataset, {})
+    reported = paper.ACCURACY.get(of[0].runs[0].config["dataset"], {})
     letters = setting_letters(of)
     cells = [(letters[i], s.model, chosen_runs(s.runs), {run.method for run in s.runs}) for i, s in enumerate(of)]
     cells += [("", model, {}, set()) for model in reported if model not in {s.model for s in of}]

@@ -11,7 +11,7 @@ import numbers
 
 from wcjax.data import cifar, digits, imagenet, npz
 from wcjax.data.splits import Dataset, Split, channel_statistics, hold_out
-from wcjax.errors import InputError, unknown
+from wcjax.errors import InputError, permitted, unknown
 
 __all__ = ["NAMES", "Dataset", "Split", "image_shape", "load"]
 
@@ -25,12 +25,13 @@ def image_shape(name, image_size) -> tuple[int, int, int]:
     return digits.IMAGE_SHAPE if name == "digits" else npz.IMAGE_SHAPE
 
 
-def load(name, data_dir=None, *, val_fraction=0.1, seed=0, part=None):
+def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
     """Reads a data set and holds a validation split out of its official training images.
 
     With n official training images, `order = np.random.default_rng(seed).permutation(n)` and
     `m = round(val_fraction * n)`, the validation split is the images `order[:m]` and the training split `order[m:]`,
-    both in that order. The test split does not depend on `seed`.
+    both in that order. The images of CIFAR are sorted by their SHA-256 first, so that both splits are the same from
+    every format. The test split does not depend on `seed`.
 
     'tiny_imagenet' and 'imagenet' are streamed, and nothing is held out: as in the paper, accuracy is that on the
     official validation split. It is both `val` and `test`, and `val_fraction` and `seed` play no part.
@@ -46,9 +47,6 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0, part=None):
         `imagenet2012` as array_record.
       val_fraction: share of the official training images to hold out, above 0 and below 1.
       seed: integer >= 0.
-      part: `wcjax.data.parts.Part` of one of many processes that load the set together. Of CIFAR each then reads its
-        part of the file and leaves the images there, see `Split`; where they are compressed, or not in the cache yet,
-        and of digits, each reads all.
 
     Returns:
       A Dataset.
@@ -64,17 +62,18 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0, part=None):
     if not (isinstance(seed, numbers.Integral) and seed >= 0):
         raise InputError(f"seed must be an integer of at least 0, found {seed!r}.")
 
-    if name in imagenet.NAMES:
-        return imagenet.read(name, data_dir)
-    if name == "digits":
-        num_classes = digits.NUM_CLASSES
-        train, test = digits.read()
-    else:
-        num_classes = cifar.NUM_CLASSES[name]
-        train, test = cifar.read(name, data_dir, part)
+    with permitted(data_dir):
+        if name in imagenet.NAMES:
+            return imagenet.read(name, data_dir)
+        if name == "digits":
+            num_classes = digits.NUM_CLASSES
+            train, test = digits.read()
+        else:
+            num_classes = cifar.NUM_CLASSES[name]
+            train, test = cifar.read(name, data_dir)
 
     train, val = hold_out(train, val_fraction, seed)
-    mean, std = channel_statistics(train.images, part)
+    mean, std = channel_statistics(train.images)
     if not std.all():
         raise InputError(
             f"{name}: channel {int(std.argmin())} has the same value in every pixel of the {len(train.labels)} "

@@ -1,8 +1,11 @@
 """Decoded arrays kept in the user's cache directory, one .npz file for each state of a source directory."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,21 +18,29 @@ def path(directory):
     """Returns the cache file for a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
 
     The fingerprint covers relative name, size and modification time (ns) of every file in the directory, so a changed
-    source never meets an old cache file. `~/.cache` stands in where XDG_CACHE_HOME is not set.
+    source never meets an old cache file. `~/.cache` stands in where XDG_CACHE_HOME is not set. None if `~` has no
+    meaning, for want of HOME and of an entry in the list of users.
     """
+    root = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if root.parts[0].startswith("~"):
+        logger.warning("There is no home directory to keep decoded images in. Set XDG_CACHE_HOME to a directory.")
+        return None
     fingerprint = hashlib.sha256()
     for file in sorted(file for file in directory.rglob("*") if file.is_file()):
         stat = file.stat()
         fingerprint.update(f"{file.relative_to(directory)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "wcjax" / f"{directory.parent.name}-{fingerprint.hexdigest()[:16]}.npz"
+    return root / "wcjax" / f"{directory.parent.name}-{fingerprint.hexdigest()[:16]}.npz"
 
 
 def write(file, arrays):
     """Writes a dict of arrays to `file`, all or nothing. A failure is only logged: the caller has the arrays."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as unfinished:
+        for left in file.parent.glob("tmp*"):
+            with contextlib.suppress(OSError), _lock(left) as abandoned:
+                if abandoned:  # by a process that was killed; else another one is writing it
+                    shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=file.parent) as unfinished, _lock(unfinished):
             np.savez(Path(unfinished) / file.name, **arrays)
             os.replace(Path(unfinished) / file.name, file)
     except OSError as error:
@@ -39,3 +50,21 @@ def write(file, arrays):
             file,
             error,
         )
+
+
+@contextlib.contextmanager
+def _lock(directory):
+    """Yields whether this process has the lock of a directory, which it loses however it ends.
+
+    Another process may have it, or the file system has no locks.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

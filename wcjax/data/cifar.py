@@ -4,27 +4,35 @@ import os
 from pathlib import Path
 
 from wcjax.data import npz, tfds
+from wcjax.data.splits import in_order
 from wcjax.errors import InputError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
-def read(name, data_dir, part=None):
+def read(name, data_dir):
     """Returns (train, test) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3); see `wcjax.data.load`.
+
+    train is in the order of `in_order`, test in that of the file.
 
     Raises:
       InputError: nothing is there, or what is there cannot be used.
     """
+    train, test = _read(name, data_dir)
+    return in_order(train), test
+
+
+def _read(name, data_dir):
     if not data_dir:
         raise InputError(f"{name} needs data_dir. {_how_to_get(name, 'DIR')}")
     path = Path(os.path.expanduser(data_dir))
     if path.suffix == ".npz" and path.is_file():
-        return npz.read(path, NUM_CLASSES[name], part)
+        return npz.read(path, NUM_CLASSES[name])
     if (path / f"{name}.npz").is_file():
-        return npz.read(path / f"{name}.npz", NUM_CLASSES[name], part)
+        return npz.read(path / f"{name}.npz", NUM_CLASSES[name])
 
     if prepared := tfds.newest_version(path / name):
-        return tfds.read(prepared, NUM_CLASSES[name], part)
+        return tfds.read(prepared, NUM_CLASSES[name])
 
     if path.suffix == ".npz":
         raise InputError(f"{name}: there is no file {path}. {_how_to_get(name, path.parent)}")

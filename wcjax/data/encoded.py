@@ -27,3 +27,6 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Encoded:
         """Reads one image. Raises InputError, with its name, where it cannot be read."""
+
+    def fingerprint(self) -> dict:
+        """{'images': their number, 'labels': a checksum, 'content': a checksum}, for which few bytes are read."""

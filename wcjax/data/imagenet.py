@@ -22,7 +22,7 @@ def read(name, data_dir):
     Raises:
       InputError: nothing is there, or what is there cannot be used.
     """
-    _check_installed(name)
+    check_installed(name)
     if not data_dir:
         raise InputError(f"{name} needs data_dir. {_how_to_get(name, 'DIR')}")
     path = Path(os.path.expanduser(data_dir))
@@ -46,7 +46,7 @@ def read(name, data_dir):
     return Dataset(train, val, val, num_classes, MEAN, STD)
 
 
-def _check_installed(name):
+def check_installed(name):
     # Optional dependencies, which only streamed data sets need.
     missing = [module for module in ("grain", "PIL", "simplejpeg") if importlib.util.find_spec(module) is None]
     if missing:

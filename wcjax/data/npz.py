@@ -4,7 +4,6 @@ import zipfile
 
 import numpy as np
 
-from wcjax.data import parts
 from wcjax.data.splits import Split
 from wcjax.errors import InputError
 
@@ -13,18 +12,15 @@ IMAGE_SHAPE = (32, 32, 3)
 MAX_BYTES = 2**32  # of the arrays, unpacked; CIFAR has 184 MB
 
 
-def read(path, num_classes, part=None):
+def read(path, num_classes):
     """Returns (train, test), read from the .npz file `path` and checked. Nothing is unpickled.
-
-    part: `parts.Part` of one of many processes, which leaves the images in the file where they are not compressed.
 
     Raises:
       InputError: the file is not there, truncated or damaged, lacks an array, or an array is not what `check` allows.
     """
-    stored = parts.find_images(path, part) if part else {}
     try:
-        names, arrays = _unpack(path, stored)
-    except InputError:
+        names, arrays = _unpack(path)
+    except (InputError, PermissionError):
         raise
     # Damaged bytes can make the zip and array parsers raise nearly anything.
     except Exception as error:
@@ -39,15 +35,14 @@ def read(path, num_classes, part=None):
     return check(arrays, path, num_classes)
 
 
-def _unpack(path, stored):
-    """Names of all arrays in the file, and those of KEYS, of which `stored` need not be read."""
+def _unpack(path):
+    """Names of all arrays in the file, and those of KEYS."""
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())  # it never unpacks more than it says here
     if size > MAX_BYTES:
         raise InputError(f"{path}: unpacks to {size:,} bytes; at most {MAX_BYTES:,} are allowed. Make it again.")
     with np.load(path, allow_pickle=False) as archive:
-        unread = [key for key in KEYS if key in archive.files and key not in stored]
-        return archive.files, stored | {key: np.asarray(archive[key]) for key in unread}
+        return archive.files, {key: np.asarray(archive[key]) for key in KEYS if key in archive.files}
 
 
 def check(arrays, source, num_classes):

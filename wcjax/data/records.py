@@ -1,11 +1,16 @@
 """imagenet2012 as prepared by tensorflow_datasets in array_record: images stay encoded until they are needed."""
 
+import bisect
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
+
+import numpy as np
 
 from wcjax.data import tfds
 from wcjax.data.encoded import Encoded
+from wcjax.data.splits import checksum
 from wcjax.errors import InputError
 
 
@@ -13,7 +18,7 @@ from wcjax.errors import InputError
 class Records:
     """A split of a prepared directory `<data_dir>/<name>/<version>`, as a `wcjax.data.encoded.Source`.
 
-    Pickled, it is only this description: each process opens the files itself.
+    Pickled, it is only this description: each process opens the files itself. One thread at a time may read.
     """
 
     directory: str
@@ -29,6 +34,29 @@ class Records:
             source[0]  # so that a damaged directory is reported at once
             return source
 
+    @functools.cached_property
+    def _ends(self):
+        """The index of the record after the last one of each file."""
+        with tfds.reading(Path(self.directory)) as builder:
+            return list(itertools.accumulate(builder.info.splits[self.split].shard_lengths))
+
+    @functools.cached_property
+    def _most_open(self):
+        return tfds.files_to_keep_open(Path(self.directory))
+
+    @functools.cached_property
+    def _open(self):
+        """The numbers of the files that are open."""
+        return set()
+
+    def _record(self, index):
+        number = bisect.bisect_right(self._ends, index)
+        if number not in self._open and len(self._open) >= self._most_open:
+            self._source.data_source.__exit__(None, None, None)  # closes them all; each is opened when it is read
+            self._open.clear()
+        self._open.add(number)
+        return self._source[index]
+
     @property
     def num_images(self) -> int:
         return len(self._source)
@@ -37,9 +65,10 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Encoded:
-        source = self._source
         try:
-            record = source[index]
+            record = self._record(index)
+        except InputError:
+            raise
         except Exception as error:  # of many types, see wcjax.data.tfds
             raise tfds.damaged(Path(self.directory), error) from error
         name, label = record["file_name"], int(record["label"])
@@ -49,6 +78,14 @@ class Records:
                 f"{self.directory}, {self.split}, {name}: class {label}; allowed are 0..{self.num_classes - 1}."
             )
         return Encoded(f"{self.directory}, {self.split}, {name}", record["image"], label)
+
+    def fingerprint(self) -> dict:
+        """Over the names and sizes of the files, and the labels of 64 records."""
+        files = sorted(Path(self.directory).glob(f"*-{self.split}.array_record*"))
+        sample = np.linspace(0, self.num_images - 1, min(64, self.num_images), dtype=int)
+        labels = np.array([self[i].label for i in sample], "<i4")
+        content = "".join(f"{file.name}\0{file.stat().st_size}\n" for file in files)
+        return {"images": self.num_images, "labels": checksum(labels), "content": checksum(content.encode())}
 
     def __getstate__(self):
         return {"directory": self.directory, "split": self.split}

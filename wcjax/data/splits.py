@@ -1,11 +1,12 @@
-"""The form every data set has once it is read, and the two things derived from its training images."""
+"""The form every data set has once it is read, and what is derived from its images."""
 
+import hashlib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 from wcjax.data.encoded import Source
-from wcjax.data.parts import Part, Rows, Stored
 from wcjax.errors import InputError
 
 
@@ -13,11 +14,11 @@ class Split(NamedTuple):
     """Images with their classes.
 
     Attributes:
-      images: uint8 (n, h, w, c), 0..255. For one of many processes still in the file.
+      images: uint8 (n, h, w, c), 0..255.
       labels: int32 (n,), 0..num_classes-1.
     """
 
-    images: np.ndarray | Stored | Rows
+    images: np.ndarray
     labels: np.ndarray
 
     @property
@@ -47,6 +48,46 @@ class Dataset(NamedTuple):
         """Whether images are decoded while the run goes on (`wcjax.data.stream`), not held as arrays."""
         return not isinstance(self.train, Split)
 
+    def fingerprint(self, splits=("train", "test")) -> dict:
+        """{'classes': number, 'train': ..., 'test': ...}, the official splits as `wcjax.data.encoded.Source` has them.
+
+        train covers what is held out, too. The images of an array count with every pixel and in any order: the same
+        CIFAR has the same fingerprint in every format. splits: the ones to look at.
+        """
+        if self.streamed:
+            found = {name: getattr(self, name).fingerprint() for name in splits}
+        else:
+            official = {"train": (self.train, self.val), "test": (self.test,)}
+            found = {name: _fingerprint(official[name]) for name in splits}
+        return {"classes": self.num_classes} | found
+
+
+def checksum(content) -> str:
+    """16 hexadecimal digits of the SHA-256 of bytes, or of a contiguous array."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def in_order(split: Split) -> Split:
+    """The same images in the order of their SHA-256, and those that are alike in the order of their labels.
+
+    So the result depends on the images alone, not on the file that they were read from.
+    """
+    keys = _keys(split)
+    order = sorted(range(split.num_images), key=keys.__getitem__)
+    return Split(split.images[order], split.labels[order])
+
+
+def _keys(split):
+    """[(SHA-256, label) of each image]."""
+    digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(split.images)]
+    return list(zip(digests, split.labels.tolist(), strict=True))
+
+
+def _fingerprint(splits):
+    digests, labels = zip(*sorted(itertools.chain(*map(_keys, splits))), strict=True)
+    labels = checksum(np.array(labels, "<i4"))
+    return {"images": len(digests), "labels": labels, "content": checksum(b"".join(digests))}
+
 
 def hold_out(train, val_fraction, seed):
     """Returns (train, val): `round(val_fraction * n)` images drawn with `seed` are val, see `wcjax.data.load`.
@@ -63,24 +104,13 @@ def hold_out(train, val_fraction, seed):
             f"Choose a {'larger' if num_val == 0 else 'smaller'} val_fraction, or use more images."
         )
     order = np.random.default_rng(seed).permutation(n)
-
-    def take(rows):
-        images = Rows(train.images, rows) if isinstance(train.images, Stored) else train.images[rows]
-        return Split(images, train.labels[rows])
-
+    take = lambda rows: Split(train.images[rows], train.labels[rows])
     return take(order[num_val:]), take(order[:num_val])
 
 
-def channel_statistics(images, part: Part | None = None):
-    """Returns mean and std of the channels of uint8 images (n, h, w, c): float32 (c,), a pixel counting 0..1.
-
-    part: of one of many processes, which counts its part of the pixels where images are Rows.
-    """
-    if isinstance(images, Rows):
-        counts = _pixel_counts(images.among(part.of(len(images.stored))))
-        counts = part.gather(counts.astype(np.uint32)).sum(axis=0, dtype=np.int64)
-    else:
-        counts = _pixel_counts(images)
+def channel_statistics(images):
+    """Returns mean and std of the channels of uint8 images (n, h, w, c): float32 (c,), a pixel counting 0..1."""
+    counts = _pixel_counts(images)
     pixels = counts[0].sum()
     level = np.arange(256)
     mean = counts @ level / pixels

@@ -3,12 +3,14 @@
 import contextlib
 import io
 import json
+import os
 import re
+import resource
 
 import numpy as np
 
 from wcjax.data import cache, npz
-from wcjax.errors import InputError, shown
+from wcjax.errors import InputError, permitted, shown
 
 _CLASSES = "tensorflow_datasets.core.features."
 _KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # others could name a class once more
@@ -29,23 +31,18 @@ def prepare_command(name, directory):
     )
 
 
-def read(directory, num_classes, part=None):
+def read(directory, num_classes):
     """Returns (train, test) of a prepared directory `<data_dir>/<name>/<version>`, from the cache where it has them.
-
-    part: see `npz.read`; what is not in the cache yet is decoded whole.
 
     Raises:
       InputError: a needed package is missing, or the directory is of another file format, truncated or damaged.
     """
     cached = cache.path(directory)
-    splits = None
-    with contextlib.suppress(InputError):  # Not there yet, or damaged: both are mended by decoding.
-        splits = npz.read(cached, num_classes, part)
-    usable = splits is not None
-    if part is not None:
-        usable = part.gather(np.uint32(usable)).all()  # where one must decode, all do
-    if usable:
-        return splits
+    if cached is None:
+        return npz.check(_decode(directory), directory, num_classes)
+    # Not there yet, damaged or not readable: decoding helps with all three.
+    with contextlib.suppress(InputError, PermissionError):
+        return npz.read(cached, num_classes)
     arrays = _decode(directory)
     splits = npz.check(arrays, directory, num_classes)
     cache.write(cached, arrays)
@@ -54,9 +51,10 @@ def read(directory, num_classes, part=None):
 
 def newest_version(directory):
     """The prepared directory `directory/<version>` with the highest version, or None where there is none."""
+    names = os.listdir(directory) if directory.is_dir() else []  # not glob, which takes a denied directory for empty
     versions = [
         version
-        for version in directory.glob("*")
+        for version in map(directory.joinpath, names)
         if re.fullmatch(r"\d+\.\d+\.\d+", version.name) and (version / "dataset_info.json").is_file()
     ]
     return max(versions, key=lambda version: [int(number) for number in version.name.split(".")], default=None)
@@ -66,6 +64,7 @@ def newest_version(directory):
 def reading(directory):
     """The builder of a prepared directory. What it raises in the block becomes an InputError that says what to do."""
     try:
+        files_to_keep_open(directory)
         # Here and not above: an optional dependency, not needed once the cache is there.
         import tensorflow_datasets as tfds
 
@@ -103,8 +102,32 @@ def _check_features(directory):
             raise ValueError(f"features.json has {shown(found)}; allowed are {FEATURES}")
 
 
+def files_to_keep_open(directory) -> int:
+    """How many files of a split of a prepared directory may be open at once: all, where this process may open so many.
+
+    Raises its limit for that as far as it may. An eighth of a limit that is too low leaves room for the other splits.
+    """
+    number = len(os.listdir(directory))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return number
+    wanted = max(soft, number + 1024)
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return number if soft == wanted else max(1, soft // 8)
+
+
 def damaged(directory, error):
     """The InputError for a prepared directory whose reading raised `error`."""
+    if "Too many open files" in str(error):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return InputError(
+            f"{directory}: too many open files. This process may open {limit:,}. "
+            "Raise that limit (ulimit -n, LimitNOFILE)."
+        )
+    with contextlib.suppress(OSError), permitted(directory):
+        for file in directory.iterdir():
+            file.open("rb").close()
     return InputError(
         f"{directory}: cannot be read; a file is missing, truncated or damaged ({type(error).__name__}: {error}). "
         f"Remove the directory and prepare it again:\n    {_prepare_again(directory)}"

@@ -13,7 +13,6 @@ from wcjax import data, models
 from wcjax.checks import LEARN_NETWORK
 from wcjax.errors import InputError, shown, unknown
 from wcjax.reparam import BY_NAME
-from wcjax.training import mesh as meshes
 
 REPARAMS = (*BY_NAME, "none")
 OPTIMIZERS = ("sgd", "adam")
@@ -181,7 +180,6 @@ def load_dataset(config) -> data.Dataset:
         config.data_dir or None,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
-        part=meshes.part(),
     )
     found = dataset.train.num_images
     if found < config.batch_size:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from wcjax.data import image_shape
 from wcjax.errors import InputError
-from wcjax.training import feed
+from wcjax.training import feed, same_data
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import load_tree, stored_shapes
@@ -89,12 +89,13 @@ def evaluate_folded(
     """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
 
     dataset: where it is loaded already. data_dir: where it has moved since training. mesh, after_batch: as in
-    `evaluate`.
+    `evaluate`. Images are normalized with the mean and std of the run. Raises InputError if the images of splits are
+    not the ones of the run, which their order in a file does not decide.
     """
     config = load_config(run)
     if data_dir is not None:
         config.data_dir = data_dir
-    dataset = dataset or load_dataset(config)
+    dataset, _ = same_data.check_data(run, dataset or load_dataset(config), splits)
     model, variables = load_folded(run, dataset.num_classes)
     mesh = mesh or meshes.one_device()
     variables = meshes.replicate(mesh, variables)

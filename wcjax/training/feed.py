@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 from collections.abc import Iterator
 
 import jax
 
 from wcjax.data.splits import Split
-from wcjax.errors import LoaderError
+from wcjax.errors import InputError, LoaderError
 from wcjax.training import mesh as meshes
 from wcjax.training.step import Images
 
@@ -57,6 +58,11 @@ def _placed(batches, mesh):
     try:
         for batch in batches:
             yield meshes.share_batch(mesh, Images(*batch))
+    except InputError as error:
+        # Grain's frames hold a batch in shared memory, which Python would report as leaked when it exits.
+        error.__traceback__ = None
+        gc.collect()
+        raise
     except RuntimeError as error:
         if not str(error).startswith("Worker process was terminated"):
             raise

@@ -22,7 +22,7 @@ from wcjax.data import image_shape
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, Preempted, saving
 from wcjax.params import fold, is_weight, reparameterize
 from wcjax.psi import Psi
-from wcjax.training import feed
+from wcjax.training import feed, same_data
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.checkpoint import Checkpoints, save_tree
@@ -67,7 +67,7 @@ def train(config, workdir) -> dict:
         log.info("%s is finished; nothing to do.", workdir)
         return read_json(workdir / "summary.json", SUMMARY)
 
-    dataset = load_dataset(config)
+    dataset, data = same_data.check_data(workdir, load_dataset(config))
     steps_per_epoch = dataset.train.num_images // config.batch_size
     model = make_model(config, dataset.num_classes)
     tx = steps.make_optimizer(config, steps_per_epoch)
@@ -84,6 +84,7 @@ def train(config, workdir) -> dict:
         workdir.mkdir(parents=True, exist_ok=True)
     with alone_in(workdir), sigterm_noticed() as stop:
         if meshes.is_first_process():
+            write_json(workdir / same_data.NAME, data)  # first: a run with a config must have it
             write_json(workdir / "config.json", config.to_dict())
         with (
             contextlib.closing(

@@ -9,8 +9,7 @@ Images that lie on the devices (digits, CIFAR) are sharded by rows too, once, in
 hands over the rows of its own devices only. A step picks its batch where the rows lie and adds the parts up
 (reduce-scatter, see `take_rows`). That moves batch_size images of uint8 a step (0.4 MB of CIFAR at 128, beside 45 MB of
 gradients of a ResNet18), and in return the order of the images is that of one device, and the host has nothing to do
-within an epoch. Where a process reads only its part of the file (`wcjax.data.parts`), the training images come to the
-devices in the order of the file, and the devices bring them into that of the data set in the same way.
+within an epoch.
 """
 
 import jax
@@ -19,7 +18,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wcjax.data.parts import Part, Rows, Stored
 from wcjax.errors import InputError
 
 AXES = ("data", "fsdp")
@@ -105,11 +103,9 @@ def gather(mesh: Mesh, tree):
     return jax.device_put(tree, replicated(mesh))
 
 
-def share_rows(mesh: Mesh, array: np.ndarray | Stored | Rows) -> jax.Array:
+def share_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """array (n, ...), sharded by rows and filled up to a multiple of the devices; see `take_rows`."""
     rows = -(-array.shape[0] // mesh.size) * mesh.size
-    if isinstance(array, Rows):
-        return jax.jit(take_rows, static_argnums=0)(mesh, share_rows(mesh, array.stored), np.resize(array.index, rows))
 
     def of_device(index):
         start, stop, _ = index[0].indices(rows)
@@ -149,15 +145,6 @@ def share_batch(mesh: Mesh, batch):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)
 
 
-def part() -> Part | None:
-    """The part of this process where there are many; they must all use it alike."""
-    if jax.process_count() == 1:
-        return None
-    from jax.experimental import multihost_utils
-
-    return Part(jax.process_index(), jax.process_count(), jax.device_count(), multihost_utils.process_allgather)
-
-
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
@@ -173,6 +160,16 @@ def first_says(value: bool) -> bool:
 
         value = bool(multihost_utils.broadcast_one_to_all(np.array(value)))
     return value
+
+
+def all_agree(digits: str) -> bool:
+    """Whether every process gives the same hexadecimal digits, 16 of them."""
+    if jax.process_count() == 1:
+        return True
+    from jax.experimental import multihost_utils
+
+    given = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(digits), np.uint32))
+    return bool((given == given[0]).all())
 
 
 def is_first_process() -> bool:

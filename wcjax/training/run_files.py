@@ -47,6 +47,13 @@ SUMMARY = {
     "device": TEXT,
     "jax_version": TEXT,
 }
+CHANNELS = (
+    "a list of 1 to 4 finite numbers of at least 0",
+    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(POSITIVE[1], x)),
+)
+CHECKSUM = ("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
+SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
+DATA = {"classes": COUNT, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
 # Of the checkpoints, those of epochs and those within.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}

@@ -1,0 +1,20 @@
+"""Root as a user whom permissions bind."""
+
+import concurrent.futures
+import ctypes
+
+DAC_OVERRIDE, DAC_READ_SEARCH = 1 << 1, 1 << 2  # of linux/capability.h: rights to read and write what is forbidden
+
+
+def obey_permissions():
+    """Takes these rights from the thread that calls it, and from the threads and processes that it starts later."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
+    assert libc.capset(header, sets) == 0
+
+
+def denied(call):
+    """call(), in a thread that obeys permissions."""
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=obey_permissions) as pool:
+        return pool.submit(call).result()

@@ -1,0 +1,96 @@
+"""Finds every image of a folder that a run could not use.
+
+python -m wcjax.data.check DIR
+"""
+
+import argparse
+import collections
+import mimetypes
+import multiprocessing.pool
+import os
+import signal
+import sys
+
+from tqdm import tqdm
+
+from wcjax.data import folder, imagenet
+from wcjax.errors import InputError
+
+DESCRIPTION = """Decodes every image in a folder and below, as training does, and prints one line for each that is
+broken, unreadable, or of a kind that training does not read (GIF, TIFF, 16 bits a channel, animations). Run it once
+before a long training run on ImageNet, TinyImageNet or a folder of your own. The exit status is 0 if all images can be
+used, 1 if some cannot, and 2 if there are none. Nothing is changed."""
+
+
+def check_folder(root) -> collections.Counter:
+    """Prints a line for each bad file below root; returns the numbers of 'good', 'bad', 'stray' and 'other' files.
+
+    Bad are the files of EXTENSIONS that `decode.check_image` refuses, other files that by their name are images, and
+    what cannot be read. Stray files (`folder.is_stray`) and others, like val_annotations.txt, are only counted.
+    """
+    counts, images = collections.Counter(good=0, bad=0, stray=0, other=0), []
+
+    def bad(reason):
+        counts["bad"] += 1
+        tqdm.write(reason.encode(errors="backslashreplace").decode())  # of a path that is not UTF-8
+
+    for path in _walk(root, counts, lambda error: bad(f"{error.filename}: cannot be read ({error.strerror}).")):
+        if path.lower().endswith(folder.EXTENSIONS):
+            images.append(path)
+        elif (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+            bad(f"{path}: not read, because it is not one of {', '.join(folder.EXTENSIONS)}. Convert it.")
+        else:
+            counts["other"] += 1
+    with multiprocessing.pool.ThreadPool() as pool:  # threads, because decoding releases Python's lock
+        reasons = pool.imap(_reason, images, chunksize=64)
+        for reason in tqdm(reasons, "checking", len(images), unit=" images", disable=None):
+            if reason is None:
+                counts["good"] += 1
+            else:
+                bad(reason)
+    return counts
+
+
+def _walk(root, counts, failed):
+    """The paths of all files below root but stray ones, which are counted; calls failed(OSError) for a folder."""
+    seen = set()
+    for at, folders, names in os.walk(root, onerror=failed, followlinks=True):
+        counts["stray"] += sum(map(folder.is_stray, folders + names))
+        is_new = os.path.realpath(at) not in seen  # a link to a folder above would never end
+        seen.add(os.path.realpath(at))
+        folders[:] = sorted(name for name in folders if is_new and not folder.is_stray(name))
+        yield from (os.path.join(at, name) for name in sorted(names) if is_new and not folder.is_stray(name))
+
+
+def _reason(path) -> str | None:
+    """Why an image cannot be used; None if it can."""
+    from wcjax.data import decode  # an optional dependency
+
+    try:
+        decode.check_image(path, folder.read(path))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m wcjax.data.check", description=DESCRIPTION)
+    parser.add_argument("dir", metavar="DIR", help="the folder with the images, for example tiny-imagenet-200")
+    args = parser.parse_args(argv)
+    try:
+        imagenet.check_installed("wcjax.data.check")
+        if not os.path.isdir(args.dir):
+            raise InputError(f"{args.dir} is not a folder; give one with images.")
+        counts = check_folder(args.dir)
+        if counts["good"] + counts["bad"] == 0:
+            raise InputError(f"{args.dir} holds no images; allowed are {', '.join(folder.EXTENSIONS)}.")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"good: {counts['good']:,}, bad: {counts['bad']:,}, stray: {counts['stray']:,}, other: {counts['other']:,}")
+    return 1 if counts["bad"] else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt may get lost in a callback of JAX
+    sys.exit(main())

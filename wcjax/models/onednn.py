@@ -1,0 +1,122 @@
+"""A convolution and its two gradients by oneDNN, which jaxlib for x86 contains but XLA seldom calls.
+
+The call is private to XLA. Its configuration is the message OneDnnConvolutionConfig of
+xla/service/cpu/onednn_config.proto in github.com/openxla/xla. A configuration that jaxlib cannot read ends the process,
+and so does an array that oneDNN has no code for (float64; bfloat16 on a processor with AVX2).
+
+All arrays are float32. window: a `wcjax.models.cpu_convolution.Window`.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured between 2**16 and 2**21
+FEWEST_AT_ONCE = 8  # images, however large
+
+
+def forward(window, x, w):
+    """The convolution of x, (n, height, width, inputs), by w, (height, width, inputs, outputs)."""
+    return _convolution(x, w, "HWIO", window.strides, window.padding)
+
+
+def image_gradient(window, dy, w):
+    """dL/dx. The kernel is at least as large as the strides.
+
+    Pixels of x whose row and column leave the same remainders by the strides see the same taps of the kernel, so each
+    pair of remainders is one convolution of dy.
+    """
+    n, inputs = dy.shape[0], w.shape[2]
+    pixels = tuple(-(-length // stride) for length, stride in zip(window.image, window.strides, strict=True))
+    parts = []
+    for row_taps, *rows in _remainders(window, 0):
+        for column_taps, *columns in _remainders(window, 1):
+            crop = ((0, 0, 0), *((min(low, 0), min(high, 0), 0) for low, high in (rows, columns)), (0, 0, 0))
+            cropped = lax.pad(dy, jnp.zeros((), dy.dtype), crop)
+            padding = tuple((max(low, 0), max(high, 0)) for low, high in (rows, columns))
+            parts.append(_convolution(cropped, w[row_taps, column_taps][::-1, ::-1], "HWOI", padding=padding))
+    dx = jnp.stack(parts).reshape(*window.strides, n, *pixels, inputs).transpose(2, 3, 0, 4, 1, 5)
+    dx = dx.reshape(n, pixels[0] * window.strides[0], pixels[1] * window.strides[1], inputs)
+    return dx[:, : window.image[0], : window.image[1]]
+
+
+def _remainders(window, axis):
+    """For each remainder by the stride: (slice of the taps, zeros before and after dy; fewer than 0 cut it)."""
+    stride, taps, before = window.strides[axis], window.size[axis], window.padding[axis][0]
+    pixels = -(-window.image[axis] // stride)
+    for remainder in range(stride):
+        first = (remainder + before) % stride
+        last = first + (taps - 1 - first) // stride * stride
+        low = (last - remainder - before) // stride
+        high = pixels - window.result[axis] + (remainder + before - first) // stride
+        yield slice(first, None, stride), low, high
+
+
+def kernel_gradient(window, x, dy):
+    """dL/dw, as a sum of convolutions of some images each.
+
+    oneDNN is fast if what it sums over comes last in x, and if it fits into the cache: SIZE_AT_ONCE.
+    """
+    n, size = x.shape[0], max(x.size, dy.size) // x.shape[0]
+    at_once = min(n, max(FEWEST_AT_ONCE, 1 << (SIZE_AT_ONCE // size).bit_length() >> 1))
+    parts = -(-n // at_once)
+    x, dy = (jnp.pad(of, ((0, parts * at_once - n), (0, 0), (0, 0), (0, 0))) for of in (x, dy))
+    x, dy = (of.reshape(parts, at_once, *of.shape[1:]) for of in (x, dy))
+    if parts == 1:
+        return _kernel_gradient(window, x[0], dy[0])
+    add = lambda dw, images: (dw + _kernel_gradient(window, *images), None)
+    return lax.scan(add, jnp.zeros((*window.size, x.shape[-1], dy.shape[-1]), x.dtype), (x, dy))[0]
+
+
+def _kernel_gradient(window, x, dy):
+    """The convolution of x by dy, in which oneDNN sums over images, its channels; the channels of x are its columns."""
+    pads = [
+        (low, (result - 1) * stride + taps - pixels - low, 0)
+        for pixels, taps, stride, (low, _), result in zip(*window, window.result, strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    x, dy = x.transpose(1, 2, 3, 0)[None], dy.transpose(1, 2, 0, 3)[:, :, None]
+    return _convolution(x, dy, "HWCIO", dilation=(*window.strides, 1))[0]
+
+
+def _convolution(x, w, layout, strides=None, padding=None, dilation=None):
+    """oneDNN's convolution of an image (n, *pixels, inputs) by a kernel of this layout; I and O are its channels."""
+    axes = [axis for axis, of in enumerate(layout) if of not in "IO"]
+    strides, dilation = (of or (1,) * len(axes) for of in (strides, dilation))
+    padding = padding or ((0, 0),) * len(axes)
+    pixels = [
+        (length + sum(pads) - (w.shape[axis] - 1) * spread - 1) // stride + 1
+        for length, axis, stride, pads, spread in zip(x.shape[1:-1], axes, strides, padding, dilation, strict=True)
+    ]
+    numbers = lambda values: [str(value) for value in values]
+    dims = str(len(layout))
+    images = {"batch_dim": "0", "feature_dim": str(len(axes) + 1), "spatial_dims": numbers(range(1, len(axes) + 1))}
+    kernel = {
+        "input_feature_dim": str(layout.index("I")),
+        "output_feature_dim": str(layout.index("O")),
+        "spatial_dims": numbers(axes),
+        "shape": numbers(w.shape),
+    }
+    config = {
+        "dims": dims,
+        "input": {"dims": dims, "data": images},
+        "kernel": {"dims": dims, "filter": kernel},
+        "output": {"dims": dims, "data": images},
+        "window": {
+            "pad_left": numbers(low for low, _ in padding),
+            "pad_right": numbers(high for _, high in padding),
+            "strides": numbers(strides),
+            "window_dilations": numbers(dilation),
+        },
+        "feature_groups": "1",
+    }
+    call = jax.ffi.ffi_call(
+        "__onednn$convolution",
+        jax.ShapeDtypeStruct((x.shape[0], *pixels, w.shape[layout.index("O")]), x.dtype),
+        vmap_method="sequential",
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps({"onednn_conv_config": config}),
+    )
+    return call(x, w)
