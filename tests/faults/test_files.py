@@ -1,6 +1,5 @@
 """Files that cannot be written or are damaged: one error that names them, and nothing lost once that is mended."""
 
-import ctypes
 import os
 import re
 import subprocess
@@ -43,14 +42,6 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(unbroken, s
     attempts.strike(small_disk, chance, unbroken.seconds, fill, unbroken.same)
 
 
-def obey_permissions():
-    """Takes from root the right to write where the permissions forbid it (CAP_DAC_OVERRIDE)."""
-    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    sets[0] &= ~(1 << 1)
-    assert libc.capset(header, sets) == 0
-
-
 def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed(unbroken, tmp_path, chance):
     def protect(attempt, run):
         folder = run / "checkpoints"
@@ -65,7 +56,7 @@ def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed
         assert attempt.error().startswith(f"error: {folder}") and "Permission denied" in attempt.error()
         return True
 
-    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(obey_permissions,))
+    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(attempts.obey_permissions,))
 
 
 def saved(folder):

@@ -69,7 +69,8 @@ def _load(file: str) -> ConfigDict:
     path, *argument = file.split(":", 1)
     line = None
     try:
-        names = runpy.run_path(path, run_name="config")
+        with open(path, "rb"):  # where runpy also takes a folder
+            names = runpy.run_path(path, run_name="config")
         if "get_config" not in names:
             raise InputError(f"{path} has no get_config(). {EXPECTED}")
         line = getattr(getattr(names["get_config"], "__code__", None), "co_firstlineno", None)

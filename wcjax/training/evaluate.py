@@ -119,6 +119,7 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="where the data set lies, if it has moved since training")
     args = parser.parse_args(argv)
+    meshes.devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
     for name, found in result.items():

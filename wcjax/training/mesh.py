@@ -31,10 +31,10 @@ def devices() -> list:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter is what JAX raises for cuda without a GPU
-        asked = jax.config.jax_platforms
+        why = cause(error) if str(error) else "no GPU is visible"
         raise InputError(
-            f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {cause(error)}. Unset JAX_PLATFORMS, or install JAX "
-            "for that platform where it has a device."
+            f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {why}. Unset JAX_PLATFORMS, or install "
+            "JAX for that platform on a machine that has one."
         ) from error
 
 
