@@ -163,12 +163,16 @@ def open_study(plan: Plan, configs, storage: str | None, out) -> optuna.Study:
         raise database_error(storage or out / "sweep.db", error) from error
 
 
-def open_database(url: str) -> optuna.storages.RDBStorage:
+class Database(optuna.storages.RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            super().record_heartbeat(trial_id)  # another one follows
+
+
+def open_database(url: str) -> Database:
     # SQLite has one writer at a time, for whom the others wait; every thread needs a connection.
     engine = {"connect_args": {"timeout": PATIENCE}, "pool_size": 0} if url.startswith("sqlite") else {}
-    connect = lambda: optuna.storages.RDBStorage(
-        url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-    )
+    connect = lambda: Database(url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
     for seconds in (2, 1):
         try:
             return connect()
