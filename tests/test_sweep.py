@@ -193,14 +193,16 @@ def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
     assert len(trainer.trained) == len(set(trainer.trained)) == 12
 
 
-def test_sweeps_in_two_folders_of_one_name_have_nothing_to_do_with_each_other(trainer, tmp_path, capsys):
-    storage = ["--storage", f"sqlite:///{tmp_path / 'shared.db'}"]
+def test_sweeps_in_two_folders_of_one_name_have_nothing_to_do_with_each_other(trainer, tmp_path):
+    address = f"sqlite:///{tmp_path / 'shared.db'}"
+    storage = ["--storage", address]
     for place in "ab":
         trainer.trained.clear()
         assert sweep.main([*RUNS, *storage, "--out", str(tmp_path / place / "out")]) == 0
         assert len(trainer.trained) == len(list((tmp_path / place / "out").glob("*/summary.json"))) == 4
         assert sweep.main([*RUNS, *storage, "--out", str(tmp_path / place / "out")]) == 0
         assert len(trainer.trained) == 4
+    assert len(sweep_study.optuna.get_all_study_names(address)) == 2
 
 
 def test_a_folder_has_one_identity_whoever_asks_first_and_by_whatever_path(tmp_path):

@@ -26,7 +26,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for argument in arguments:
         if (key := overridden(argument)) is None:
             rest.append(argument)
-        elif "=" in argument or _default(key) in (True, False) or (value := next(arguments, None)) is None:
+        elif "=" in argument or isinstance(_default(key), bool) or (value := next(arguments, None)) is None:
             overrides.append(argument)
         else:
             overrides.append(f"{argument}={value}")
@@ -43,9 +43,11 @@ def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     check_keys(key for key in keys if key)
     for key in {key for key in keys if key and _default(key) is None}:  # to ml_collections None is not a number
         *_, last = (override for override in overrides if overridden(override) == key)
+        overrides = [override for override in overrides if overridden(override) != key]
         if last.partition("=")[2] == "None":
             config[key] = None
-            overrides = [override for override in overrides if overridden(override) != key]
+        else:
+            overrides.append(last)
     values = flags.FlagValues()
     argv = ["wcjax", *overrides]
     try:
