@@ -215,13 +215,13 @@ def test_links_are_left_out_and_named_with_where_they_lead(tmp_path, write_run, 
     (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "gone")
     text = report.write_report([tmp_path / "runs"], tmp_path / "out").read_text()
     section = text.partition("## Left out: links and what cannot be read\n\n")[2].partition("\n\n")[0]
-    assert section.splitlines() == [
-        f"- {tmp_path / 'runs' / 'dangling'}: a link to {tmp_path / 'gone'}; give that folder too if its runs belong here",
-        f"- {tmp_path / 'runs' / 'link'}: a link to {elsewhere}; give that folder too if its runs belong here",
-    ]
+    then = "give that folder too if its runs belong here"
+    dangling = f"- {tmp_path / 'runs' / 'dangling'}: a link to {tmp_path / 'gone'}; {then}"
+    assert section.splitlines() == [dangling, f"- {tmp_path / 'runs' / 'link'}: a link to {elsewhere}; {then}"]
     assert "- runs: 1, of them 1 finished" in text
     text = report.write_report([tmp_path / "runs", tmp_path / "runs" / "link"], tmp_path / "out").read_text()
     assert "- runs: 2, of them 2 finished" in text
+    assert dangling in text and f"- {tmp_path / 'runs' / 'link'}: a link" not in text
 
 
 def test_where_only_links_are_found_the_error_says_so(tmp_path, write_run):

@@ -80,7 +80,7 @@ def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
                     left_out[path] = f"a link to {os.readlink(path)}; give that folder too if its runs belong here"
                 elif path.name in below and not os.access(path, os.R_OK | os.X_OK):
                     left_out[path] = "cannot be read: permission denied"
-    return list(found.values()), left_out
+    return list(found.values()), {path: why for path, why in left_out.items() if path.resolve() not in found}
 
 
 def exists(path) -> bool:
