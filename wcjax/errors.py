@@ -90,7 +90,6 @@ def check_readable(folder) -> None:
 
     Orbax and TensorStore report such a file as missing or damaged.
     """
-
     parts = [(folder, os.R_OK | os.X_OK)]
     for at, below, files in os.walk(folder):
         parts += [(os.path.join(at, name), os.R_OK | os.X_OK) for name in below]

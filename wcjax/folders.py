@@ -28,19 +28,23 @@ def local_path(path, name: str) -> pathlib.Path:
 
 
 def run_path(path, name: str) -> pathlib.Path:
-    """The `local_path` of a folder that can hold runs: one that exists, or that can be made.
-
-    Raises InputError also for characters that the path of a checkpoint cannot have, for a path that is too long or
-    cannot be looked at, and for a file or a dangling link in the path.
-    """
-    path = local_path(path, name)
-    whole = path.absolute()
+    """The `folder_path` of a folder that can hold runs. Raises InputError also for [, ], *, ? and backslashes in it."""
+    whole = local_path(path, name).absolute()
     # Orbax collects the parts of a checkpoint with a glob over its path. It finds none, and writes an empty checkpoint.
     if odd := [x for x in "[]*?\\" if x in str(whole)]:
         raise InputError(f"{name} {whole}: the path of a checkpoint cannot contain {' '.join(odd)}. Give another path.")
+    return folder_path(path, name)
+
+
+def folder_path(path, name: str) -> pathlib.Path:
+    """The `local_path` of a folder that exists, or that can be made.
+
+    Raises InputError also for a path that is too long or cannot be looked at, and for a file or a dangling link in it.
+    """
+    path = local_path(path, name)
     with reading(f"{name} {path}"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.stat(path)
-    there = _lowest_existing(whole)
+    there = _lowest_existing(path.absolute())
     if there.is_symlink() and not there.exists():
         raise InputError(
             f"{name} {path}: {there} is a link to {os.readlink(there)}, which does not exist. Make that folder, or "

@@ -208,6 +208,11 @@ def test_runs_of_one_model_with_other_layers_are_named(tmp_path, write_run):
         report.write_report([tmp_path / "runs"], tmp_path / "out")
 
 
+def test_a_report_may_go_to_a_folder_of_any_name(tmp_path, write_run):
+    write_run(tmp_path / "[runs]" / "a*", "plain", 0, 0.94)
+    assert "- runs: 1, of them 1" in report.write_report([tmp_path / "[runs]"], tmp_path / "[out]?").read_text()
+
+
 def test_links_are_left_out_and_named_with_where_they_lead(tmp_path, write_run, capsys):
     write_run(tmp_path / "runs" / "a", "plain", 0, 0.94)
     elsewhere = write_run(tmp_path / "elsewhere" / "b", "plain", 1, 0.95)

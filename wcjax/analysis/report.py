@@ -14,7 +14,7 @@ from wcjax.analysis import course, paper, plots
 from wcjax.analysis.runs import Setting, differences, find_runs, search, settings, without_repeats
 from wcjax.analysis.tables import Row, chosen_runs, markdown, setting_letters, table, write_csv
 from wcjax.errors import command, saving
-from wcjax.folders import check_writable, run_path
+from wcjax.folders import check_writable, folder_path
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import mesh
 from wcjax.training.metrics import write_atomically
@@ -34,7 +34,7 @@ def write_report(folders, out) -> pathlib.Path:
     """
     runs = find_runs(folders)
     groups = settings(runs)
-    out = run_path(out, "--out")
+    out = folder_path(out, "--out")
     check_writable(out, "--out")
     with saving(out):
         out.mkdir(parents=True, exist_ok=True)
