@@ -273,7 +273,7 @@ def test_a_locked_database_is_waited_for_and_the_table_says_so(trainer, tmp_path
     lock_once(trainer, lock, when)
     assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
     output = capsys.readouterr()
-    assert "waiting for the sweep's database, which another process keeps locked\n" in output.out
+    assert "waiting for the sweep's database; another process may keep it locked\n" in output.out
     assert "4 runs: 4 finished" in output.out
     assert "Traceback" not in output.err
 

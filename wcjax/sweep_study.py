@@ -178,7 +178,7 @@ def open_database(url: str) -> Database:
             return connect()
         except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
             # If workers start at the same moment, one makes the tables, and the others fail at making them too.
-            if "locked" in reason(error):
+            if re.search("locked|unable to open", reason(error)):
                 raise
             time.sleep(seconds)
     return connect()

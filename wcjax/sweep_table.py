@@ -20,7 +20,7 @@ class LiveTable:
     def wait(self) -> None:
         """Says, once until the next table, that the database does not answer."""
         if not self._waiting:
-            self._print("waiting for the sweep's database, which another process keeps locked")
+            self._print("waiting for the sweep's database; another process may keep it locked")
             self._drawn += self._stream.isatty()
         self._waiting = True
 
