@@ -111,21 +111,22 @@ def work(plan: Plan, out: pathlib.Path, storage: str | None, jobs: int) -> Outco
     table = LiveTable(list(configs))
     with signals_noticed() as stop, futures.ThreadPoolExecutor(jobs + 1) as pool:
         study = wait_for(pool.submit(open_study, plan, configs, storage, out), table)
-        workers = Workers(plan, study, {name: c.to_dict() for name, c in configs.items()}, out, jobs)
         try:
-            stop()  # from here on there are processes to stop
-            working = [pool.submit(workers.work) for _ in range(jobs)]
-            while not (all(future.done() for future in working) or any(map(has_error, working))):
-                table.show(wait_for(pool.submit(workers.rows), table, stop))
-                time.sleep(POLL)
-            for future in working:
-                future.result()
-            table.show(wait_for(pool.submit(workers.rows), table, stop), last=True)
-            return workers.outcome()
+            workers = Workers(plan, study, {name: c.to_dict() for name, c in configs.items()}, out, jobs)
+            try:
+                stop()  # from here on there are processes to stop
+                working = [pool.submit(workers.work) for _ in range(jobs)]
+                while not (all(future.done() for future in working) or any(map(has_error, working))):
+                    table.show(wait_for(pool.submit(workers.rows), table, stop))
+                    time.sleep(POLL)
+                for future in working:
+                    future.result()
+                table.show(wait_for(pool.submit(workers.rows), table, stop), last=True)
+                return workers.outcome()
+            finally:
+                workers.stop()
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise database_error(storage or out / "sweep.db", error) from error
-        finally:
-            workers.stop()
 
 
 def wait_for(future, table, stop=lambda: ""):

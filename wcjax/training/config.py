@@ -49,8 +49,10 @@ def plain(value):
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        return plain(tuple(value)) if value.ndim else value.item()
-    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+        return tuple(value.tolist()) if value.ndim else value.item()
+    if type(value) in (list, tuple):
+        return type(value)(x.item() if isinstance(x, np.generic) else x for x in value)
+    return value
 
 
 def default_config() -> ml_collections.ConfigDict:
