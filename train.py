@@ -1,27 +1,32 @@
-"""Trains the network of a config file, or goes on with it where it stopped.
+"""Trains the network that a config file describes, or resumes its run.
 
 python train.py --config configs/digits.py --workdir runs/digits
 python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/plain --config.seed=1 --config.data_dir=DIR
 
-One process uses all devices that it sees. For many processes give each the same command with --distributed, on a TPU
-pod, under Slurm or Open MPI; elsewhere also --coordinator_address, --num_processes and --process_id.
+One process uses all devices that it sees. To train with several processes, give each the same command with
+--distributed on a TPU pod, under Slurm or Open MPI; elsewhere also --coordinator_address, --num_processes and
+--process_id.
 """
 
-import json
-import logging
 import os
 import signal
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+START_AGAIN, INTERRUPTED = 75, 130  # exit codes after SIGTERM and Ctrl-C
+signal.signal(signal.SIGTERM, lambda *_: os._exit(START_AGAIN))  # until wcjax.training.preemption is imported
+signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: FILE.py or FILE.py:model,variant.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if missing, continued if it holds this run.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Be one of many processes; found out on TPU pods, Slurm, MPI.")
+import json  # noqa: E402
+import logging  # noqa: E402
+
+from absl import app, flags  # noqa: E402
+
+CONFIG = flags.DEFINE_string("config", None, "Config file: FILE.py or FILE.py:model,variant.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if missing, resumed if it holds this run.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one process of several (TPU pod, Slurm, MPI).")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; implies --distributed.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Where it cannot be found out.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "From 0 on; where it cannot be found out.", lower_bound=0)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Needed where it is not detected.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "From 0 on; needed where it is not detected.", lower_bound=0)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -33,56 +38,61 @@ def with_huge_pages():
 
 
 def parse(argv):
-    """absl's parser, but with an error of one line."""
-    from wcjax.training.command_line import CONFIG_ERRORS, check_overrides, reason
+    """(config, arguments left over) of a command line; a mistake is an error of one line."""
+    from wcjax.errors import InputError, use_plain_letters
+    from wcjax.training.command_line import read_config_file, split_overrides
 
+    use_plain_letters()
     try:
-        check_overrides(argv)
-        remaining = flags.FLAGS(argv)
-        CONFIG.value.lock()  # where the file was not found, only a use of the config raises
-    except CONFIG_ERRORS as error:
-        sys.exit(f"error: {reason(error)}")
-    return remaining
+        argv, overrides = split_overrides(flags.FLAGS.read_flags_from_files(argv))
+        try:
+            left_over = flags.FLAGS(argv)[1:]
+        except SystemExit:
+            sys.exit(0)  # absl ends with 1 after --help
+        return read_config_file(CONFIG.value, overrides), left_over
+    except (flags.Error, InputError) as error:
+        sys.exit(f"error: {error}")
 
 
-def main(argv):
-    if len(argv) > 1:
-        sys.exit(f"error: unknown arguments {argv[1:]}; see --help.")
+def main(parsed):
+    config, left_over = parsed
+    if left_over:
+        sys.exit(f"error: unknown arguments {left_over}; see --help.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
-    if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
-        join_processes()
-    import jax
+    from wcjax.errors import DivergedError, Preempted, told
+    from wcjax.training import mesh, train
+    from wcjax.training.preemption import leave_at_once
 
-    is_first = jax.process_index() == 0
-    logging.getLogger("wcjax").setLevel(logging.INFO if is_first else logging.WARNING)
-    from wcjax.errors import DivergedError, InputError, LoaderError, Preempted, SaveError
-    from wcjax.training import train
-    from wcjax.training.preemption import START_AGAIN, stop_at_once
-
-    if jax.process_count() == 1:  # else JAX holds SIGTERM back
-        signal.signal(signal.SIGTERM, stop_at_once)
+    leave_at_once()
     try:
-        summary = train(CONFIG.value, WORKDIR.value)
-    except (InputError, LoaderError, SaveError) as error:
-        sys.exit(f"error: {error}")
+        if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
+            join_processes()
+        mesh.devices()
+        logging.getLogger("wcjax").setLevel(logging.INFO if mesh.is_first_process() else logging.WARNING)
+        summary = train(config, WORKDIR.value)
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
     except Preempted as notice:
         print(f"stopped: {notice}; the same command goes on from there.", file=sys.stderr)
         sys.exit(START_AGAIN)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on after the last checkpoint.")
-    if is_first:
+    except KeyboardInterrupt as notice:
+        print(f"stopped: {notice}; the same command goes on from there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        sys.exit(f"error: {line}")
+    if mesh.is_first_process():
         print(json.dumps(summary, indent=2))
 
 
 def join_processes():
-    """Makes this one of many processes, before JAX looks for devices. Waits until all have come."""
+    """Makes this process one of several, before JAX looks for devices. Blocks until all have come."""
     import jax
 
     try:
-        # Where one ends with an error, the others wait so long for it and end too.
+        # If one process fails, the others wait this long for it, then exit.
         jax.distributed.initialize(
             COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, shutdown_timeout_seconds=60
         )

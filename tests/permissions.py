@@ -10,7 +10,8 @@ def obey_permissions():
     """Takes these rights from the thread that calls it, and from the threads and processes that it starts later."""
     libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, sets) == 0
-    sets[0] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
+    for i in (0, 1):  # effective and permitted
+        sets[i] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
     assert libc.capset(header, sets) == 0
 
 

@@ -4,12 +4,17 @@ import io
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 
+import jax
 import pytest
 
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
@@ -28,20 +33,24 @@ RUNS = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain,
 
 
 class Trainer:
-    """Stands for the process of a run: writes its summary.json in no time. ends: {name: how it ends instead}."""
+    """Stands for the process of a run: writes its summary.json in no time. ends: {name: how it ends instead}.
+
+    together: how many runs must be at work at the same time; fewer wait for the others.
+    """
 
     def __init__(self):
         self.trained, self.ends, self.lock = [], {}, threading.Lock()
-        self.together = self.most_together = 0
+        self.at_work = self.most_at_work = 0
+        self.together = threading.Barrier(1)
 
     def __call__(self, workers, name, folder):
         with self.lock:
             self.trained.append(name)
-            self.together += 1
-            self.most_together = max(self.most_together, self.together)
-        time.sleep(0.05)
+            self.at_work += 1
+            self.most_at_work = max(self.most_at_work, self.at_work)
+        self.together.wait(timeout=300)
         with self.lock:
-            self.together -= 1
+            self.at_work -= 1
         folder.mkdir(parents=True, exist_ok=True)
         config = workers.configs[name]
         end = self.ends.get(name)
@@ -92,10 +101,11 @@ def test_a_grid_is_the_papers_where_no_key_is_given(trainer, tmp_path):
 
 def test_a_list_of_variants_and_seeds_is_run_once_each_and_not_again(trainer, tmp_path):
     arguments = [*RUNS, "--out", str(tmp_path), "--jobs", "2"]
+    trainer.together = threading.Barrier(2)
     assert sweep.main(arguments) == 0
     expected = [f"resnet8_{variant}_seed{seed}" for variant in ("plain", "wc") for seed in (0, 7)]
     assert sorted(trainer.trained) == expected
-    assert trainer.most_together == 2
+    assert trainer.most_at_work == 2
     assert json.loads((tmp_path / "resnet8_plain_seed7" / "config.json").read_text())["reparam"]["name"] == "none"
     assert sweep.main(arguments) == 0
     assert len(trainer.trained) == 4
@@ -129,7 +139,7 @@ def test_a_database_that_is_none_is_an_error_of_one_line(trainer, tmp_path, caps
 
 def test_one_job_is_one_run_at_a_time(trainer, tmp_path):
     assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
-    assert trainer.most_together == 1
+    assert trainer.most_at_work == 1
 
 
 def test_runs_that_cannot_finish_are_told_with_their_reason_and_not_tried_again(trainer, tmp_path, capsys):
@@ -183,6 +193,114 @@ def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
     assert len(trainer.trained) == len(set(trainer.trained)) == 12
 
 
+def test_sweeps_in_two_folders_of_one_name_have_nothing_to_do_with_each_other(trainer, tmp_path):
+    address = f"sqlite:///{tmp_path / 'shared.db'}"
+    storage = ["--storage", address]
+    for place in "ab":
+        trainer.trained.clear()
+        assert sweep.main([*RUNS, *storage, "--out", str(tmp_path / place / "out")]) == 0
+        assert len(trainer.trained) == len(list((tmp_path / place / "out").glob("*/summary.json"))) == 4
+        assert sweep.main([*RUNS, *storage, "--out", str(tmp_path / place / "out")]) == 0
+        assert len(trainer.trained) == 4
+    assert len(sweep_study.optuna.get_all_study_names(address)) == 2
+
+
+def test_a_folder_has_one_identity_whoever_asks_first_and_by_whatever_path(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    start = threading.Barrier(8)
+
+    def ask(_):
+        start.wait()
+        return sweep_study.identity(tmp_path / "a")
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        (found,) = set(pool.map(ask, range(8)))
+    assert sweep_study.identity(tmp_path / "link") == found != sweep_study.identity(tmp_path / "b")
+    assert re.fullmatch("[0-9a-f]{32}", found)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".sweep"]
+
+
+@pytest.mark.parametrize("storage", [None, "shared.db"])
+def test_a_run_whose_folder_was_deleted_is_run_again_also_one_that_had_failed(trainer, tmp_path, storage, capsys):
+    arguments = [*RUNS, "--out", str(tmp_path / "out")]
+    arguments += ["--storage", f"sqlite:///{tmp_path / storage}"] if storage else []
+    trainer.ends = {"resnet8_plain_seed0": "the loss became nan"}
+    assert sweep.main(arguments) == 0
+    trainer.trained.clear()
+    trainer.ends = {}
+    for name in ("resnet8_plain_seed0", "resnet8_wc_seed7"):
+        shutil.rmtree(tmp_path / "out" / name)
+    for _ in range(2):
+        assert sweep.main(arguments) == 0
+        assert sorted(trainer.trained) == ["resnet8_plain_seed0", "resnet8_wc_seed7"]
+    assert "4 runs: 4 finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a%25b", "%", "a{b}", "a#b", "a b", "ü", "a&b=c;d", "'"])
+def test_the_folder_of_a_sweep_may_have_any_other_name(trainer, tmp_path, name):
+    arguments = [*RUNS, "--out", str(tmp_path / name)]
+    for _ in range(2):
+        assert sweep.main(arguments) == 0
+        assert len(trainer.trained) == 4
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "sweep.db").stat().st_size > 0
+
+
+@pytest.fixture
+def lock(trainer, tmp_path, monkeypatch):
+    """lock() locks the database of the sweep in tmp_path, lock.release() frees it."""
+    monkeypatch.setattr(sweep_study, "SLOW", 0.05)
+    assert sweep.main([*RUNS, "--variants", "plain", "--out", str(tmp_path)]) == 0
+    connection = sqlite3.connect(tmp_path / "sweep.db", timeout=300, check_same_thread=False, isolation_level=None)
+    lock = lambda: connection.execute("BEGIN EXCLUSIVE")
+    lock.release = lambda: connection.in_transaction and connection.rollback()
+    yield lock
+    lock.release()
+    connection.close()
+
+
+@pytest.mark.parametrize("when", ["before the sweep", "during a run"])
+def test_a_locked_database_is_waited_for_and_the_table_says_so(trainer, tmp_path, lock, monkeypatch, capsys, when):
+    wait = LiveTable.wait
+
+    def wait_and_release(table):
+        wait(table)
+        lock.release()
+
+    monkeypatch.setattr(LiveTable, "wait", wait_and_release)
+    lock_once(trainer, lock, when)
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert "waiting for the sweep's database; another process may keep it locked\n" in output.out
+    assert "4 runs: 4 finished" in output.out
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("when", ["before the sweep", "during a run"])
+def test_a_database_that_stays_locked_is_an_error_of_one_line(trainer, tmp_path, lock, monkeypatch, capsys, when):
+    monkeypatch.setattr(sweep_study, "PATIENCE", 0.6)
+    lock_once(trainer, lock, when)
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: the sweep's database {tmp_path / 'sweep.db'} has been locked by another process for 0.01 minutes. End "
+        "that process; the same command resumes the sweep.\n"
+    )
+
+
+def lock_once(trainer, lock, when):
+    if when == "before the sweep":
+        lock()
+    else:
+        trainer.together = threading.Barrier(1, action=lambda: lock() if len(trainer.trained) == 3 else None)
+
+
+def test_a_sweep_lets_the_accelerators_to_its_runs(trainer, tmp_path):
+    assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 0
+    assert jax.config.jax_platforms == "cpu"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -197,6 +315,16 @@ def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
         ([*RUNS, "--jobs", "0"], "--jobs must be 1 or more, found 0."),
         ([*RUNS, "--config.batch_size=5000"], "config.batch_size is 5000, but digits has 1293 training images."),
         ([*RUNS, "--storage", "nosuch://x"], "--storage nosuch://x cannot be used: "),
+        ([*RUNS, "--storage", "no address"], "--storage no address cannot be used: "),
+        ([*RUNS, "--storage", "sqlite:////nowhere/x.db"], "Check that its folder exists and the permissions of both."),
+        ([*RUNS, "--storage", "mysql://me:secret@h/n"], "--storage mysql://me:***@h/n needs the Python module MySQLdb"),
+        ([*RUNS, "--storage", "oracle://x"], "--storage oracle://x needs the Python module oracledb: pip install"),
+        ([*RUNS, "--out", ""], "--out is empty: give a path."),
+        ([*RUNS, "--out", "gs://bucket/sweep"], "--out gs://bucket/sweep: gs:// is not a local path"),
+        ([*RUNS, "--out", "a[1]"], "a[1]: the path of a checkpoint cannot contain [ ]. Give another path."),
+        ([*RUNS, "--out", "what?"], "what?: the path of a checkpoint cannot contain ?. Give another path."),
+        ([*RUNS, "--out", DIGITS], f"--out {DIGITS}: {DIGITS} is a file; give a folder."),
+        ([*RUNS, "--out", "x" * 300], "cannot be read (File name too long)"),
         ([*GRID, "--config.reparam.a=3"], "config.reparam.a is set by the grid; --over says by which values."),
         ([*GRID, "--over", "seed=1,2"], "--over takes every key once, and seeds are given by --seeds."),
         ([*PAIRS, "--over", "reparam.a=2"], "--over takes every key once"),
@@ -209,7 +337,7 @@ def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(trainer, tmp_path, capsys, arguments, message):
-    assert sweep.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert sweep.main([arguments[0], "--out", str(tmp_path / "out"), *arguments[1:]]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors
     assert errors.count("\n") == 1
@@ -307,7 +435,8 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_a_sweep_that_gets_sigterm_saves_its_runs_and_asks_to_be_started_again(tmp_path, cache):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, START_AGAIN), (signal.SIGINT, 130)])
+def test_a_sweep_that_is_stopped_saves_its_runs(tmp_path, cache, number, code):
     command = [
         sys.executable,
         "-m",
@@ -325,8 +454,8 @@ def test_a_sweep_that_gets_sigterm_saves_its_runs_and_asks_to_be_started_again(t
     while not (run / "checkpoints" / "1").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.terminate()
-    assert process.wait() == START_AGAIN
+    process.send_signal(number)
+    assert process.wait() == code
     assert not (run / "summary.json").exists()
     (step,) = (int(path.name) for path in (run / "midway").iterdir())
     assert step > 0

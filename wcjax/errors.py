@@ -1,8 +1,12 @@
 """The errors that a user can mend; train.py prints them without a traceback."""
 
+import codecs
 import contextlib
 import difflib
+import functools
+import os
 import reprlib
+import sys
 
 
 class InputError(ValueError):
@@ -32,7 +36,7 @@ class SaveError(RuntimeError):
 
 
 class Preempted(Exception):
-    """SIGTERM came, and what was done is saved: an end, but no error. The same command goes on."""
+    """SIGTERM came, and the run has been saved. This is not an error: the same command resumes the run."""
 
 
 def unknown(what: str, found, known) -> InputError:
@@ -80,3 +84,73 @@ def saving(path):
             f"{path} cannot be written ({cause(error)}). What was saved before is whole: mend this, and the same "
             "command goes on from there."
         ) from error
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Around code that looks at path or reads it: an OSError becomes an InputError that names path."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or cause(error)
+        what = "permissions" if isinstance(error, PermissionError) else "path"
+        raise InputError(f"{path} cannot be read ({why}). Check its {what}, or give another one.") from error
+
+
+def check_readable(folder) -> None:
+    """Raises InputError for a file or folder below `folder` that this process has no permission to read.
+
+    Orbax and TensorStore report such a file as missing or damaged.
+    """
+    parts = [(folder, os.R_OK | os.X_OK)]
+    for at, below, files in os.walk(folder):
+        parts += [(os.path.join(at, name), os.R_OK | os.X_OK) for name in below]
+        parts += [(os.path.join(at, name), os.R_OK) for name in files]
+    for path, mode in parts:
+        if not os.access(path, mode) and os.path.exists(path):  # it may have been deleted meanwhile
+            raise InputError(f"{path} cannot be read: permission denied. Change its permissions.")
+
+
+def told(error: Exception) -> str | None:
+    """The line to print instead of a traceback if the user can fix the error, None for any other error."""
+    if isinstance(error, InputError | LoaderError | SaveError):
+        return str(error)
+    if isinstance(error, OSError):
+        return cause(error)
+    return None
+
+
+def command(main):
+    """Decorates main(argv) -> exit code or None: an error that the user can fix becomes one line and exit code 2."""
+
+    @functools.wraps(main)
+    def told_main(argv=None) -> int:
+        use_plain_letters()
+        try:
+            return main(argv) or 0
+        except Exception as error:
+            if (line := told(error)) is None:
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+    return told_main
+
+
+PLAIN_LETTERS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}
+PLAIN_LETTERS |= {"′": "'", "…": "...", "⁻": "^-", "¹": "1", "⁴": "^4", "≥": ">="}
+
+
+def use_plain_letters() -> None:
+    """Makes a terminal or log that cannot show Ψ show Psi; anything else that it cannot show becomes an escape."""
+
+    def plain(error):
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        letters = error.object[error.start : error.end]
+        return "".join(PLAIN_LETTERS.get(x, ascii(x)[1:-1]) for x in letters), error.end
+
+    codecs.register_error("plain letters", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not the streams of a notebook
+            stream.reconfigure(errors="plain letters")

@@ -14,13 +14,15 @@ import json
 import logging
 import pathlib
 import re
-import signal
 import sys
 
-from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, LoaderError, Preempted, SaveError
+import jax
+
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted, command
+from wcjax.folders import run_path
 from wcjax.reparam import BY_NAME, Sigmoid
 from wcjax.training.metrics import write_json
-from wcjax.training.preemption import START_AGAIN, stop_at_once
+from wcjax.training.preemption import START_AGAIN, leave_at_once
 
 PAPERS_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
@@ -70,10 +72,13 @@ def sweep(args, overrides) -> int:
     """Does what is left to do; the exit code is 0 if every run has an end, be it a failure that is its own."""
     try:
         from wcjax import sweep_study
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
         raise InputError(f"a sweep needs Optuna ({error}): pip install 'wcjax[sweep]'.") from error
     from wcjax.training.command_line import overridden
 
+    jax.config.update("jax_platforms", "cpu")  # of this process; a TPU can be held by one process, which is a run
     if args.command == "grid":
         given = args.over or list(PAPERS_GRID.items())
         args.over = dict(given)
@@ -113,7 +118,7 @@ def train_one(folder: pathlib.Path, config: dict) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "failed.json", {"reason": str(error), "config": config})
         return CANNOT_FINISH
-    except (InUseError, Preempted):
+    except (InUseError, Preempted, KeyboardInterrupt):
         return START_AGAIN
     return 0
 
@@ -159,33 +164,29 @@ def parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="networks × variants × seeds")
     runs.add_argument("--models", type=names, required=True, help="like resnet18,resnet34")
     runs.add_argument("--variants", type=names, required=True, help="like plain,wc,pp")
-    for command in (grid, runs):
-        command.add_argument("--config", required=True, help="config file; for grid FILE.py:model,variant")
-        command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="where the run folders go")
-        command.add_argument(
-            "--seeds", type=seeds, default=list(range(5)), help="like 0-4 or 3,7-9; 0-4 where left out"
-        )
-        command.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
-        command.add_argument("--storage", help="address of a database for Optuna; DIR/sweep.db (SQLite) where left out")
+    for each in (grid, runs):
+        each.add_argument("--config", required=True, help="config file; for grid FILE.py:model,variant")
+        each.add_argument("--out", required=True, metavar="DIR", help="where the run folders go")
+        each.add_argument("--seeds", type=seeds, default=list(range(5)), help="like 0-4 or 3,7-9; 0-4 where left out")
+        each.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
+        each.add_argument("--storage", help="address of a database for Optuna; DIR/sweep.db (SQLite) where left out")
     one = commands.add_parser("one", help="one run, with its config as JSON on the standard input; used by the others")
     one.add_argument("folder", type=pathlib.Path)
     return top
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     args, overrides = parser().parse_known_args(argv)
-    if args.command == "one":
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-        logging.getLogger("wcjax").setLevel(logging.INFO)
     try:
         if args.command == "one":
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+            logging.getLogger("wcjax").setLevel(logging.INFO)
             return train_one(args.folder, json.load(sys.stdin))
         if args.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, found {args.jobs}.")
+        args.out = run_path(args.out, "--out")
         return sweep(args, overrides)
-    except (InputError, LoaderError, SaveError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Preempted:
         print("stopped by SIGTERM; the same command goes on.", file=sys.stderr)
         return START_AGAIN
@@ -195,5 +196,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop_at_once)
+    leave_at_once()
     sys.exit(main())

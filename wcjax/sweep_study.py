@@ -17,25 +17,29 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from typing import NamedTuple
 
 import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 
-from wcjax.errors import InputError
+from wcjax.errors import InputError, cause, saving
+from wcjax.folders import check_writable, run_path
 from wcjax.sweep_table import LiveTable
 from wcjax.training.config import MAY_DIFFER, check_config, load_dataset
 from wcjax.training.loop import check_workdir
 from wcjax.training.metrics import read_metrics
-from wcjax.training.preemption import START_AGAIN
+from wcjax.training.preemption import START_AGAIN, interruption, signals_noticed
 from wcjax.training.run_files import FAILED, SHARE, read_json
 
 HEARTBEAT, GRACE = 5, 30  # seconds
 POLL = 1.0  # seconds between two looks at the study and the run folders
+SLOW = 5.0  # seconds without an answer of the database after which the table says so
+PATIENCE = 600.0  # seconds for which SQLite waits for a lock
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
@@ -80,12 +84,14 @@ class RunFailed(Exception):
     """A run ended without a result; the message says why."""
 
 
-def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
+def work(plan: Plan, out: pathlib.Path, storage: str | None, jobs: int) -> Outcome:
     """Does the runs of plan, `jobs` at a time, until each of them has an end, here or at another worker.
 
-    Raises InputError before any work: a config, a data set, a folder or a storage that cannot be used.
+    Raises:
+      InputError: a config, a data set, a folder or a storage that cannot be used, before any work; a database that
+        cannot be reached any more.
+      Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came, and the runs of this process have been saved.
     """
-    out = pathlib.Path(out)
     configs = {}
     for name, config in plan.runs.values():
         if not re.fullmatch(r"\w[\w.,=+-]*", name):  # a config file need not look at the model that it is called with
@@ -93,56 +99,128 @@ def work(plan: Plan, out, storage: str | None, jobs: int) -> Outcome:
                 f"a run would be called {name!r}: only letters, digits and _ . , = + - make a folder's name."
             )
         configs[name] = check_config(config)
-        check_workdir(out / name, configs[name])
+        check_workdir(run_path(out / name, "workdir"), configs[name])
     if len({config.to_json(sort_keys=True) for config in configs.values()}) != len(plan.runs):
         raise InputError("two runs of the sweep are the same; give each value once.")
     for config in {(c.dataset, c.val_fraction, c.batch_size): c for c in configs.values()}.values():
         load_dataset(config)
 
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    study = open_study(plan, configs, storage or f"sqlite:///{(out / 'sweep.db').resolve()}", out)
-    workers = Workers(plan, study, {name: c.to_dict() for name, c in configs.items()}, out, jobs)
+    check_writable(out, "--out")
+    with saving(out):
+        (out / "logs").mkdir(parents=True, exist_ok=True)
     table = LiveTable(list(configs))
-    with ThreadPoolExecutor(jobs) as pool:
+    with signals_noticed() as stop, futures.ThreadPoolExecutor(jobs + 1) as pool:
+        study = wait_for(pool.submit(open_study, plan, configs, storage, out), table)
         try:
-            futures = [pool.submit(workers.work) for _ in range(jobs)]
-            while not (all(future.done() for future in futures) or any(map(has_error, futures))):
-                table.show(workers.rows())
-                time.sleep(POLL)
-            for future in futures:
-                future.result()
-        finally:
-            workers.stop()
-    table.show(workers.rows(), last=True)
-    return workers.outcome()
+            workers = Workers(plan, study, {name: c.to_dict() for name, c in configs.items()}, out, jobs)
+            try:
+                stop()  # from here on there are processes to stop
+                working = [pool.submit(workers.work) for _ in range(jobs)]
+                while not (all(future.done() for future in working) or any(map(has_error, working))):
+                    table.show(wait_for(pool.submit(workers.rows), table, stop))
+                    time.sleep(POLL)
+                for future in working:
+                    future.result()
+                table.show(wait_for(pool.submit(workers.rows), table, stop), last=True)
+                return workers.outcome()
+            finally:
+                workers.stop()
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise database_error(storage or out / "sweep.db", error) from error
 
 
-def open_study(plan: Plan, configs, storage: str, out) -> optuna.Study:
-    """The study of exactly these runs in the storage: made if it is not there, else joined."""
+def wait_for(future, table, stop=lambda: ""):
+    """The result of a future that asks the database; the table says when that takes long.
+
+    stop: from `signals_noticed`. Raises what it says, and what the future raises.
+    """
+    while not futures.wait([future], timeout=SLOW).done:
+        table.wait()
+        if name := stop():
+            raise interruption(name, "a sweep")
+    if name := stop():
+        raise interruption(name, "a sweep")
+    return future.result()
+
+
+def open_study(plan: Plan, configs, storage: str | None, out) -> optuna.Study:
+    """The study of exactly these runs in the storage: made if it is not there, else joined.
+
+    storage: None for a database in the folder out. Elsewhere the study also has the `identity` of that folder.
+    """
     same = {name: {k: v for k, v in c.to_dict().items() if k not in MAY_DIFFER} for name, c in configs.items()}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # it has one writer at a time
-    for patience in (2, 1, 0):
+    name = f"{out.resolve().name}/{plan.kind}/{digest}" + (f"/{identity(out)}" if storage else "")
+    try:
+        url = storage or sqlalchemy.URL.create("sqlite", database=str((out / "sweep.db").resolve())).render_as_string()
+        return optuna.create_study(
+            study_name=name,
+            storage=open_database(url),
+            sampler=optuna.samplers.GridSampler(plan.space, seed=0),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
+        raise database_error(storage or out / "sweep.db", error) from error
+
+
+class Database(optuna.storages.RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            super().record_heartbeat(trial_id)  # another one follows
+
+
+def open_database(url: str) -> Database:
+    # SQLite has one writer at a time, for whom the others wait; every thread needs a connection.
+    engine = {"connect_args": {"timeout": PATIENCE}, "pool_size": 0} if url.startswith("sqlite") else {}
+    connect = lambda: Database(url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    for seconds in (2, 1):
         try:
-            database = optuna.storages.RDBStorage(
-                storage, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-            )
-            break
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
-            # Of workers that start at the same moment, one makes the tables, and the others fail at making them too.
-            if patience and isinstance(error, sqlalchemy.exc.DBAPIError | optuna.exceptions.StorageInternalError):
-                time.sleep(patience)
-                continue
-            raise InputError(
-                f"--storage {storage} cannot be used: {str(error).splitlines()[0]}. Give an address like sqlite:///FILE."
-            ) from error
-    return optuna.create_study(
-        study_name=f"{out.resolve().name}/{plan.kind}/{digest}",
-        storage=database,
-        sampler=optuna.samplers.GridSampler(plan.space, seed=0),
-        direction="maximize",
-        load_if_exists=True,
-    )
+            return connect()
+        except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            # If workers start at the same moment, one makes the tables, and the others fail at making them too.
+            if re.search("locked|unable to open", reason(error)):
+                raise
+            time.sleep(seconds)
+    return connect()
+
+
+def database_error(storage, error) -> InputError:
+    """What to say of an error from the database at the address or file `storage`."""
+    storage = re.sub(r":[^:/@]*@", ":***@", str(storage))
+    if isinstance(error, ImportError):
+        return InputError(
+            f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "
+            "postgresql://, pip install pymysql for mysql+pymysql://."
+        )
+    if "locked" in reason(error):
+        return InputError(
+            f"the sweep's database {storage} has been locked by another process for {PATIENCE / 60:g} minutes. End "
+            "that process; the same command resumes the sweep."
+        )
+    fix = "Give an address like sqlite:///FILE."
+    if re.search("unable to open|readonly", reason(error)):
+        fix = "Check that its folder exists and the permissions of both."
+    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {fix}")
+
+
+def reason(error) -> str:
+    """What the database or its driver said, in one line; Optuna puts another error around it."""
+    if isinstance(error, optuna.exceptions.StorageInternalError | ImportError) and error.__cause__:
+        error = error.__cause__
+    return error.name if isinstance(error, ImportError) and error.name else cause(error)
+
+
+def identity(out: pathlib.Path) -> str:
+    """The random text in the file .sweep of a folder, made if it is not there: the same under every path to it."""
+    path, new = out / ".sweep", out / f".sweep.{uuid.uuid4().hex}"
+    with saving(path):
+        if not path.exists():
+            new.write_text(new.suffix[1:])
+            with contextlib.suppress(FileExistsError):  # another worker was faster
+                os.link(new, path)
+            new.unlink()
+        return path.read_text()
 
 
 class Workers:
@@ -155,6 +233,18 @@ class Workers:
         self.processes = {}  # {name: Popen}
         self.lock = threading.Lock()
         self.stopping = False
+        # A result whose run folder has been deleted since is none. This is looked up once: on a network file system
+        # another machine sees a new folder late.
+        self.gone = {t.number for t in study.get_trials(deepcopy=False) if has_end(t) and not self.has_folder(t)}
+
+    def has_folder(self, trial) -> bool:
+        """Whether the run folder holds what the trial says."""
+        file = "summary.json" if trial.state == TrialState.COMPLETE else "failed.json"
+        return (self.out / self.plan.name(trial.params) / file).exists()
+
+    def is_settled(self, trial) -> bool:
+        """Whether nothing is left to do for the point of a trial."""
+        return has_end(trial) and trial.number not in self.gone
 
     def work(self) -> None:
         """Takes one trial after the other; waits while others are at the last ones, because they may die."""
@@ -176,7 +266,7 @@ class Workers:
         """How many runs nobody is at, and how many somebody is at. Trials that lost their worker are queued again."""
         optuna.storages.fail_stale_trials(self.study)
         trials = self.trials()
-        settled = {i for i, of in trials.items() if any(map(is_settled, of))}
+        settled = {i for i, of in trials.items() if any(map(self.is_settled, of))}
         running = {i for i, of in trials.items() if any(t.state == TrialState.RUNNING for t in of)} - settled
         for i in set(trials) - settled - running - set(self.lost):
             if not any(t.state == TrialState.WAITING for t in trials[i]):
@@ -205,7 +295,7 @@ class Workers:
         name = self.plan.name(point)
         number = self.study.get_trials(deepcopy=False)[trial.number].system_attrs["grid_id"]
         for twin in self.trials()[number]:  # two workers that ask at the same moment may be given the same point
-            if twin.state == TrialState.COMPLETE:
+            if twin.state == TrialState.COMPLETE and self.is_settled(twin):
                 return twin.value
             if twin.state == TrialState.RUNNING and twin.number < trial.number:
                 raise optuna.TrialPruned
@@ -217,7 +307,8 @@ class Workers:
             return read_json(summary, {"best_val_accuracy": SHARE})["best_val_accuracy"]
         if not failed.exists():
             log = self.out / "logs" / f"{name}.log"
-            why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}"
+            said = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
+            why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}: {' '.join(said)}"
             self.lost[number] = f"{why}; start the sweep again"
             raise RunFailed(why)
         reason = read_json(failed, FAILED)["reason"]
@@ -261,9 +352,10 @@ class Workers:
             if not named:
                 continue
             name = self.plan.name(named[0].params)
-            if done := [t.value for t in of if t.state == TrialState.COMPLETE]:
+            settled = [t for t in of if self.is_settled(t)]
+            if done := [t.value for t in settled if t.state == TrialState.COMPLETE]:
                 accuracy[name] = done[0]
-            elif reasons := [t.user_attrs["reason"] for t in of if is_settled(t)]:
+            elif reasons := [t.user_attrs["reason"] for t in settled]:
                 failed[name] = reasons[0]
             elif i in self.lost:
                 lost[name] = self.lost[i]
@@ -298,6 +390,6 @@ def has_error(future) -> bool:
     return future.done() and future.exception() is not None
 
 
-def is_settled(trial) -> bool:
-    """Whether nothing is left to do for the point of a trial."""
+def has_end(trial) -> bool:
+    """Whether a trial is a finished run, or one that cannot finish."""
     return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs)

@@ -15,9 +15,18 @@ class LiveTable:
         self._stream = stream or sys.stdout
         self._states = dict.fromkeys(names, "to do")
         self._drawn = 0  # lines on the terminal that the next table replaces
+        self._waiting = False
+
+    def wait(self) -> None:
+        """Says, once until the next table, that the database does not answer."""
+        if not self._waiting:
+            self._print("waiting for the sweep's database; another process may keep it locked")
+            self._drawn += self._stream.isatty()
+        self._waiting = True
 
     def show(self, rows: dict[str, tuple[str, str, str, str]], last: bool = False) -> None:
         """last: the whole table, for good."""
+        self._waiting = False
         if last or self._stream.isatty():
             self._draw(rows, last)
         else:

@@ -100,3 +100,42 @@ def test_a_folder_with_a_formulas_sign_in_its_name_is_plotted_under_that_name(ru
 def test_the_picture_of_psi_is_drawn(tmp_path):
     pixels = image.imread(plots.plot_psi(tmp_path / "psi.png", Arctan(0.5, 1.0)))[..., :3]
     assert pixels.std() > 0.05
+
+
+@pytest.mark.parametrize(
+    "png, message",
+    [
+        ("", "error: --png is empty: give a path.\n"),
+        ("folder", "error: --png {} is a folder; the picture is a PNG: give a FILE.png.\n"),
+        ("folder.png", "error: --png {} is a folder; the picture is a PNG: give a FILE.png.\n"),
+        ("weights.jpg", "error: --png {} is a file with the ending '.jpg'; the picture is a PNG: give a FILE.png.\n"),
+        ("weights", "error: --png {} is a file with the ending ''; the picture is a PNG: give a FILE.png.\n"),
+    ],
+)
+def test_a_picture_that_is_no_png_is_refused_before_any_work(run, tmp_path, capsys, png, message):
+    for name in ("folder", "folder.png"):
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert compare.main([str(run), "--png", str(tmp_path / png) if png else ""]) == 2
+    assert capsys.readouterr() == ("", message.format(tmp_path / png))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("parent", ["/dev/full", "/dev/null"])
+def test_a_picture_that_cannot_be_written_is_named(run, tmp_path, capsys, parent):
+    (tmp_path / "first.png").symlink_to(f"{parent}" if parent == "/dev/full" else f"{parent}/below.png")
+    assert compare.main([str(run), "--png", str(tmp_path / "first.png")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {tmp_path / 'first.png'} cannot be written (") and errors.count("\n") == 1
+
+
+def test_an_ending_in_capitals_and_a_tilde_are_fine(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compare.main([str(run), "--png", "~/plots/FIRST.PNG"]) == 0
+    assert image.imread(tmp_path / "plots" / "FIRST.PNG", format="png").std() > 0.05
+
+
+@pytest.mark.parametrize("given, message", [("", "RUN is empty"), ("gs://bucket/run", "gs:// is not a local path")])
+def test_a_run_that_is_no_local_folder_is_named(capsys, given, message):
+    assert compare.main([given]) == 2
+    assert message in capsys.readouterr().err

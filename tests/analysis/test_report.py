@@ -241,3 +241,62 @@ def test_runs_of_one_model_with_other_layers_are_named(tmp_path, write_run):
     (run / "weights.jsonl").write_text(lines)
     with pytest.raises(InputError, match="runs/b and .*runs/a have the same model, but other layers"):
         report.write_report([tmp_path / "runs"], tmp_path / "out")
+
+
+def test_a_report_may_go_to_a_folder_of_any_name(tmp_path, write_run):
+    write_run(tmp_path / "[runs]" / "a*", "plain", 0, 0.94)
+    assert "- runs: 1, of them 1" in report.write_report([tmp_path / "[runs]"], tmp_path / "[out]?").read_text()
+
+
+def test_links_are_left_out_and_named_with_where_they_lead(tmp_path, write_run, capsys):
+    write_run(tmp_path / "runs" / "a", "plain", 0, 0.94)
+    elsewhere = write_run(tmp_path / "elsewhere" / "b", "plain", 1, 0.95)
+    (tmp_path / "runs" / "link").symlink_to(elsewhere)
+    (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "gone")
+    text = report.write_report([tmp_path / "runs"], tmp_path / "out").read_text()
+    section = text.partition("## Left out: links and what cannot be read\n\n")[2].partition("\n\n")[0]
+    then = "give that folder too if its runs belong here"
+    dangling = f"- {tmp_path / 'runs' / 'dangling'}: a link to {tmp_path / 'gone'}; {then}"
+    assert section.splitlines() == [dangling, f"- {tmp_path / 'runs' / 'link'}: a link to {elsewhere}; {then}"]
+    assert "- runs: 1, of them 1 finished" in text
+    text = report.write_report([tmp_path / "runs", tmp_path / "runs" / "link"], tmp_path / "out").read_text()
+    assert "- runs: 2, of them 2 finished" in text
+    assert dangling in text and f"- {tmp_path / 'runs' / 'link'}: a link" not in text
+
+
+def test_where_only_links_are_found_the_error_says_so(tmp_path, write_run):
+    elsewhere = write_run(tmp_path / "elsewhere" / "b", "plain", 1, 0.95)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(elsewhere)
+    with pytest.raises(
+        InputError, match=f"no run in .*runs/link was left out: a link to {elsewhere}; give that folder"
+    ):
+        find_runs([tmp_path / "runs"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["{}", "--out", ""], "--out is empty: give a path."),
+        (["{}", "--out", "gs://bucket/report"], "--out gs://bucket/report: gs:// is not a local path"),
+        (["", "--out", "{}/out"], "RUNS is empty: give a path."),
+        (["{}", "--out", "{}/a/config.json"], "config.json is a file; give a folder."),
+        (["{}", "--out", "{}/a/config.json/out"], "config.json is a file; give a folder."),
+        (["{}", "--out", "/dev/null/out"], "/dev/null is a file; give a folder."),
+    ],
+)
+def test_paths_that_cannot_be_used_are_told_in_one_line(tmp_path, write_run, capsys, monkeypatch, arguments, message):
+    write_run(tmp_path / "a", "plain", 0, 0.94)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert report.main([argument.format(tmp_path) for argument in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path, write_run, capsys):
+    write_run(tmp_path / "a", "plain", 0, 0.94)
+    (tmp_path / "out" / "psi.png").mkdir(parents=True)
+    assert report.main([str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out' / 'psi.png'} cannot be written (")

@@ -4,6 +4,7 @@ A fork server has imported all that a run imports, so that a start takes a tenth
 """
 
 import contextlib
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -16,7 +17,9 @@ import time
 import jax
 import psutil
 
+from tests.permissions import obey_permissions
 from tests.training import runs
+from wcjax import models
 
 PATIENCE = 300  # seconds after which a process counts as one that hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -77,11 +80,15 @@ class Attempt:
         return self.said().splitlines()[-1]
 
 
-def _train(arguments, log, changes):
+def _redirect(log):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.chdir(runs.ROOT)
+
+
+def _train(arguments, log, changes):
+    _redirect(log)
     for change in changes:
         change()
     sys.argv = arguments
@@ -90,6 +97,21 @@ def _train(arguments, log, changes):
         runpy.run_path("train.py", run_name="__main__")
     finally:
         jax.distributed.shutdown()  # as at the end of a process that was not forked
+
+
+def run_main(module, *arguments, log) -> tuple[int, str]:
+    """(exit code, output) of `python -m module arguments` in a process that obeys permissions."""
+    process = _CONTEXT.Process(target=_main, args=(module, list(map(str, arguments)), log))
+    process.start()
+    process.join(PATIENCE)
+    return process.exitcode, log.read_text()
+
+
+def _main(module, arguments, log):
+    _redirect(log)
+    models._NETWORKS["tiny"], models.NAMES = runs.TINY, (*models.NAMES, "tiny")
+    obey_permissions()
+    sys.exit(importlib.import_module(module).main(arguments))
 
 
 def finish(run, *flags, changes=()) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import pytest
 
 from tests.faults import attempts
-from tests.permissions import obey_permissions
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed
         assert attempt.error().startswith(f"error: {folder}") and "Permission denied" in attempt.error()
         return True
 
-    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(obey_permissions,))
+    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(attempts.obey_permissions,))
 
 
 def saved(folder):

@@ -144,6 +144,17 @@ def test_a_config_without_keys_is_the_default_config_and_whole_numbers_may_stand
     assert config.schedule.milestones == (3, 5)
 
 
+def test_numbers_and_bools_of_numpy_are_numbers():
+    given = {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "augment": {"flip": np.bool_(False)}}
+    given |= {"schedule": {"milestones": [np.int32(1), np.int32(2)]}, "reparam": {"a": np.array(0.75)}}
+    found = training.check_config(given)
+    expected = {"epochs": 3, "learning_rate": 0.5, "augment": {"flip": False}, "reparam": {"a": 0.75}}
+    expected |= {"schedule": {"milestones": (1, 2)}}
+    assert json.dumps(found.to_dict()) == json.dumps(training.check_config(expected).to_dict())
+    with pytest.raises(InputError, match=re.escape("config.epochs must be of type int, found 2.5 of type float.")):
+        training.check_config({"epochs": np.float64(2.5)})
+
+
 def test_check_config_leaves_the_config_it_was_given_alone():
     config = training.default_config()
     checked = training.check_config(config)

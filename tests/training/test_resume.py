@@ -19,7 +19,7 @@ from wcjax.training import loop
 from wcjax.training.checkpoint import Checkpoints
 from wcjax.training.lock import alone_in
 from wcjax.training.metrics import read_metrics
-from wcjax.training.preemption import sigterm_noticed
+from wcjax.training.preemption import signals_noticed
 
 STEPS = 718 // 64  # in an epoch of runs.tiny()
 
@@ -137,17 +137,18 @@ def test_sigterm_during_the_evaluation_on_test_stops_the_run(tiny_run, tmp_path,
     runs.assert_same_run(run, tiny_run[0])
 
 
-def test_sigterm_while_a_run_evaluates_loses_no_step(tiny_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_a_run_evaluates_loses_no_step(tiny_run, tmp_path, monkeypatch, number, error):
     evaluate, run = loop.evaluate, tmp_path / "run"
 
     def evaluate_and_signal(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return evaluate(*args)
 
     for _ in range(2):  # the second session has nothing to train before it
         with monkeypatch.context() as patch:
             patch.setattr(loop, "evaluate", evaluate_and_signal)
-            with pytest.raises(Preempted, match=rf"SIGTERM came at step {STEPS} \(epoch 1\)"):
+            with pytest.raises(error, match=rf"{number.name} came at step {STEPS} \(epoch 1\)"):
                 training.train(runs.tiny(), run)
         assert [path.name for path in (run / "midway").iterdir()] == [str(STEPS)]
         assert runs.metrics(run) == []
@@ -155,12 +156,21 @@ def test_sigterm_while_a_run_evaluates_loses_no_step(tiny_run, tmp_path, monkeyp
     runs.assert_same_run(run, tiny_run[0])
 
 
-def test_a_handler_of_sigterm_is_left_as_it_was():
-    before = signal.getsignal(signal.SIGTERM)
-    with sigterm_noticed() as stop:
+def test_handlers_of_signals_are_left_as_they_were():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with signals_noticed() as stop:
+        assert stop() == ""
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert stop() == "SIGTERM"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_ctrl_c_is_noted_once_and_raises_when_it_comes_again():
+    with pytest.raises(KeyboardInterrupt), signals_noticed() as stop:
+        stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_folder_is_locked_by_one_run_at_a_time_and_free_after_an_error(tmp_path):

@@ -6,10 +6,12 @@ python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 import argparse
 import collections
 import json
+import pathlib
 import sys
 
 from wcjax.analysis.runs import Run, data_differences, read_run
-from wcjax.errors import InputError
+from wcjax.errors import InputError, command
+from wcjax.folders import check_writable, local_path
 
 
 def finished(folder) -> Run:
@@ -56,28 +58,37 @@ def _table(runs):
 
 def first_layer(run):
     """Kernel of the first layer of the folded network of a run: (height, width, channels, features)."""
-    from wcjax.training import load_folded  # here, because it imports Orbax and optax
+    from wcjax.training import load_folded, mesh  # here, because they import Orbax and optax
 
+    mesh.devices()
     return load_folded(run)[1]["params"]["stem"]["kernel"]
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--png", help="where to plot the weights of the first layer")
+    parser.add_argument("--png", metavar="FILE.png", help="where to plot the weights of the first layer")
     args = parser.parse_args(argv)
-    try:
-        print(table(args.runs))
-        if args.png:
-            from wcjax.analysis.plots import plot_weights
+    folders = [local_path(run, "RUN") for run in args.runs]
+    png = None if args.png is None else picture_path(args.png)
+    print(table(folders))
+    if png:
+        from wcjax.analysis.plots import plot_weights
 
-            weights = {f"{run}: {finished(run).reparam}": first_layer(run) for run in args.runs}
-            path = plot_weights(args.png, weights, "Weights of the first layer after training")
-            print(f"\nWeights of the first layer: {path}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        weights = {f"{run}: {finished(run).reparam}": first_layer(run) for run in folders}
+        path = plot_weights(png, weights, "Weights of the first layer after training")
+        print(f"\nWeights of the first layer: {path}")
+
+
+def picture_path(path) -> pathlib.Path:
+    """The path of --png. Raises InputError if no PNG can be written there."""
+    path = local_path(path, "--png")
+    if path.is_dir() or path.suffix.lower() != ".png":
+        kind = "a folder" if path.is_dir() else f"a file with the ending {path.suffix!r}"
+        raise InputError(f"--png {path} is {kind}; the picture is a PNG: give a FILE.png.")
+    check_writable(path.parent, "--png")
+    return path
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.course import Course
+from wcjax.errors import saving
 from wcjax.reparam import Arctan, PowerProp
 
 # Okabe and Ito's colours, which people who see no red or no green can tell apart.
@@ -154,6 +155,7 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
 
 def _save(figure, path) -> pathlib.Path:
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, format="png")
     return path

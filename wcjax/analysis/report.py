@@ -11,10 +11,12 @@ from collections import Counter, defaultdict
 
 import wcjax
 from wcjax.analysis import course, paper, plots
-from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, settings, without_repeats
+from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, search, settings, without_repeats
 from wcjax.analysis.tables import Row, chosen_runs, markdown, setting_letters, table, write_csv
-from wcjax.errors import InputError
+from wcjax.errors import command, saving
+from wcjax.folders import check_writable, folder_path
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
+from wcjax.training import mesh
 from wcjax.training.metrics import write_atomically
 
 EXPLANATION = """Accuracies are of the test split, of the epoch that is best on val. n: finished runs, each of another
@@ -32,10 +34,10 @@ def write_report(folders, out) -> pathlib.Path:
     """
     runs = find_runs(folders)
     groups = settings(runs)
-    out = pathlib.Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder.")
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder_path(out, "--out")
+    check_writable(out, "--out")
+    with saving(out):
+        out.mkdir(parents=True, exist_ok=True)
 
     parts, results = ["# Weight compander: a report", _header(groups)], []
     for dataset, of in itertools.groupby(groups, key=lambda s: s.dataset):
@@ -47,7 +49,7 @@ def write_report(folders, out) -> pathlib.Path:
         results += rows + to_tuned
     parts += [" ".join(EXPLANATION.split()), "Slips of the paper: " + " ".join(paper.SLIPS)]
     parts += _data_that_differ(groups) + _other_psis(groups) + _settings_that_differ(groups)
-    parts += _unfinished(runs) + _repeats(groups)
+    parts += _unfinished(runs) + _repeats(groups) + _left_out(folders)
     parts += ["## Figures", _figure_2(out)]
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
         parts += _figures(setting, letter, out)
@@ -136,6 +138,11 @@ def _repeats(groups):
     return ["## Left out: the same config and seed as another run", "\n".join(lines)] if lines else []
 
 
+def _left_out(folders):
+    lines = [f"- {path}: {why}" for path, why in sorted(search(folders)[1].items())]
+    return ["## Left out: links and what cannot be read", "\n".join(lines)] if lines else []
+
+
 def _figure_2(out):
     plots.plot_psi(out / "psi.png", Arctan(), Arsinh(), Erf(), PowerProp())
     return _image("psi.png", "Ψ and Ψ′ for a = b = 1 and α = 2 (the paper's figure 2); dotted, the bound of arctan.")
@@ -195,17 +202,14 @@ def _write_runs(path, groups):
     write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "seed", "state", *names), rows)
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders with run folders in them")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the report goes: DIR/report.md and more")
     args = parser.parse_args(argv)
-    try:
-        print(write_report(args.runs, args.out))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    mesh.devices()  # which the plots of Psi need
+    print(write_report(args.runs, args.out))
 
 
 if __name__ == "__main__":

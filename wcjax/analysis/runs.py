@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from flax import traverse_util
 
-from wcjax.errors import InputError
+from wcjax.errors import InputError, reading
+from wcjax.folders import local_path
 from wcjax.reparam import BY_NAME
 from wcjax.training.config import MAY_DIFFER, check_stored
 from wcjax.training.run_files import DATA, FAILED, OBJECT, SUMMARY, read_json
@@ -52,26 +53,49 @@ class Setting(NamedTuple):
 def find_runs(folders) -> list[Run]:
     """The runs in folders and below, sorted by path; a folder of a run is not searched further.
 
-    Raises InputError for a folder that does not exist, and where there is no run at all.
+    Raises InputError for a folder that does not exist or cannot be read, and if there is no run at all.
     """
-    found = {}
-    for folder in map(pathlib.Path, folders):
-        if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; give folders of runs.")
+    found, left_out = search(folders)
+    if not found:
+        reasons = "".join(f" {path} was left out: {why}." for path, why in left_out.items())
+        raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.{reasons}")
+    return sorted(read_run(at) for at in found)
+
+
+def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
+    """(run folders in folders and below, {path below that was left out: why}): links and what cannot be read."""
+    found, left_out = {}, {}
+    for folder in (local_path(folder, "RUNS") for folder in folders):
+        with reading(folder):
+            if not folder.is_dir():
+                raise InputError(f"{folder} is no folder; give folders of runs.")
+            os.listdir(folder)
         for at, below, files in os.walk(folder):
+            at = pathlib.Path(at)
             if "config.json" in files or "failed.json" in files:
                 below.clear()
-                found[pathlib.Path(at).resolve()] = read_run(at)
-    if not found:
-        raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.")
-    return sorted(found.values())
+                if denied := [at / name for name in files if ".json" in name and not os.access(at / name, os.R_OK)]:
+                    left_out[at] = f"{denied[0]} cannot be read: permission denied"
+                else:
+                    found[at.resolve()] = at
+            for path in (at / name for name in below + files):
+                if path.is_symlink() and not path.is_file():
+                    left_out[path] = f"a link to {os.readlink(path)}; give that folder too if its runs belong here"
+                elif path.name in below and not os.access(path, os.R_OK | os.X_OK):
+                    left_out[path] = "cannot be read: permission denied"
+    return list(found.values()), {path: why for path, why in left_out.items() if path.resolve() not in found}
+
+
+def exists(path) -> bool:
+    with reading(path):
+        return path.exists()
 
 
 def read_run(folder) -> Run:
     """The run in a folder, with config.json, or with failed.json alone if it could not start."""
     folder = pathlib.Path(folder)
     config, summary, failed, data = (
-        read_json(folder / f"{name}.json", form) if (folder / f"{name}.json").exists() else None
+        read_json(folder / f"{name}.json", form) if exists(folder / f"{name}.json") else None
         for name, form in (("config", OBJECT), ("summary", SUMMARY), ("failed", FAILED), ("data", DATA))
     )
     if config is None and failed is None:

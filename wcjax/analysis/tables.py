@@ -9,6 +9,7 @@ from typing import NamedTuple
 from wcjax.analysis import paper
 from wcjax.analysis.runs import Run, Setting, without_repeats
 from wcjax.analysis.statistics import holm, mean_and_std, permutation_p, welch_interval
+from wcjax.errors import saving
 
 
 class Row(NamedTuple):
@@ -126,7 +127,7 @@ def _plus_minus(mean, std):
 def write_csv(path, names, rows) -> pathlib.Path:
     """A CSV file with a line of names and one for each row; None is an empty cell."""
     path = pathlib.Path(path)
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with saving(path), path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(rows)

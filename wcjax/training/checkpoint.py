@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from wcjax.checks import path_str
-from wcjax.errors import InputError, cause, saving
+from wcjax.errors import InputError, cause, check_readable, reading, saving
 from wcjax.io import check_like
 from wcjax.training.run_files import OBJECT, check_form
 
@@ -29,7 +29,8 @@ class Checkpoints:
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
     rename after everything in it is written, and carries a fingerprint of both that is checked when it is read. The
     record must have `form`, see `wcjax.training.run_files`.
-    What cannot be written raises SaveError, at the latest when the next is saved or all are closed.
+    What cannot be written raises SaveError, at the latest when the next is saved or all are closed. What cannot be read
+    for lack of permission raises InputError at once: Orbax takes it for damaged, and damaged ones are deleted.
     """
 
     def __init__(self, folder, unit: str = "epoch", keep: int = 2, form=OBJECT):
@@ -38,6 +39,7 @@ class Checkpoints:
         if unit == "epoch":
             kept.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
         self._unit, self._folder, self._form = unit, pathlib.Path(folder).absolute(), form
+        check_readable(self._folder)
         with saving(self._folder):
             self._manager = _Manager(
                 self._folder,
@@ -149,8 +151,12 @@ def stored_shapes(path) -> dict[str, tuple[int, ...]]:
 @contextlib.contextmanager
 def _opened(path):
     """(checkpointer, shapes and dtypes of the tree in path); what it raises in the block becomes an InputError."""
-    if not pathlib.Path(path).is_dir():
-        raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
+    with reading(path):
+        if not pathlib.Path(path).is_dir():
+            raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
+    check_readable(path)
+    if "\\" in str(pathlib.Path(path).absolute()):
+        raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stored = checkpointer.metadata(pathlib.Path(path).absolute()).item_metadata.tree

@@ -1,20 +1,17 @@
 """A config file and --config.key=value on a command line, with the same checks and errors of one line everywhere."""
 
 import re
+import runpy
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from wcjax.errors import InputError
-from wcjax.training.config import check_keys
+from wcjax.errors import InputError, cause
+from wcjax.training.config import check_keys, default_config
 
-CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # what config_flags may raise
-
-
-def check_overrides(argv: Sequence[str]) -> None:
-    """Raises InputError for a --config.key in argv that no config has, with the nearest."""
-    check_keys(key for argument in argv if (key := overridden(argument)))
+EXPECTED = "A config file defines get_config(), which returns wcjax.training.default_config() with changes."
 
 
 def overridden(argument: str) -> str | None:
@@ -23,28 +20,79 @@ def overridden(argument: str) -> str | None:
     return found and found[1]
 
 
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other arguments, overrides) of a command line; --config.key value becomes --config.key=value."""
+    rest, overrides, arguments = [], [], iter(argv)
+    for argument in arguments:
+        if (key := overridden(argument)) is None:
+            rest.append(argument)
+        elif "=" in argument or isinstance(_default(key), bool) or (value := next(arguments, None)) is None:
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={value}")
+    return rest, overrides
+
+
 def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE.py or FILE.py:argument with overrides like '--config.epochs=5' in their type.
 
-    Raises InputError where the file cannot be read or an override does not fit.
+    Raises InputError if the file cannot be read, is not a config file, or an override does not fit.
     """
+    config = _load(file)
+    keys = [overridden(override) for override in overrides]
+    check_keys(key for key in keys if key)
+    for key in {key for key in keys if key and _default(key) is None}:  # to ml_collections None is not a number
+        *_, last = (override for override in overrides if overridden(override) == key)
+        overrides = [override for override in overrides if overridden(override) != key]
+        if last.partition("=")[2] == "None":
+            config[key] = None
+        else:
+            overrides.append(last)
     values = flags.FlagValues()
-    argv = ["wcjax", f"--config={file}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    argv = ["wcjax", *overrides]
     try:
-        check_overrides(overrides)
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-        values.config.lock()
-    except CONFIG_ERRORS as error:
-        raise InputError(str(reason(error))) from error
-    return values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+    return config
 
 
-def reason(error: Exception):
-    """What went wrong, without the tracebacks that config_flags puts around it."""
-    chain = [error]
-    while chain[-1].__context__ is not None:
-        chain.append(chain[-1].__context__)
-    if raised := [e for e in chain if isinstance(e, InputError)]:
-        return raised[-1]
-    return str(error).splitlines()[-1].strip() if isinstance(error, OSError) else error
+def _default(key: str):
+    """The default value of a key like 'reparam.a', '' for an unknown key."""
+    value = default_config()
+    for part in key.split("."):
+        value = value[part] if isinstance(value, ConfigDict) and part in value else ""
+    return value
+
+
+def _load(file: str) -> ConfigDict:
+    """What get_config of FILE.py or FILE.py:argument returns."""
+    path, *argument = file.split(":", 1)
+    line = None
+    try:
+        with open(path, "rb"):  # where runpy also takes a folder
+            names = runpy.run_path(path, run_name="config")
+        if "get_config" not in names:
+            raise InputError(f"{path} has no get_config(). {EXPECTED}")
+        line = getattr(getattr(names["get_config"], "__code__", None), "co_firstlineno", None)
+        config = names["get_config"](*argument)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines = [error.lineno]
+        if isinstance(error, OSError) and not lines:  # the file itself
+            raise InputError(f"[Errno {error.errno}] {error.strerror}: {path!r}") from error
+        raise InputError(
+            f"{_place(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
+        ) from error
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+        kind = "None" if config is None else f"a {type(config).__name__}"
+        raise InputError(f"{_place(path, line)}: get_config() returned {kind}. {EXPECTED}")
+    return config.lock()
+
+
+def _place(path, line) -> str:
+    return f"{path}, line {line}" if line else path

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import traverse_util
 from ml_collections import config_dict
 
@@ -37,15 +38,33 @@ VARIANTS = {
 }
 
 
+class Config(ml_collections.ConfigDict):
+    """A ConfigDict that takes numbers and bools of NumPy for those of Python."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, plain(value))
+
+
+def plain(value):
+    """value with Python's numbers instead of NumPy's, in tuples and lists too."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist()) if value.ndim else value.item()
+    if type(value) in (list, tuple):
+        return type(value)(x.item() if isinstance(x, np.generic) else x for x in value)
+    return value
+
+
 def default_config() -> ml_collections.ConfigDict:
     """Every key of a run with its default value."""
-    config = ml_collections.ConfigDict()
+    config = Config()
 
     config.dataset = "digits"  # one of wcjax.data.NAMES
     config.data_dir = ""  # where it lies: see wcjax.data.load
     config.val_fraction = 0.1  # share of the training images that is held out for validation
     config.split_seed = 0  # which images are held out; apart from `seed`, so that runs of other seeds are comparable
-    config.augment = {"padding": 4, "flip": True}  # random crop after zero padding (pixels), random horizontal flip
+    config.augment = Config({"padding": 4, "flip": True})  # pixels of zeros around a random crop; horizontal flips
     # Of streamed sets (tiny_imagenet, imagenet), which have no held out part and no padding:
     config.image_size = 224  # height and width of the random resized crop, and of the centre crop of 256/224 of it
     config.data_workers = 0  # processes that decode; 0: a thread. The results do not depend on it
@@ -56,15 +75,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.dropout = config_dict.placeholder(float)  # of WRN and VGG; None: the network's own, 0.3 and 0.5
     config.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
 
-    config.reparam = {"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"}
+    config.reparam = Config({"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"})
 
     config.optimizer = "sgd"  # 'sgd', or 'adam', whose steps are scaled by Ψ′(v)
     config.learning_rate = 0.1  # for adam say 1e-3
     config.momentum = 0.9  # of sgd
-    config.schedule = {
-        "milestones": (),
-        "factor": 0.1,
-    }  # the learning rate is times factor from each of these epochs on
+    config.schedule = Config({"milestones": (), "factor": 0.1})  # the rate is times factor from each milestone on
     config.weight_decay = 1e-4  # λ: the gradient of w gets λ·w, before the step also with adam
     config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
 
@@ -75,7 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the initial weights, the order of the images and their augmentation
 
     # Devices along each axis; -1: all that are left. Batches are sharded over both, large parameters over fsdp
-    config.mesh = {"data": -1, "fsdp": 1}
+    config.mesh = Config({"data": -1, "fsdp": 1})
     return config
 
 
@@ -191,7 +207,7 @@ def _merge(full, given, prefix):
     for key, value in given.items():
         if key not in full:
             raise unknown("config key", f"{prefix}{key}", [prefix + known for known in full])
-        default = full[key]
+        default, value = full[key], plain(value)
         if isinstance(default, ml_collections.ConfigDict):
             if not isinstance(value, Mapping):
                 keys = ", ".join(default)

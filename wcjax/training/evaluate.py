@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from wcjax.data import image_shape
-from wcjax.errors import InputError
+from wcjax.errors import InputError, command, reading
+from wcjax.folders import local_path
 from wcjax.training import feed, same_data
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
@@ -78,8 +79,9 @@ def _num_classes(folder) -> int:
 def load_config(run):
     """The config of a run folder. Raises InputError where there is none."""
     path = pathlib.Path(run, "config.json")
-    if not path.exists():
-        raise InputError(f"{run} is no run folder: it has no config.json.")
+    with reading(path):
+        if not path.exists():
+            raise InputError(f"{run} is no run folder: it has no config.json.")
     return check_stored(read_json(path), path)
 
 
@@ -112,20 +114,17 @@ def evaluate_folded(
     return result
 
 
-def main(argv=None) -> int:
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="where the data set lies, if it has moved since training")
     args = parser.parse_args(argv)
-    try:
-        result = evaluate_folded(args.run, data_dir=args.data_dir)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    meshes.devices()
+    result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
     for name, found in result.items():
         print(f"| {name} | {found['accuracy']:.2%} | {found['loss']:.4f} |")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import logging
-import pathlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from flax import traverse_util
 
 from wcjax.checks import path_str
 from wcjax.data import image_shape
-from wcjax.errors import DivergedError, InitialWeightsError, InputError, Preempted, saving
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, reading, saving
+from wcjax.folders import check_writable, run_path
 from wcjax.params import fold, is_weight, reparameterize
 from wcjax.psi import Psi
 from wcjax.training import feed, same_data
@@ -30,7 +30,7 @@ from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_m
 from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
 from wcjax.training.lock import alone_in
 from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
-from wcjax.training.preemption import sigterm_noticed
+from wcjax.training.preemption import interruption, signals_noticed
 from wcjax.training.run_files import RECORD, RECORD_WITHIN, SUMMARY, read_json
 from wcjax.training.weights import QUANTILES, describe_layers
 
@@ -56,16 +56,18 @@ def train(config, workdir) -> dict:
       DivergedError: the loss or the weights became nan or inf.
       LoaderError: a process that decodes images is gone.
       SaveError: something cannot be written.
-      Preempted: SIGTERM came to this process or to one that shares the run.
+      Preempted: SIGTERM came to this process or to one that shares the run, and the run has been saved.
+      KeyboardInterrupt: the same after Ctrl-C, in a run of one process.
     """
     config = check_config(config)
-    workdir = pathlib.Path(workdir)
+    workdir = run_path(workdir, "workdir")
     mesh = meshes.make_mesh(config)
     check_workdir(workdir, config)
     meshes.wait_for_all("the workdir is checked")
     if (workdir / "summary.json").exists():
         log.info("%s is finished; nothing to do.", workdir)
         return read_json(workdir / "summary.json", SUMMARY)
+    check_writable(workdir, "workdir")
 
     dataset, data = same_data.check_data(workdir, load_dataset(config))
     steps_per_epoch = dataset.train.num_images // config.batch_size
@@ -82,7 +84,7 @@ def train(config, workdir) -> dict:
 
     with saving(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    with alone_in(workdir), sigterm_noticed() as stop:
+    with alone_in(workdir), signals_noticed() as stop:
         if meshes.is_first_process():
             write_json(workdir / same_data.NAME, data)  # first: a run with a config must have it
             write_json(workdir / "config.json", config.to_dict())
@@ -107,7 +109,7 @@ def train(config, workdir) -> dict:
 def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns.
 
-    stop: whether to raise Preempted, from `sigterm_noticed`.
+    stop: from `signals_noticed`.
     """
     params = meshes.gather(mesh, state.params)
     params = params if config.reparam.name == "none" else fold(params)
@@ -118,8 +120,8 @@ def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop
     num_steps = dataset.train.num_images // config.batch_size * config.epochs
 
     def stop_now():
-        if stop():
-            raise Preempted(f"SIGTERM came at step {num_steps} (after the last epoch)")
+        if name := stop():
+            raise interruption(name, f"step {num_steps} (after the last epoch)")
 
     tested = evaluate_folded(workdir, dataset, splits=("test",), mesh=mesh, after_batch=stop_now)
     summary = {
@@ -168,7 +170,7 @@ def _restore(checkpoints, midway, state, mesh) -> _Start:
 def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway, mesh, stop):
     """Trains from start to config.epochs; returns the last state and record, and the seconds to compile.
 
-    stop: whether to save within the epoch and raise Preempted, from `sigterm_noticed`.
+    stop: from `signals_noticed`.
     """
     state, record, totals, seconds = start
     first_step = int(state.step)
@@ -189,6 +191,8 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway,
             log.info("Going on after %s.", _place(record["epoch"], first_step, steps_per_epoch))
         else:
             writer.write_weights(0, describe_layers(meshes.gather(mesh, state.params), config))
+        if name := stop():  # from here on there is something to save, and a signal waits for the end of the step
+            raise interruption(name, f"step {first_step} (epoch {record['epoch'] + 1})")
         for epoch in range(record["epoch"] + 1, config.epochs + 1):
             began = time.perf_counter() - seconds
             save = functools.partial(_save_midway, midway, stop, record, began, schedule)
@@ -233,14 +237,14 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway,
 
 
 def _save_midway(midway, stop, record, began, schedule, step, state, totals, due=False) -> None:
-    """Saves within an epoch if that is due. So it does when SIGTERM came, and raises Preempted."""
-    stopping = stop()
-    if due or stopping:
+    """Saves within an epoch if that is due, or if a signal asks the run to stop; then it raises `interruption`."""
+    name = stop()
+    if due or name:
         epoch = record["epoch"] + 1
         _check_finite(state, totals, schedule, epoch)
         midway.save(step, {"state": state, "totals": totals}, record | {"seconds": time.perf_counter() - began})
-    if stopping:
-        raise Preempted(f"SIGTERM came at step {step} (epoch {epoch})")
+    if name:
+        raise interruption(name, f"step {step} (epoch {epoch})")
 
 
 def _place(epoch, step, steps_per_epoch) -> str:
@@ -300,16 +304,13 @@ def _train_epoch(config, compiled, state, totals, first_step, last_step, progres
 
 
 def check_workdir(workdir, config) -> None:
-    """Raises InputError where workdir cannot be a run folder of config, with the difference to the config there."""
-    workdir = pathlib.Path(workdir)
-    existing = next(path for path in (workdir, *workdir.parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"workdir {workdir}: {existing} is a file; give a folder.")
+    """Raises InputError if the folder workdir holds something other than a run of config; says how configs differ."""
     path = workdir / "config.json"
-    if not path.exists():
-        if (workdir / "checkpoints").exists():
-            raise InputError(f"workdir {workdir} holds checkpoints but no config.json; give a new folder.")
-        return
+    with reading(path):
+        if not path.exists():
+            if (workdir / "checkpoints").exists():
+                raise InputError(f"workdir {workdir} holds checkpoints but no config.json; give a new folder.")
+            return
     configs = (read_json(path), json.loads(json.dumps(config.to_dict())))
     there, asked = (traverse_util.flatten_dict(c, sep=".") for c in configs)
     differing = [k for k in sorted(there | asked) if k.split(".")[0] not in MAY_DIFFER and there.get(k) != asked.get(k)]

@@ -18,10 +18,22 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wcjax.errors import InputError
+from wcjax.errors import InputError, cause
 
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
+
+
+def devices() -> list:
+    """jax.devices(). Raises InputError if JAX has none of the platform that JAX_PLATFORMS names."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter is what JAX raises for cuda without a GPU
+        why = cause(error) if str(error) else "no GPU is visible"
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {why}. Unset JAX_PLATFORMS, or install "
+            "JAX for that platform on a machine that has one."
+        ) from error
 
 
 def make_mesh(config) -> Mesh:
@@ -31,7 +43,7 @@ def make_mesh(config) -> Mesh:
 
     Raises InputError where there are not that many devices, or where they cannot share config.batch_size.
     """
-    data, fsdp, found = config.mesh.data, config.mesh.fsdp, len(jax.devices())
+    data, fsdp, found = config.mesh.data, config.mesh.fsdp, len(devices())
     asked = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
     if -1 in (data, fsdp):
         given = -data * fsdp

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from wcjax.errors import saving
+from wcjax.errors import reading, saving
 from wcjax.training.run_files import METRICS, WEIGHTS, read_lines
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ def write_atomically(path, text: str) -> None:
 def read_metrics(workdir, name: str = "metrics.jsonl") -> list[dict]:
     """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch; one that was torn by a kill is left out."""
     path = pathlib.Path(workdir, name)
-    return read_lines(path, WEIGHTS if name == "weights.jsonl" else METRICS) if path.exists() else []
+    with reading(path):
+        return read_lines(path, WEIGHTS if name == "weights.jsonl" else METRICS) if path.exists() else []
 
 
 class MetricsWriter:

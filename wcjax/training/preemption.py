@@ -1,7 +1,14 @@
-"""SIGTERM, by which schedulers announce that they will kill: a run saves what it has done and can be started again."""
+"""SIGTERM, by which schedulers announce that they will kill, and Ctrl-C: a run saves itself, then the process ends.
+
+A handler that raises is not enough. Python drops what is raised within a callback of the garbage collector, of which
+JAX has one, and an `except Exception` on the way swallows it. So there are two kinds of handlers, and neither raises.
+Until a run takes its first step there is nothing to save, and the process exits at once (`leave_at_once`). From then on
+the signal is noted, and the loop asks for it after each step (`signals_noticed`).
+"""
 
 import contextlib
 import itertools
+import os
 import signal
 import threading
 
@@ -9,35 +16,85 @@ import jax
 
 from wcjax.errors import Preempted
 
-START_AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command goes on
+START_AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command resumes the run
+EXIT_CODES = {signal.SIGTERM: START_AGAIN, signal.SIGINT: 128 + signal.SIGINT}
 
 
-def stop_at_once(signum, frame):
-    """A handler of SIGTERM where there is nothing to save."""
-    signal.signal(signum, signal.SIG_IGN)  # what it interrupts shall end in peace
-    raise Preempted("SIGTERM came")
+def leave_at_once() -> None:
+    """From here on SIGTERM and Ctrl-C end this process at once, even within a long call of XLA.
+
+    Python runs a handler only when such a call has returned, so a thread waits for the signals too.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in EXIT_CODES:
+        signal.signal(number, _leave)
+    os.register_at_fork(after_in_child=_forget)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def _leave(number, frame=None):
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError):
+        os.write(2, f"stopped by {name}; the same command resumes from what is saved.\n".encode())
+    os._exit(EXIT_CODES[number])
+
+
+def _forget():
+    """In a forked process: it must not wake the thread of this one."""
+    signal.set_wakeup_fd(-1)
+    for number in EXIT_CODES:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _watch(reader):
+    while number := os.read(reader, 1)[0]:
+        if signal.getsignal(number) is _leave:
+            _leave(number)
 
 
 @contextlib.contextmanager
-def sigterm_noticed():
-    """Holds SIGTERM back. Yields a function that says whether to stop here, to be called after each step.
+def signals_noticed():
+    """Yields a function that returns the signal that asks the process to stop, 'SIGTERM' or 'SIGINT', or ''.
 
-    Of many processes that share a run it may reach one or all: all get the same answer after the same step, which they
-    find out about in the background. They must call the function equally often. No call waits for the devices.
+    From the first call of that function on, these signals are only noted; a second Ctrl-C is handled as it was before.
+    Call it before the first step and after each step.
+
+    When several processes share a run, SIGTERM may reach one of them or all: each gets the same answer after the same
+    step, which JAX settles in the background. They must call the function equally often. No call waits for the devices.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         # JAX holds SIGTERM back from jax.distributed.initialize on. It takes the number of a call that none has made.
         calls = itertools.count(1)
-        yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+        yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
         return
-    received = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield received.is_set
+        yield lambda: ""
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    noticed, before = [], {}
+
+    def notice(number, frame):
+        noticed.append(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
+    def stop() -> str:
+        for number in EXIT_CODES:
+            if number not in before:
+                before[number] = signal.getsignal(number)
+                signal.signal(number, notice)
+        return noticed[0] if noticed else ""
+
     try:
-        yield received.is_set
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interruption(name: str, place: str) -> BaseException:
+    """The exception for a run that has saved itself after the signal `name`, at `place`."""
+    return (KeyboardInterrupt if name == "SIGINT" else Preempted)(f"{name} came at {place}")

@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 
-from wcjax.errors import InputError, shown
+from wcjax.errors import InputError, reading, shown
 from wcjax.training.weights import EDGES, QUANTILES
 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
@@ -93,14 +93,15 @@ def read_lines(path, form) -> list[dict]:
 def _text(path) -> str:
     """What is in a text file. Raises InputError where that is no regular file (a pipe would never end) or too large."""
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is no file; give another folder.")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read. Give another folder.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise InputError(f"{path} is no text ({error}); give another folder.") from error
+    with reading(path):
+        if not path.is_file():
+            raise InputError(f"{path} is no file; give another folder.")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read. Give another folder.")
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise InputError(f"{path} is no text ({error}); give another folder.") from error
 
 
 def _parse(text, form, at) -> dict:
