@@ -33,7 +33,7 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
     """The step of configs/imagenet.py, compiled for a mesh of (devices / fsdp) x fsdp, and its abstract state."""
     from wcjax import elementary
     from wcjax.data import imagenet
-    from wcjax.models import convolution
+    from wcjax.models import cpu_convolution
     from wcjax.training import check_config
     from wcjax.training import mesh as meshes
     from wcjax.training import step as steps
@@ -54,9 +54,9 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
         steps.train_step_on_batch,
         **{"model": network, "whole": whole, "tx": tx, "config": config, "mean": imagenet.MEAN, "std": imagenet.STD},
     )
-    by_xla = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=convolution.LAYOUT)
+    by_xla = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
     # As on a GPU or TPU: what a CPU does in its own way is left out.
-    with mock.patch.object(convolution, "convolve", by_xla), mock.patch.object(elementary, "arctan", jnp.arctan):
+    with mock.patch.object(cpu_convolution, "convolve", by_xla), mock.patch.object(elementary, "arctan", jnp.arctan):
         lowered = steps.jit_train_step(step, mesh, state).lower(state, totals, steps.streamed_batch(config, mesh))
     return lowered.compile(), state
 

@@ -11,7 +11,7 @@ import optax
 import wcjax
 from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
-from wcjax.models import convolution
+from wcjax.models import cpu_convolution
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4
@@ -143,16 +143,16 @@ def measure_forward(name, batch, dtype, repeats):
 
 
 def measure_convolutions(name, batch, dtype, repeats):
-    """One record for a step with XLA's gradients of kernels, one with those of `wcjax.models.convolution`."""
+    """One record for a step with XLA's gradients of kernels, one with those of `wcjax.models.cpu_convolution`."""
     images, labels = batch_of(batch)
     plain = variants(full=False)["plain"][2]
 
     def by_xla(x, w, strides, padding, **others):
-        return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=convolution.LAYOUT)
+        return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=cpu_convolution.LAYOUT)
 
     steppers = {}
-    for variant, convolve in {"XLA's": by_xla, "ours": convolution.conv_general_dilated}.items():
-        with mock.patch.object(convolution, "conv_general_dilated", convolve):
+    for variant, convolve in {"XLA's": by_xla, "ours": cpu_convolution.conv_general_dilated}.items():
+        with mock.patch.object(cpu_convolution, "conv_general_dilated", convolve):
             model = models.create(name, 10, dtype=jnp.dtype(dtype))
             steppers[variant] = Stepper(*train_step(model, plain, images, labels), images, labels)
     for variant, times in summary(in_turn(steppers, repeats)).items():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from wcjax import linen
-from wcjax.models import convolution
+from wcjax.models import cpu_convolution
 
 KERNEL_INITS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),  # gain √2
@@ -36,7 +36,7 @@ def conv(reparam, learn, dtype, kernel_init, use_bias=False):
             use_bias=use_bias,
             dtype=dtype,
             kernel_init=kernel_init,
-            conv_general_dilated=convolution.conv_general_dilated,
+            conv_general_dilated=cpu_convolution.conv_general_dilated,
             reparam=reparam,
             learn=learn,
             name=name,

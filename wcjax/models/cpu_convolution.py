@@ -1,0 +1,222 @@
+"""Convolutions that are as fast on a CPU as PyTorch's; on other devices they are XLA's.
+
+`conv_general_dilated` takes the place of `jax.lax.conv_general_dilated`, for example in any Flax layer:
+`nn.Conv(features, (3, 3), conv_general_dilated=wcjax.models.cpu_convolution.conv_general_dilated)`.
+
+On a CPU each of the three values of a convolution, forward, gradient of the image and gradient of the kernel, has the
+form that was the fastest for its shape, in ms of CPU time on one core (AVX2, AMD EPYC; jaxlib 0.10.2; huge pages):
+
+    kernel, inputs to outputs,     forward       image gradient      kernel gradient
+    pixels, batch                  XLA oneDNN    XLA    oneDNN       XLA   oneDNN  Winograd  products
+TABLE
+- oneDNN: `wcjax.models.onednn`. Without it (see `has_onednn`) the forms are products where XLA is slow, else XLA's.
+- products, Winograd: `wcjax.models.convolution_products`.
+"""
+
+import functools
+import logging
+import math
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from wcjax.models import convolution_products as products
+from wcjax.models import onednn
+
+SWITCH = "WCJAX_CPU_CONVOLUTION"  # environment variable: 'xla' for lax.conv_general_dilated and nothing else
+JAXLIBS = ((0, 10, 2), (0, 13))  # oneDNN's call is tried from the first of these versions to before the second
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+MANY_CHANNELS = 64  # from here on Winograd is the fastest for gradients of 3x3 kernels, and products beat XLA
+FEW_PIXELS = 4  # of an image of the result: XLA takes up to 120 times as long as one product
+
+logger = logging.getLogger(__name__)
+
+
+class Window(NamedTuple):
+    """A convolution apart from its arrays and their channels."""
+
+    image: tuple[int, int]  # height and width of x
+    size: tuple[int, int]  # height and width of the kernel
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right; at least 0
+
+    @property
+    def result(self):
+        """Height and width of the result."""
+        of_axes = zip(self.image, self.size, self.strides, self.padding, strict=True)
+        return tuple((pixels + sum(pads) - taps) // stride + 1 for pixels, taps, stride, pads in of_axes)
+
+    @property
+    def is_1x1(self):
+        return self.size == (1, 1) and self.padding == ((0, 0), (0, 0))
+
+    @property
+    def has_few_pixels(self):
+        return math.prod(self.result) <= FEW_PIXELS
+
+
+def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None, **others):
+    """`jax.lax.conv_general_dilated` with the same arguments and results, but for rounding.
+
+    What is faster here on a CPU are two-dimensional convolutions of (n, height, width, inputs) by (height, width,
+    inputs, outputs) in float32 and bfloat16 (which is computed in float32 and rounded once), without dilation, groups
+    and a precision. Everything else is lax.conv_general_dilated itself.
+
+    The faster ones are differentiable in reverse mode any number of times, and they work under vmap (oneDNN's calls one
+    after the other) and jax.checkpoint. Forward mode raises a TypeError (custom_vjp): set the environment variable
+    WCJAX_CPU_CONVOLUTION=xla before.
+    """
+    by_lax = functools.partial(lax.conv_general_dilated, lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation)
+    dimension_numbers = others.pop("dimension_numbers", None)
+    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    plain = lhs.ndim == 4 and lhs.dtype == rhs.dtype and lhs.dtype in (jnp.float32, jnp.bfloat16) and not dilated
+    if os.environ.get(SWITCH) == "xla" or not plain or any(value not in (None, 1) for value in others.values()):
+        return by_lax(dimension_numbers=dimension_numbers, **others)
+    if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _layout(lhs, rhs):
+        return by_lax(dimension_numbers=dimension_numbers)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    window = Window(lhs.shape[1:3], rhs.shape[:2], tuple(window_strides), tuple(map(tuple, padding)))
+    is_empty = 0 in (*lhs.shape, *rhs.shape) or min(window.result) < 1
+    if is_empty or not all(0 <= pad < taps for pads, taps in zip(window.padding, window.size) for pad in pads):
+        return by_lax(dimension_numbers=dimension_numbers)
+    return convolve(window, lhs, rhs)
+
+
+def _layout(lhs, rhs):
+    return lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+
+
+# A convolution and its two gradients are one sum over three arrays, so the gradients of each are the other two.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def convolve(window, x, w):
+    """x * w: x (n, *window.image, inputs), w (*window.size, inputs, outputs) -> (n, *window.result, outputs)."""
+    return _by_platform(_cpu_forward(window), _xla_forward, window, x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def image_gradient(window, dy, w):
+    """dL/dx of dL/dy, both as in `convolve`."""
+    return _by_platform(_cpu_image_gradient(window), _xla_image_gradient, window, dy, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def kernel_gradient(window, x, dy):
+    """dL/dw of dL/dy, both as in `convolve`."""
+    form = _cpu_kernel_gradient(window, x.shape[3], dy.shape[3])
+    return _by_platform(form, _xla_kernel_gradient, window, x, dy)
+
+
+def _differentiable(function, of_first, of_second):
+    """Defines the gradients of function(window, a, b): of_first(window, gradient, a, b) and of_second, for b."""
+
+    def backward(window, saved, gradient):
+        return of_first(window, gradient, *saved), of_second(window, gradient, *saved)
+
+    function.defvjp(lambda window, a, b: (function(window, a, b), (a, b)), backward)
+
+
+_differentiable(
+    convolve,
+    lambda window, dy, x, w: image_gradient(window, dy, w),
+    lambda window, dy, x, w: kernel_gradient(window, x, dy),
+)
+_differentiable(
+    image_gradient,
+    lambda window, x, dy, w: convolve(window, x, w),
+    lambda window, x, dy, w: kernel_gradient(window, x, dy),
+)
+_differentiable(
+    kernel_gradient,
+    lambda window, w, x, dy: image_gradient(window, dy, w),
+    lambda window, w, x, dy: convolve(window, x, w),
+)
+
+
+def _by_platform(on_cpu, default, window, a, b):
+    def in_float32(a, b):
+        return on_cpu(window, a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
+
+    return lax.platform_dependent(a, b, cpu=in_float32, default=functools.partial(default, window))
+
+
+def _cpu_forward(window):
+    if window.is_1x1 or (window.has_few_pixels and not has_onednn()):
+        return products.forward
+    return onednn.forward if has_onednn() else _xla_forward
+
+
+def _cpu_image_gradient(window):
+    if window.is_1x1:
+        return products.image_gradient_of_1x1
+    if has_onednn() and all(taps >= stride for taps, stride in zip(window.size, window.strides, strict=True)):
+        return onednn.image_gradient
+    return products.image_gradient if window.has_few_pixels else _xla_image_gradient
+
+
+def _cpu_kernel_gradient(window, inputs, outputs):
+    many_channels = min(inputs, outputs) >= MANY_CHANNELS
+    is_square = window.size == (3, 3) and window.strides == (1, 1)
+    is_even = all(pixels % 2 == 0 for pixels in window.result)
+    if many_channels and is_square and is_even and not window.has_few_pixels:
+        return products.winograd_kernel_gradient
+    if not window.is_1x1 and has_onednn():
+        return onednn.kernel_gradient
+    if window.is_1x1 or many_channels or window.has_few_pixels:
+        return products.kernel_gradient
+    return _xla_kernel_gradient
+
+
+def _xla_forward(window, x, w):
+    return lax.conv_general_dilated(x, w, window.strides, window.padding, dimension_numbers=LAYOUT)
+
+
+def _xla_image_gradient(window, dy, w):
+    x = jax.ShapeDtypeStruct((dy.shape[0], *window.image, w.shape[2]), dy.dtype)
+    (dx,) = jax.linear_transpose(lambda x: _xla_forward(window, x, w), x)(dy)
+    return dx
+
+
+def _xla_kernel_gradient(window, x, dy):
+    w = jax.ShapeDtypeStruct((*window.size, x.shape[3], dy.shape[3]), x.dtype)
+    (dw,) = jax.linear_transpose(lambda w: _xla_forward(window, x, w), w)(dy)
+    return dw
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether oneDNN's call gives what XLA gives, tried once in a process. If it does not, one line of log says so.
+
+    False on several CPU devices without a trial, because XLA does not know how to share the call between them.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    if not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1]:
+        problem = f"jax {jax.__version__} was not tried"
+    else:
+        try:
+            with jax.ensure_compile_time_eval():
+                problem = "" if jax.jit(_agrees)() else "oneDNN gives other values than XLA"
+        except Exception as error:  # whatever a jaxlib that is built in another way may raise
+            problem = str(error).splitlines()[0]
+    if problem:
+        logger.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
+    return not problem
+
+
+def _agrees():
+    """Whether each form of oneDNN gives XLA's values, exactly: all are small integers. bool, shape ()."""
+    window = Window((5, 6), (3, 3), (2, 1), ((1, 1), (0, 2)))
+    shapes = (2, *window.image, 8), (3, 3, 8, 16), (2, *window.result, 16)
+    x, w, dy = (jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) * 7 % 5 - 2 for shape in shapes)
+    same = [
+        onednn.forward(window, x, w) == _xla_forward(window, x, w),
+        onednn.image_gradient(window, dy, w) == _xla_image_gradient(window, dy, w),
+        onednn.kernel_gradient(window, x, dy) == _xla_kernel_gradient(window, x, dy),
+    ]
+    return jnp.all(jnp.array([jnp.all(s) for s in same]))
