@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured between 2**16 and 2**21
+FEWEST_AT_ONCE = 8  # images, however large
+
 
 def forward(window, x, w):
     """The convolution of x, (n, height, width, inputs), by w, (height, width, inputs, outputs)."""
@@ -33,7 +36,7 @@ def image_gradient(window, dy, w):
             crop = ((0, 0, 0), *((min(low, 0), min(high, 0), 0) for low, high in (rows, columns)), (0, 0, 0))
             cropped = lax.pad(dy, jnp.zeros((), dy.dtype), crop)
             padding = tuple((max(low, 0), max(high, 0)) for low, high in (rows, columns))
-            parts.append(_convolution(cropped, w[row_taps, column_taps][::-1, ::-1], "HWOI", (1, 1), padding))
+            parts.append(_convolution(cropped, w[row_taps, column_taps][::-1, ::-1], "HWOI", padding=padding))
     dx = jnp.stack(parts).reshape(*window.strides, n, *pixels, inputs).transpose(2, 3, 0, 4, 1, 5)
     dx = dx.reshape(n, pixels[0] * window.strides[0], pixels[1] * window.strides[1], inputs)
     return dx[:, : window.image[0], : window.image[1]]
@@ -52,49 +55,55 @@ def _remainders(window, axis):
 
 
 def kernel_gradient(window, x, dy):
-    """dL/dw, as a convolution of x by dy along rows alone, for each column of the kernel.
+    """dL/dw, as a sum of convolutions of some images each.
 
-    What oneDNN takes for columns are the channels of x, and what it takes for channels, and sums over, are the columns
-    and the images. It is fast only if these come last, so x is transposed.
+    oneDNN is fast if what it sums over comes last in x, and if it fits into the cache: SIZE_AT_ONCE.
     """
-    (taps, taps_of_row), (stride, stride_of_row) = window.size, window.strides
-    n, height, width, outputs = dy.shape
-    lengths = (height - 1) * stride + taps, (width - 1) * stride_of_row + taps_of_row
+    n, size = x.shape[0], max(x.size, dy.size) // x.shape[0]
+    at_once = min(n, max(FEWEST_AT_ONCE, 1 << (SIZE_AT_ONCE // size).bit_length() >> 1))
+    parts = -(-n // at_once)
+    x, dy = (jnp.pad(of, ((0, parts * at_once - n), (0, 0), (0, 0), (0, 0))) for of in (x, dy))
+    x, dy = (of.reshape(parts, at_once, *of.shape[1:]) for of in (x, dy))
+    if parts == 1:
+        return _kernel_gradient(window, x[0], dy[0])
+    add = lambda dw, images: (dw + _kernel_gradient(window, *images), None)
+    return lax.scan(add, jnp.zeros((*window.size, x.shape[-1], dy.shape[-1]), x.dtype), (x, dy))[0]
+
+
+def _kernel_gradient(window, x, dy):
+    """The convolution of x by dy, in which oneDNN sums over images, its channels; the channels of x are its columns."""
     pads = [
-        (low, length - pixels - low, 0)
-        for (low, _), pixels, length in zip(window.padding, window.image, lengths, strict=True)
+        (low, (result - 1) * stride + taps - pixels - low, 0)
+        for pixels, taps, stride, (low, _), result in zip(*window, window.result, strict=True)
     ]
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
-    transposed = [x[:, :, first::stride_of_row].transpose(1, 3, 0, 2) for first in range(stride_of_row)]
-    transposed = lax.optimization_barrier(transposed)  # without it XLA transposes once for each column of the kernel
-    columns = [transposed[tap % stride_of_row][..., tap // stride_of_row :][..., :width] for tap in range(taps_of_row)]
-    columns = jnp.stack(columns).reshape(taps_of_row, lengths[0], -1, n * width)
-    dy = dy.transpose(1, 0, 2, 3).reshape(height, 1, n * width, outputs)
-    dw = _convolution(columns, dy, "HWIO", (1, 1), ((0, 0), (0, 0)), dilation=(stride, 1))
-    return dw.transpose(1, 0, 2, 3)
+    x, dy = x.transpose(1, 2, 3, 0)[None], dy.transpose(1, 2, 0, 3)[:, :, None]
+    return _convolution(x, dy, "HWCIO", dilation=(*window.strides, 1))[0]
 
 
-def _convolution(x, w, layout, strides, padding, dilation=(1, 1)):
-    """oneDNN's convolution of an NHWC image by a kernel of this layout; padding >= 0."""
-    at = {of: layout.index(of) for of in layout}
-    size = w.shape[at["H"]], w.shape[at["W"]]
+def _convolution(x, w, layout, strides=None, padding=None, dilation=None):
+    """oneDNN's convolution of an image (n, *pixels, inputs) by a kernel of this layout; I and O are its channels."""
+    axes = [axis for axis, of in enumerate(layout) if of not in "IO"]
+    strides, dilation = (of or (1,) * len(axes) for of in (strides, dilation))
+    padding = padding or ((0, 0),) * len(axes)
     pixels = [
-        (length + sum(pads) - (taps - 1) * spread - 1) // stride + 1
-        for length, taps, stride, pads, spread in zip(x.shape[1:3], size, strides, padding, dilation, strict=True)
+        (length + sum(pads) - (w.shape[axis] - 1) * spread - 1) // stride + 1
+        for length, axis, stride, pads, spread in zip(x.shape[1:-1], axes, strides, padding, dilation, strict=True)
     ]
     numbers = lambda values: [str(value) for value in values]
-    images = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
+    dims = str(len(layout))
+    images = {"batch_dim": "0", "feature_dim": str(len(axes) + 1), "spatial_dims": numbers(range(1, len(axes) + 1))}
     kernel = {
-        "input_feature_dim": str(at["I"]),
-        "output_feature_dim": str(at["O"]),
-        "spatial_dims": numbers((at["H"], at["W"])),
+        "input_feature_dim": str(layout.index("I")),
+        "output_feature_dim": str(layout.index("O")),
+        "spatial_dims": numbers(axes),
         "shape": numbers(w.shape),
     }
     config = {
-        "dims": "4",
-        "input": images,
-        "kernel": {"dims": "4", "filter": kernel},
-        "output": images,
+        "dims": dims,
+        "input": {"dims": dims, "data": images},
+        "kernel": {"dims": dims, "filter": kernel},
+        "output": {"dims": dims, "data": images},
         "window": {
             "pad_left": numbers(low for low, _ in padding),
             "pad_right": numbers(high for _, high in padding),
@@ -105,7 +114,7 @@ def _convolution(x, w, layout, strides, padding, dilation=(1, 1)):
     }
     call = jax.ffi.ffi_call(
         "__onednn$convolution",
-        jax.ShapeDtypeStruct((x.shape[0], *pixels, w.shape[at["O"]]), x.dtype),
+        jax.ShapeDtypeStruct((x.shape[0], *pixels, w.shape[layout.index("O")]), x.dtype),
         vmap_method="sequential",
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": config}),
