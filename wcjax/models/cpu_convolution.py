@@ -221,7 +221,7 @@ def has_onednn() -> bool:
             with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
                 problem = "" if _agrees() else "oneDNN gives wrong values"
         except Exception as error:  # whatever a jaxlib that is built in another way may raise
-            problem = str(error).splitlines()[0]
+            problem = (str(error) or repr(error)).splitlines()[0]
     if problem:
         logger.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
     return not problem
