@@ -13,6 +13,7 @@ import collections
 import functools
 import json
 import math
+import os
 import pathlib
 import re
 import runpy
@@ -54,9 +55,9 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
         steps.train_step_on_batch,
         **{"model": network, "whole": whole, "tx": tx, "config": config, "mean": imagenet.MEAN, "std": imagenet.STD},
     )
-    by_xla = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
+    by_xla = mock.patch.dict(os.environ, {cpu_convolution.SWITCH: "xla"})
     # As on a GPU or TPU: what a CPU does in its own way is left out.
-    with mock.patch.object(cpu_convolution, "convolve", by_xla), mock.patch.object(elementary, "arctan", jnp.arctan):
+    with by_xla, mock.patch.object(elementary, "arctan", jnp.arctan):
         lowered = steps.jit_train_step(step, mesh, state).lower(state, totals, steps.streamed_batch(config, mesh))
     return lowered.compile(), state
 

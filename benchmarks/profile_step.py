@@ -22,18 +22,14 @@ STEPS = 5
 
 
 def kind(line: str) -> str:
-    """What an operation is for; line: of the compiled program. Where XLA rewrites a convolution it loses its name."""
+    """What an operation is for; line: of the compiled program. A form of a convolution is the branch of a platform."""
     name = re.search(r'op_name="([^"]*)"', line)
     name = name[1] if name else ""
     backward = "transpose(" in name
     if "cond/branch" in name:
-        return "gradients of kernels, as products" if backward else "convolutions, forward"
-    if "conv_general_dilated" in name:
-        return "gradients of convolutions' inputs" if backward else "convolutions, forward"
-    if not name and line.startswith(("transpose", "copy")):
-        return "transposed for convolutions"
-    if not name and ("kind=kCustom" in line or " convolution(" in line):
-        return "gradients of kernels, by XLA"
+        computes = re.search(r"(ffi_call|dot_general|conv_general_dilated)$", name)
+        what = "convolutions" if computes else "layouts and sums for convolutions"
+        return f"{what}, {'backward' if backward else 'forward'}"
     if "reduce" in name:
         return "sums of batch norm"
     return "elementwise, backward" if backward else "elementwise, forward, and the update"
@@ -55,7 +51,7 @@ def profile(name: str, batch: int) -> dict[str, float]:
     lines = {name: line for line, name in re.findall(r"^ *(?:ROOT )?%((\S+) = .*)$", program, re.MULTILINE)}
     found = collections.Counter()
     for event in events:
-        operation = event.get("args", {}).get("hlo_op")
+        operation = event.get("args", {}).get("hlo_op", "").removesuffix("__onednn$convolution")
         if operation in lines and not re.search(r" (conditional|call|while)\(", lines[operation]):
             found[kind(lines[operation])] += event["dur"] / 1e3 / STEPS
     return found

@@ -1,7 +1,7 @@
 """Convolutions on a CPU: each form has the values of sums in float64, and all else stays what it is in JAX."""
 
+import ast
 import functools
-import hashlib
 import os
 import random
 import re
@@ -304,39 +304,43 @@ def test_the_networks_use_it(name):
     assert calls >= sum(leaf.ndim == 4 for leaf in jax.tree.leaves(variables["params"]))
 
 
-def of_this_process():
-    """(whether oneDNN was called, hash of the bits of three steps of a ResNet-8, their losses), on all devices."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    images = jax.device_put(np.random.default_rng(0).normal(size=(16, 16, 16, 3)).astype(np.float32), by_rows)
-    labels = jax.nn.one_hot(jnp.arange(16) % 10, 10)
-    model = models.create("resnet8", 10)
-    variables = model.init(jax.random.key(0), images[:1])
+STEPS = """
+import hashlib
+import jax, jax.numpy as jnp, numpy as np
+from wcjax.models.cpu_convolution import LAYOUT, conv_general_dilated
 
-    def loss_of(params):
-        logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-        return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), -1))
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+normal = np.random.default_rng(0).normal
+x = jax.device_put(normal(size=(32, 32, 32, 8)).astype(np.float32), by_rows)
+params = [jnp.asarray(normal(size=(3, 3, 8, 8)) / 9, jnp.float32) for _ in range(2)]
 
-    step = jax.jit(jax.value_and_grad(loss_of)).lower(variables["params"]).compile()
-    params, losses = variables["params"], []
-    for _ in range(3):
-        loss, grads = step(params)
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-        losses.append(float(loss))
-    bits = hashlib.sha256(b"".join(np.asarray(of).tobytes() for of in jax.tree.leaves(params))).hexdigest()
-    return "__onednn$convolution" in step.as_text(), bits, losses
+def loss_of(params):
+    y = jax.nn.relu(conv_general_dilated(x, params[0], (1, 1), "SAME", dimension_numbers=LAYOUT))
+    return jnp.mean(conv_general_dilated(y, params[1], (2, 2), "SAME", dimension_numbers=LAYOUT) ** 2)
 
+@jax.jit
+def step(params):
+    loss, grads = jax.value_and_grad(loss_of)(params)
+    return loss, [p - 0.1 * g for p, g in zip(params, grads)]
 
-def in_a_process(devices):
-    code = "from tests.models.test_cpu_convolution import of_this_process as of; print(repr(of()))"
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    return eval(out.stdout.splitlines()[-1])
+step, losses = step.lower(params).compile(), []
+for _ in range(5):
+    loss, params = step(params)
+    losses.append(float(loss))
+bits = hashlib.sha256(b"".join(np.asarray(of).tobytes() for of in params)).hexdigest()
+print(repr(("__onednn$convolution" in step.as_text(), bits, losses)))
+"""
 
 
 @needs_onednn
 def test_two_processes_give_the_same_bits_and_two_devices_the_same_losses():
-    (one, bits, losses), (_, again, _), (two, _, of_two) = in_a_process(1), in_a_process(1), in_a_process(2)
-    assert one and bits == again
-    assert not two  # XLA does not know how to share the call between devices
-    np.testing.assert_allclose(of_two, losses, rtol=1e-5)
+    def start(devices):
+        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen([sys.executable, "-c", STEPS], env=env, stdout=subprocess.PIPE, text=True)
+
+    results = [process.communicate()[0] for process in [start(1), start(1), start(2)]]
+    (called, bits, losses), (_, again, _), (called_on_two, _, losses_on_two) = map(ast.literal_eval, results)
+    assert called and bits == again
+    assert not called_on_two  # XLA does not know how to share the call between devices
+    np.testing.assert_allclose(losses_on_two, losses, rtol=1e-5)

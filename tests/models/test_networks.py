@@ -3,6 +3,8 @@
 import collections
 import functools
 import math
+import os
+from unittest import mock
 
 import chex
 import flax.linen as nn
@@ -16,7 +18,7 @@ from jax.extend.core import jaxprs_in_params
 from tests.models import numpy_networks
 from wcjax import Arctan, PowerProp, WeightNorm, fold, models
 from wcjax.errors import InputError
-from wcjax.models import layers, resnet, vgg, wide_resnet
+from wcjax.models import cpu_convolution, layers, resnet, vgg, wide_resnet
 
 PSI = Arctan(0.8, 0.6)
 SMALL = functools.partial(resnet.ResNet, num_classes=10, stages=(1, 1), width=4, block=resnet.BasicBlock)
@@ -267,11 +269,12 @@ def equations(jaxpr):
 
 @pytest.fixture(scope="module")
 def bfloat16_network():
-    """(variables, jaxpr of the forward pass) of a companded network in bfloat16."""
+    """(variables, jaxpr of the forward pass) of a companded bfloat16 network, with the convolutions of accelerators."""
     model = SMALL(reparam=PSI, dtype=jnp.bfloat16)
     variables = jax.eval_shape(model.init, jax.random.key(0), images())
     apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
-    return variables, jax.make_jaxpr(apply, return_shape=True)(variables, images())
+    with mock.patch.dict(os.environ, {cpu_convolution.SWITCH: "xla"}):
+        return variables, jax.make_jaxpr(apply, return_shape=True)(variables, images())
 
 
 def test_bfloat16_is_the_dtype_of_convolutions_and_products_only(bfloat16_network):

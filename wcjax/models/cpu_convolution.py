@@ -3,14 +3,31 @@
 `conv_general_dilated` takes the place of `jax.lax.conv_general_dilated`, for example in any Flax layer:
 `nn.Conv(features, (3, 3), conv_general_dilated=wcjax.models.cpu_convolution.conv_general_dilated)`.
 
-On a CPU each of the three values of a convolution, forward, gradient of the image and gradient of the kernel, has the
-form that was the fastest for its shape, in ms of CPU time on one core (AVX2, AMD EPYC; jaxlib 0.10.2; huge pages):
+On a CPU each of the three values of a convolution (forward, gradient of the image, gradient of the kernel) has the
+fastest form for its shape. Least CPU time in ms on one shared core with AVX2 (AMD EPYC, 512 kB of L2 cache), jaxlib
+0.10.2, with huge pages; from several runs, which differ by up to 1.3 times, while others used the machine:
 
-    kernel, inputs to outputs,     forward       image gradient      kernel gradient
-    pixels, batch                  XLA oneDNN    XLA    oneDNN       XLA   oneDNN  Winograd  products
-TABLE
-- oneDNN: `wcjax.models.onednn`. Without it (see `has_onednn`) the forms are products where XLA is slow, else XLA's.
-- products, Winograd: `wcjax.models.convolution_products`.
+    kernel /stride  channels   pixels batch | forward      | image         | kernel gradient
+                                            | XLA   oneDNN | XLA    oneDNN | XLA   oneDNN  Winograd  products
+    3x3             3 to 16    32x32  128   | 15.4     3.5 | 15.1      8.1 |  20.4     7.0
+    3x3             16 to 16   32x32  128   | 18.4     7.5 | 13.9      7.6 | 104.9    17.0
+    3x3             32 to 32   16x16  128   |  9.5     7.5 |  9.8      7.6 |  30.0    13.3     22.4
+    3x3             64 to 64   8x8    128   | 11.6     8.8 | 11.8      8.8 |  20.4    12.1     10.0
+    3x3             64 to 64   32x32  32    | 38.2    26.4 | 39.6     28.8 | 104.7    75.7     40.8
+    3x3             128 to 128 16x16  32    | 33.2    25.1 | 43.3     28.7 | 102.2             33.1
+    3x3             256 to 256 8x8    32    | 43.3    30.7 | 45.3     31.1 |  56.0             23.6
+    3x3             512 to 512 4x4    32    | 44.0    36.7 | 49.3     27.5 |  40.5             23.9
+    3x3             512 to 512 2x2    32    | 794     11.1 | 798      14.3 |  10.5     4.6     10.3
+    3x3 /2          16 to 32   32x32  128   |  9.7     6.4 | 18.3      8.1 |  24.2     8.6               20.0
+    3x3 /2          64 to 128  32x32  32    | 25.1    21.2 | 24.0     20.0 |  83.1    35.2               33.8
+    3x3 /2          256 to 512 8x8    32    | 23.4    17.3 | 23.8     17.3 |  29.7    21.5               25.5
+    7x7 /2          3 to 64    224x224 4    | 14.4    14.1 | 36.6     41.1 | 101.1    38.1              121.3
+                                            | XLA product  | XLA   product |
+    1x1             256 to 64  32x32  16    | 13.3    10.3 | 13.5     13.3 |  99.8                        16.6
+    1x1             64 to 256  32x32  16    | 10.8     8.4 | 13.6     11.3 | 145.2                         8.6
+
+oneDNN is in `wcjax.models.onednn`, the rest in `wcjax.models.convolution_products`. If oneDNN cannot be called (see
+`has_onednn`), products serve kernel gradients of many channels and images of few pixels, and XLA everything else.
 """
 
 import functools
@@ -42,7 +59,7 @@ class Window(NamedTuple):
     image: tuple[int, int]  # height and width of x
     size: tuple[int, int]  # height and width of the kernel
     strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right; at least 0
+    padding: tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right; each below the size
 
     @property
     def result(self):
@@ -52,7 +69,7 @@ class Window(NamedTuple):
 
     @property
     def is_1x1(self):
-        return self.size == (1, 1) and self.padding == ((0, 0), (0, 0))
+        return self.size == (1, 1)
 
     @property
     def has_few_pixels(self):
@@ -201,10 +218,10 @@ def has_onednn() -> bool:
         problem = f"jax {jax.__version__} was not tried"
     else:
         try:
-            with jax.ensure_compile_time_eval():
+            with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
                 problem = "" if _agrees() else "oneDNN gives wrong values"
         except Exception as error:  # whatever a jaxlib that is built in another way may raise
-            problem = str(error).splitlines()[0]
+            problem = (str(error) or repr(error)).splitlines()[0]
     if problem:
         logger.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
     return not problem

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured between 2**16 and 2**21
+SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured from 2**17 to 2**21
 FEWEST_AT_ONCE = 8  # images, however large
 
 
