@@ -354,7 +354,6 @@ def test_weights_in_flax_boxes_are_stepped_like_plain_ones(learn):
         assert np.all(x != PSI.a) and np.all(x != PSI.b)
 
 
-@pytest.mark.xfail(strict=True, reason="learned pairs get the box of their kernel, whose axes they do not have")
 def test_learned_pairs_are_not_sharded_along_the_axes_of_their_kernel():
     shapes = jax.eval_shape(compand(optax.sgd(0.1), PSI, learn="fine").init, boxed_params())
     assert set(jax.tree.leaves(nn.get_partition_spec(shapes).pairs)) == {PartitionSpec()}

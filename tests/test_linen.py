@@ -189,8 +189,8 @@ def test_scanned_layers_learn_arrays_of_their_own(form, axis):
     params = jax.tree.map(lambda p: p * jnp.asarray(rng.uniform(0.5, 1.5, p.shape), p.dtype), params)
     expected, kernels = np.float64(x), fold(params)["dense"]["kernel"]
     for i in range(3):
-        layer = {"kernel": jax.tree.map(lambda p, i=i: np.take(p, i, axis), params["dense"]["kernel"])}
-        np.testing.assert_allclose(np.take(kernels, i, axis), w_by_hand(layer), rtol=1e-5)
+        layer = {"kernel": jax.tree.map(lambda p, i=i: jnp.take(p, i, axis), params["dense"]["kernel"])}
+        np.testing.assert_allclose(jnp.take(kernels, i, axis), w_by_hand(layer), rtol=1e-5)
         expected = np.tanh(expected @ w_by_hand(layer))
     np.testing.assert_allclose(deep.apply({"params": params}, x, None)[0], expected, rtol=1e-4, atol=1e-6)
 

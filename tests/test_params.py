@@ -346,7 +346,7 @@ MISTAKES = {
     "fine WeightNorm": (lambda: reparameterize({"kernel": W}, WeightNorm(), learn="fine"), "WeightNorm has no a and b"),
     "array that does not fit": (
         lambda: reparameterize({"kernel": W}, Arctan(jnp.ones(99), B)),
-        r"Arctan has an array of shape \(99,\), the weight \(2, 2\)",
+        r"kernel: Arctan holds an array of shape \(99,\), which does not fit \(2, 2\)",
     ),
     "no Ψ": (lambda: reparameterize({"kernel": W}, None), "psi must be .* found None"),
     "a class": (lambda: reparameterize({"kernel": W}, Arctan), "psi must be .*class 'wcjax.reparam.Arctan'"),

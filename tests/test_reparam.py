@@ -275,7 +275,7 @@ def test_learned_arrays_of_a_float64_weight_are_float64(x64):
 
 @pytest.mark.parametrize("shape", [(4,), (2, 5), (1, 3, 3, 4, 5)], ids=str)
 def test_an_array_that_does_not_fit_its_weight_is_an_error(shape):
-    with pytest.raises(ValueError, match=f"Arctan has an array of shape {re.escape(str(shape))}, the weight"):
+    with pytest.raises(ValueError, match=f"Arctan holds an array of shape {re.escape(str(shape))}, which does not fit"):
         Arctan(jnp.ones(shape), B).for_weight(KERNEL, "none", {3})
 
 

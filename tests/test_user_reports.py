@@ -111,14 +111,16 @@ def test_opaque_sam_and_lookahead_go_where_they_work():
     tx = compand(opaque, PSI, adaptive=True)
     tx.update(params, tx.init(params), params, grad_fn=lambda params, i: params)  # which gets w
     both = optax.LookaheadParams.init_synced(params)
-    with pytest.raises(ValueError, match="lookahead goes outside"):
+    with pytest.raises(ValueError, match="wrap compand in lookahead"):
         compand(optax.lookahead(optax.sgd(0.1), 5, 0.5), PSI).init(both)
     optax.lookahead(compand(optax.sgd(0.1), PSI), 5, 0.5).init(both)
 
 
 def test_the_call_of_an_older_wcjax_says_that_psi_is_found():
-    with pytest.raises(ValueError, match="mask is a Ψ, Arctan.*leave it out"):
+    with pytest.raises(ValueError, match="finds each Ψ in the tree: leave Arctan.* out"):
         optim.add_decayed_weights(1e-4, PSI)
+    with pytest.raises(ValueError, match="finds each Ψ in the tree: leave Arctan.* out"):
+        optim.add_decayed_weights(PSI)  # which would pass for a schedule
 
 
 def test_sam_with_outer_rate_0_returns_to_where_it_was():
@@ -286,7 +288,7 @@ def test_an_array_of_a_per_channel_gets_a_gradient_for_each_channel():
     np.testing.assert_allclose(found["kernel"].psi.a, by_a, rtol=1e-5)
     layer = linen.Dense(3, reparam=Arctan(a=start, b=B), learn="fine")
     assert layer.init(KEY, jnp.ones((1, 2)))["params"]["kernel"].psi.a.shape == (1, 3)
-    with pytest.raises(ValueError, match="an array of shape .1, 5., the weight .2, 3."):
+    with pytest.raises(ValueError, match="kernel: Arctan holds an array of shape .1, 5., which does not fit .2, 3."):
         compand(optax.sgd(1.0), Arctan(a=jnp.ones((1, 5)), b=B), learn="fine").init({"kernel": w})
 
 
@@ -524,3 +526,74 @@ def test_flax_serialization_restores_nodes_and_states_to_the_bit(learn):
         blank = jax.tree.map(jnp.zeros_like, tree)
         restored = flax.serialization.from_bytes(blank, flax.serialization.to_bytes(tree))
         chex.assert_trees_all_equal(restored, tree)
+
+
+INSIDE_AT_ONCE = {
+    "schedule_free": optax.contrib.schedule_free_sgd(0.1),
+    "madgrad": optax.contrib.madgrad(0.1),
+    "dog": optax.contrib.dog(),
+    "sgd": optax.sgd(0.1),
+}
+
+
+@pytest.mark.parametrize("inner", INSIDE_AT_ONCE)
+def test_weights_beyond_the_bound_under_a_jitted_init_come_inside(inner):
+    tx, params = compand(INSIDE_AT_ONCE[inner], Arctan(0.6, 0.6)), {"kernel": jnp.array([[5.0, 0.1]])}
+    updates, _ = tx.update({"kernel": jnp.ones((1, 2))}, jax.jit(tx.init)(params), params)
+    w = optax.apply_updates(params, updates)["kernel"]
+    assert np.all(np.isfinite(w)) and 0.9 < w[0, 0] < 0.6 * np.pi / 2
+
+
+def test_a_numpy_scalar_is_checked_like_an_array():
+    with pytest.raises(ValueError, match=r"t: largest \|w\| is 3, but .* in float32"):
+        reparameterize({"t": np.float32(3.0)}, PSI, where=lambda *_: True)
+
+
+class Softsign(wcjax.psi.Elementwise):
+    bound = 1.0
+
+    def __call__(self, v):
+        return v / (1 + jnp.abs(v))
+
+    def inverse(self, w):
+        return w / (1 - jnp.abs(w))
+
+    def derivative(self, v):
+        return 1 / jnp.square(1 + jnp.abs(v))
+
+
+def test_a_psi_of_the_users_own_is_checked_and_trained():
+    params = {"kernel": jnp.asarray(W)}
+    with pytest.raises(ValueError, match=r"kernel: largest \|w\| is 2.1, but Softsign\(\) only reaches .* smaller"):
+        reparameterize({"kernel": 3 * jnp.asarray(W)}, Softsign())
+    with pytest.raises(ValueError, match="Softsign has no a and b to learn"):
+        compand(optax.sgd(0.1), Softsign(), learn="fine")
+    chex.assert_trees_all_close(fold(reparameterize(params, Softsign())), params, rtol=1e-6)
+    v = W / (1 - np.abs(W)) - 0.1 / (1 + np.abs(W / (1 - np.abs(W)))) ** 2
+    moved = after_update(compand(optax.sgd(0.1), Softsign()), params, {"kernel": jnp.ones((2, 3))})
+    np.testing.assert_allclose(moved["kernel"], v / (1 + np.abs(v)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("psi", [Arctan(0.9, B), wcjax.Erf(2.0, B), Arctan(jnp.float32(A), B)])
+def test_flax_serialization_refuses_another_psi(psi):
+    saved = flax.serialization.to_bytes(reparameterize(PARAMS, PSI))
+    with pytest.raises(ValueError, match="the state holds Arctan .*'a': 0.6, 'b': 0.7.*, but the target has"):
+        flax.serialization.from_bytes(reparameterize(PARAMS, psi), saved)
+
+
+@pytest.mark.parametrize(
+    "around", [lambda p: (p, {}), lambda p: [p], lambda p: {"deep": {"er": p}}], ids=["tuple", "list", "dict"]
+)
+def test_a_shared_pair_leaves_any_tree_that_is_folded(around):
+    params = Net(linen.LearnedPair(PSI, name="pair")).init(KEY, jnp.ones((1, 4)))["params"]
+    plain = Net(None).init(KEY, jnp.ones((1, 4)))["params"]
+    chex.assert_trees_all_equal_structs(fold(around(params)), around(plain))
+
+
+def test_describe_names_a_psi_in_the_wrong_place_and_knows_negative_bounds(capsys):
+    with pytest.raises(ValueError, match="`where` must be a function"):
+        wcjax.describe(PARAMS, PSI)
+    with pytest.raises(ValueError, match="psi must be"):
+        wcjax.describe(PARAMS, psi=Arctan)
+    wcjax.describe(reparameterize({"kernel": jnp.full((2, 2), 0.3)}, Arctan(jnp.float32(-0.6), 0.6)))
+    assert "31.8%" in capsys.readouterr().out

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import optax.contrib
 
-from wcjax.psi import Psi
-from wcjax.reparam import Sigmoid, WeightNorm
+from wcjax.psi import Elementwise, Psi
+from wcjax.reparam import Sigmoid
 
 LEARN = ("none", "fine", "channel")  # of one weight
 LEARN_NETWORK = (*LEARN, "coarse")  # of a network
-MARGIN = 4  # roundings below the bound: the float next to it can lie beyond the true one, where Ψ⁻¹ changes sign
+# How far inside the bound w must be, in machine epsilons: the float nearest to a·π/2 may exceed it, and tan changes
+# sign there. A step stops a little earlier, so that the weights it leaves are accepted as a start.
+START_MARGIN, STEP_MARGIN = 4, 6
 
 
 def path_str(path) -> str:
@@ -37,7 +39,7 @@ def check_learn(psi, learn: str, allowed=LEARN) -> None:
     """Raises ValueError for an unknown way of learning, and for a Ψ without a and b that should learn them."""
     if learn not in allowed:
         raise ValueError(f"learn must be one of {', '.join(map(repr, allowed))}, found {learn!r}.")
-    if learn != "none" and not hasattr(psi, "a"):
+    if learn != "none" and not isinstance(psi, Sigmoid):
         name = "None" if psi is None else type(psi).__name__
         raise ValueError(f"{name} has no a and b to learn: use learn='none'.")
 
@@ -58,51 +60,66 @@ def check_weights(weights: dict, psi: Psi) -> None:
     weights: {key path: w}. The values of tracers, of shapes alone and of arrays that other processes hold are unknown,
     and pass.
     """
-    for name in psi.learned:
-        if has_values(x := getattr(psi, name)) and not np.all(np.isfinite(x) & (np.asarray(x) != 0)):
-            raise ValueError(f"{type(psi).__name__}: a learned {name} must start finite and not at 0, found {x}.")
     for path, w in weights.items():
         check_float(path_str(path), w)
-    sizes = {path: np.abs(np.asarray(w, np.float64)) for path, w in weights.items() if has_values(w)}
-    bounded = isinstance(psi, Sigmoid) and psi.supremum < math.inf
-    for path, size in sizes.items():
-        if not np.all(np.isfinite(size)):
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(psi)):
+        return
+    for name in psi.learned:
+        if not np.all(np.isfinite(x := np.asarray(getattr(psi, name))) & (x != 0)):
+            raise ValueError(f"{type(psi).__name__}: a learned {name} must start finite and not at 0, found {x}.")
+    known = {path: w for path, w in weights.items() if has_values(w)}
+    for path, w in known.items():
+        if not np.all(np.isfinite(np.asarray(w, np.float64))):
             raise ValueError(f"{path_str(path)}: the weight holds nan or inf.")
-        if not bounded and not _starts_finite(weights[path], psi):
+    if isinstance(psi, Elementwise) and np.all(np.isfinite(psi.bound)):
+        _check_bound(known, psi)
+    else:
+        _check_start(known, psi)
+
+
+def _check_start(weights, psi):
+    """Raises ValueError if v, or for WeightNorm the norm of the whole weight, overflows."""
+    for path, w in weights.items():
+        own = _for_weight(path, w, psi)
+        if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves((own, own.inverse(w)))):
             raise ValueError(
-                f"{path_str(path)}: Ψ⁻¹(w), or the norm of w, overflows for |w| = {np.max(size):.6g} under {psi!r}. "
-                "Choose a larger a, or smaller weights."
+                f"{path_str(path)}: Ψ⁻¹(w), or the norm of w, overflows for |w| = {np.max(np.abs(w)):.6g} under "
+                f"{psi!r}. Choose a larger a, or smaller weights."
             )
-    if bounded and not isinstance(psi.a, jax.core.Tracer):
-        _check_bound(sizes, weights, psi)
 
 
-def _starts_finite(w, psi):
-    """Whether v is finite, and for WeightNorm the norm of the whole weight."""
-    start = psi.for_weight(w, "none", axes=()) if isinstance(psi, WeightNorm) else psi.inverse(w)
-    return all(np.all(np.isfinite(x)) for x in jax.tree.leaves(start))
-
-
-def _check_bound(sizes, weights, psi):
-    """Raises ValueError if the weight that is largest next to its bound is not inside it. sizes: {path: |w|}."""
+def _check_bound(weights, psi):
+    """Raises ValueError if the largest |w| relative to its bound is not inside it."""
     worst = {}
-    for path, size in sizes.items():
-        own = psi.for_weight(weights[path], "none", axes=())  # which raises if an array in psi does not fit to w
-        margin = MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(weights[path].dtype)).eps)
-        a, b = (np.broadcast_to(np.abs(np.asarray(x, np.float64)), size.shape) for x in (own.a, own.b))
-        reached = a * psi.supremum * (1 - margin)
+    for path, w in weights.items():
+        own = _for_weight(path, w, psi)
+        dtype = jax.dtypes.canonicalize_dtype(w.dtype)
+        size = np.abs(np.asarray(w, np.float64))
+        reached = np.broadcast_to(own.bound, size.shape).astype(np.float64)
+        reached = reached * (1 - START_MARGIN * float(jnp.finfo(dtype).eps))
         if size.size:
             at = np.argmax(size / reached)
-            worst[path] = tuple(x.flat[at] for x in (size / reached, size, reached, a, b))
-    path = max(worst, key=worst.get, default=None)
-    if path is not None and worst[path][0] >= 1:
-        share, size, reached, a, b = worst[path]
-        unit = 10.0 ** (math.floor(math.log10(a * share)) - 1)
-        fits = math.ceil(1.05 * a * share / unit) * unit
-        raise ValueError(
-            f"{path_str(path)}: largest |w| is {size:.6g}, but {type(psi).__name__}(a={a:g}, b={b:g}) only reaches "
-            f"|w| < {reached:.6g} in {weights[path].dtype}. Choose a >= {fits:.3g}, or smaller weights."
-        )
+            a, b = (np.broadcast_to(getattr(own, name, 1.0), size.shape).flat[at] for name in "ab")
+            worst[path] = (size / reached).flat[at], size.flat[at], reached.flat[at], abs(a), abs(b), dtype
+    path = max(worst, key=lambda path: worst[path][0], default=None)
+    if path is None or worst[path][0] < 1:
+        return
+    ratio, size, reached, a, b, dtype = worst[path]
+    name, cure = repr(psi), "Choose smaller weights."
+    if isinstance(psi, Sigmoid):
+        digit = 10.0 ** (math.floor(math.log10(a * ratio)) - 1)
+        sufficient_a = math.ceil(1.05 * a * ratio / digit) * digit
+        name, cure = f"{type(psi).__name__}(a={a:g}, b={b:g})", f"Choose a >= {sufficient_a:.3g}, or smaller weights."
+    raise ValueError(
+        f"{path_str(path)}: largest |w| is {size:.6g}, but {name} only reaches |w| < {reached:.6g} in {dtype}. {cure}"
+    )
+
+
+def _for_weight(path, w, psi):
+    try:
+        return psi.for_weight(w, "none", axes=())
+    except ValueError as error:
+        raise ValueError(f"{path_str(path)}: {error}") from error
 
 
 def check_float(name: str, w) -> None:
@@ -114,18 +131,14 @@ def check_float(name: str, w) -> None:
 
 def has_values(w) -> bool:
     """Whether this process can look at the values of w: an array, not a tracer, a shape or a part held elsewhere."""
-    known = isinstance(w, np.ndarray | jax.Array) and not isinstance(w, jax.core.Tracer)
+    known = isinstance(w, np.ndarray | np.generic | jax.Array) and not isinstance(w, jax.core.Tracer)
     return known and getattr(w, "is_fully_addressable", True)
 
 
-def check_params(params) -> None:
-    """Raises ValueError if update was called without params."""
+def check_update(params, extra_args: dict) -> None:
+    """Raises ValueError for an update without params, or with a function that an inner optimizer would call with v."""
     if params is None:
         raise ValueError("This transform needs the parameters: call update(grads, state, params).")
-
-
-def check_no_function(extra_args: dict) -> None:
-    """Raises ValueError for a function that an inner optimizer would call with v."""
     for name, x in extra_args.items():
         if any(map(callable, (x, *jax.tree.leaves(x)))):
             raise ValueError(
@@ -135,13 +148,13 @@ def check_no_function(extra_args: dict) -> None:
 
 
 def check_inner(inner_state, adaptive: bool) -> None:
-    """Raises ValueError for the state of an inner optimizer that would not do its work."""
+    """Raises ValueError for an inner optimizer that cannot work inside: its state tells what it is."""
     names = ("SAMState", "ScheduleFreeState", "MadgradState", "MechanicState", "COCOBState")
     keeping = tuple(getattr(optax.contrib, name) for name in names)
     known = (*keeping, optax.LookaheadState)
     for x in jax.tree.leaves(inner_state, is_leaf=lambda x: isinstance(x, known)):
         if isinstance(x, optax.LookaheadState):
-            raise ValueError("lookahead goes outside: optax.lookahead(compand(...), ...).")
+            raise ValueError("wrap compand in lookahead, not lookahead in compand: optax.lookahead(compand(...), ...).")
         is_opaque = isinstance(x, optax.contrib.SAMState) and x.cache is None  # it moves within one update only
         if adaptive and isinstance(x, keeping) and not is_opaque:
             raise ValueError(

@@ -17,10 +17,8 @@ import optax.contrib
 
 from wcjax import checks, serialization
 from wcjax.optim import LARGEST, scale, scale_step
-from wcjax.params import is_kernel, is_unit, is_weight, selected
+from wcjax.params import is_kernel, is_unit, is_weight, selected, unboxed
 from wcjax.psi import Elementwise, Psi, wide_dtype
-
-ROUNDINGS = 6  # how far inside the bound a step stops
 
 
 class CompandState(NamedTuple):
@@ -54,15 +52,15 @@ def compand(
     """Trains any model as if its weights were w = Ψ(v), while its parameters stay plain w.
 
     Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. Nothing is swapped
-    in the model, nothing is folded afterwards, and the forward and backward pass cost nothing more. v is not kept, so w
-    may be loaded, averaged or clipped between updates. If a w is beyond the bound, because it was put there or because
-    init ran under jit, which cannot look at values, the next update takes it just inside.
+    in the model, nothing is folded afterwards, and the forward and backward pass cost what they did before. v is not
+    kept, so w may be loaded, averaged or clipped between updates. If a w is beyond the bound, because it was put there
+    or because init ran under jit, which cannot look at values, the next update takes it just inside.
 
         tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(0.6, 0.6), weight_decay=1e-4)
         tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(0.6, 0.6), adaptive=True)
 
     Args:
-      inner: an optax optimizer. Its step u may be anything; only its size in v matters.
+      inner: an optax optimizer. Its update is the step u in v.
       psi: Arctan, Arsinh, Erf or PowerProp.
       adaptive: False: inner sees dL/dv = Ψ′(v)·dL/dw, and v as its params. True, for optimizers that normalize
         gradients (adam, lion, rmsprop, lamb, muon): inner sees dL/dw and w, and u is its step times Ψ′(v).
@@ -94,15 +92,14 @@ def compand(
 
     def init_fn(params):
         psis, pairs = _selection(params, psi, where, learn)
-        seen = params if adaptive else _map(lambda psi, w: psi.inverse(w), _with_pairs(psis, pairs, learn), params)
-        inner_state = inner.init((seen, pairs) if learned else seen)
+        start_psis = _with_pairs(psis, pairs, learn)
+        inner_params = _map(_inside if adaptive else lambda psi, w: psi.inverse(_inside(psi, w)), start_psis, params)
+        inner_state = inner.init((inner_params, pairs) if learned else inner_params)
         checks.check_inner(inner_state, adaptive)
         return CompandState(inner_state, decay.init(params), psis, pairs)
 
     def update_fn(updates, state, params=None, **extra_args):
-        checks.check_params(params)
-        if learned or not adaptive:
-            checks.check_no_function(extra_args)
+        checks.check_update(params, {} if adaptive and not learned else extra_args)
         psis = _with_pairs(state.psis, state.pairs, learn)
         weights = _map(_inside, psis, params)
         slopes = _map(lambda psi, w: psi.slope(w), psis, weights)
@@ -110,21 +107,23 @@ def compand(
 
         # dL/dw gets λ·w, which is λ·w·Ψ′ in dL/dv. With learned a and b dL/dv gets λ·v, which is λ·v/Ψ′ in dL/dw.
         if adaptive:
-            grads, seen = updates, weights
+            grads, inner_params = updates, weights
             penalized = _map(lambda psi, v: scale(v, psi.reciprocal_derivative(v)), psis, v) if learned else weights
         else:
-            grads, seen = _map(lambda _, g, slope: scale(g, slope), psis, updates, slopes), v
+            grads, inner_params = _map(lambda _, g, slope: scale(g, slope), psis, updates, slopes), v
             penalized = v if learned else _map(lambda _, w, slope: scale(w, slope), psis, weights, slopes)
         grads, decay_state = decay.update(grads, state.decay, penalized)
 
-        pairs, new_psis = state.pairs, psis
         if learned:
-            grads, seen = (grads, _pair_gradients(state, psis, weights, updates, learn)), (seen, pairs)
-        steps, inner_state = inner.update(grads, state.inner, seen, **extra_args)
-        if learned:
-            steps, pair_steps = steps
-            pairs = jax.tree.map(_nonzero, optax.apply_updates(pairs, pair_steps))
+            pair_grads = _pair_gradients(state, psis, weights, updates, learn)
+            (steps, pair_steps), inner_state = inner.update(
+                (grads, pair_grads), state.inner, (inner_params, state.pairs), **extra_args
+            )
+            pairs = jax.tree.map(_nonzero, optax.apply_updates(state.pairs, pair_steps))
             new_psis = _with_pairs(state.psis, pairs, learn)
+        else:
+            steps, inner_state = inner.update(grads, state.inner, inner_params, **extra_args)
+            pairs, new_psis = None, psis
         if adaptive:
             steps = _map(lambda _, step, slope: scale_step(step, slope), psis, steps, slopes)
         updates = _map(_change_of_w, psis, steps, weights, params, new_psis)
@@ -137,8 +136,10 @@ def schedule_free_eval_params(state: CompandState, params):
     """The w at which to evaluate a network that compand(optax.contrib.schedule_free(...), psi) trains.
 
     optax's function of this name averages what the inner optimizer sees, which is v. state, params: after any update.
-    Raises ValueError if a and b are learned.
+    Raises ValueError if a and b are learned, or for another state.
     """
+    if not (isinstance(state, CompandState) and isinstance(state.inner, optax.contrib.ScheduleFreeState)):
+        raise ValueError("this takes the CompandState of compand(schedule_free(...), psi) itself, not one around it.")
     if state.pairs is not None:
         raise ValueError("schedule_free has no evaluation weights with learned a and b: use learn='none'.")
     v = _map(lambda psi, w: psi.inverse(w), state.psis, params)
@@ -162,8 +163,8 @@ def _selection(params, psi, where, learn):
     checks.check_weights(weights, psi)
 
     def at_weights(make):
-        of_unit = lambda path, x: jax.tree.map(lambda w: make(w) if path in weights else None, x)  # x may be a box
-        return jax.tree_util.tree_map_with_path(of_unit, params, is_leaf=is_unit)
+        of_leaf = lambda path, _: make(weights[path]) if path in weights else None
+        return jax.tree_util.tree_map_with_path(of_leaf, params, is_leaf=is_unit)
 
     if learn == "none":
         return at_weights(lambda w: psi.for_weight(w, learn, axes=())), None
@@ -195,7 +196,7 @@ def _pair_gradients(state, psis, weights, grads, learn):
     def linear(psi, w, g, new):
         if not isinstance(psi, Psi) or g is None:
             return 0.0
-        w, g = (jnp.asarray(x, wide_dtype(x.dtype)) for x in (w, g))
+        w, g = (jnp.asarray(x, wide_dtype(x.dtype)) for x in (unboxed(w), unboxed(g)))
         return jnp.sum(g * w * (1 / psi.a) * new.a + g * psi.derivative_b(w) * new.b)
 
     def total(pairs):  # automatic differentiation sums over the weights that share an a and b
@@ -216,20 +217,28 @@ def _change_of_w(psi, u, w, start, new):
 
 def _inside(psi, w):
     """w, cut at the limit."""
+    if isinstance(w, jax.ShapeDtypeStruct):
+        return w
     w = jnp.asarray(w)
     limit = _limit(psi, w.dtype)
     return jnp.clip(w.astype(wide_dtype(w.dtype)), -limit, limit).astype(w.dtype)
 
 
 def _limit(psi, dtype):
-    """The largest |w| that a step may reach: `ROUNDINGS` of dtype inside the bound of psi."""
-    limit = jnp.abs(jnp.asarray(psi.bound, wide_dtype(dtype))) * (1 - ROUNDINGS * float(jnp.finfo(dtype).eps))
+    """The largest |w| that a step may reach, inside the bound of psi by `checks.STEP_MARGIN` of dtype."""
+    limit = jnp.asarray(psi.bound, wide_dtype(dtype)) * (1 - checks.STEP_MARGIN * float(jnp.finfo(dtype).eps))
     return jnp.minimum(limit, float(jnp.finfo(dtype).max) / 2)
 
 
 def _map(f, psis, tree, *more):
     """tree with f(Ψ, x, ...) in the place of each leaf x that has a Ψ; a gradient of None stays."""
-    of_leaf = lambda psi, x, *rest: f(psi, x, *rest) if isinstance(psi, Psi) and x is not None else x
+
+    def of_leaf(psi, x, *rest):
+        if not isinstance(psi, Psi):
+            return x
+        rest = [unboxed(y) for y in rest]
+        return jax.tree.map(lambda x: f(psi, x, *rest), x)  # x may be None, or in a box
+
     return jax.tree.map(of_leaf, psis, tree, *more, is_leaf=_is_psi_or_none)
 
 

@@ -19,6 +19,10 @@ def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi: Psi | N
       where: (key path, leaf) -> bool, as for `reparameterize` and `compand`.
       psi: the Ψ to be used for the selected leaves; without it their share of the bound is left out.
     """
+    if isinstance(where, Psi) or not callable(where):
+        raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
+    if psi is not None:
+        checks.check_psi(psi)
     rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]
     sizes = {True: [], False: []}
     for path, x in jax.tree_util.tree_leaves_with_path(with_pairs(params), is_leaf=is_unit):

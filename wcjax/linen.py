@@ -50,6 +50,8 @@ class LearnedPair(nn.Module):
     def __call__(self) -> SharedPsi:
         """The Ψ with the learned a and b, for the reparam of a layer."""
         checks.check_learn(self.psi, "fine")
+        if self.psi.learned:
+            raise ValueError(f"LearnedPair starts from numbers a and b, found {self.psi!r}.")
         start = lambda: self.psi.for_weight(jnp.zeros((), self.param_dtype), "fine", ())
         # Not self.param, which would draw a key: the initial weights would differ from the plain network's.
         return SharedPsi(self.variable("params", "psi", start).value)
@@ -108,9 +110,10 @@ def companded(cls: type[nn.Module]) -> type[nn.Module]:
         if isinstance(self.reparam, LearnedPair | SharedPsi):
             if self.learn != "none":
                 raise ValueError(f"a LearnedPair is learned and shared: use learn='none', found {self.learn!r}.")
-        elif self.reparam is not None or self.learn != "none":
-            checks.check_psi(self.reparam)
+        else:
             checks.check_learn(self.reparam, self.learn)
+            if self.reparam is not None:
+                checks.check_psi(self.reparam)
         outputs = super(layer, self).__call__(*args, **kwargs)
         if self.reparam is not None and not is_weight(self.get_variable("params", "kernel")):
             raise ValueError(f"{cls.__name__} has no parameter 'kernel' of its own, so that nothing was companded.")

@@ -40,12 +40,13 @@ def add_decayed_weights(
     Returns:
       A transform with the state of optax.add_decayed_weights. update raises ValueError without params.
     """
-    if isinstance(mask, Psi):
-        raise ValueError(f"mask is a Ψ, {mask!r}, which add_decayed_weights finds in the tree: leave it out.")
+    for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
+        if isinstance(x, Psi):
+            raise ValueError(f"add_decayed_weights finds each Ψ in the tree: leave {x!r} out.")
     inner = optax.add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):
-        checks.check_params(params)
+        checks.check_update(params, {})
         return inner.update(updates, state, _penalized(params))
 
     return optax.GradientTransformation(inner.init, update_fn)
@@ -91,8 +92,7 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
-        checks.check_params(params)
-        checks.check_no_function(extra_args)
+        checks.check_update(params, extra_args)
         weights = _with_psis(params)
         grads = _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(v)), weights, updates)
         w = _map_v(lambda psi, v, _: psi(v), weights, params)
@@ -112,7 +112,7 @@ def _with_psis(params):
 
 
 def _map_v(f, weights, tree):
-    """tree with f(Ψ, v, x) in the place of x, which stands where weights has a v of an elementwise Ψ."""
+    """Replaces each x of tree that corresponds to a v of an elementwise Ψ in weights by f(Ψ, v, x)."""
 
     def of_weight(weight, x):
         if not is_weight(weight) or not isinstance(weight.psi, Elementwise) or x is None:
@@ -131,5 +131,6 @@ def scale(x, slope):
 
 
 def scale_step(step, slope):
-    """step·slope, finite if the slope is."""
-    return scale(jnp.clip(step, -LARGEST, LARGEST), slope)
+    """step·slope with an infinite step taken as the largest."""
+    largest = min(LARGEST, float(jnp.finfo(step.dtype).max))
+    return scale(jnp.clip(step, -largest, largest), slope)

@@ -52,8 +52,8 @@ def is_kernel(path, leaf) -> bool:
     """Whether a leaf is the weight of a linear map: a float array with two or more axes, called kernel, weight or w.
 
     path: a JAX key path, as jax.tree_util.tree_map_with_path gives it. Biases and the scales of norms are never
-    kernels. Neither is the 'weight' of a module whose name has 'norm' or 'embed' in it, as in Equinox and PyTorch; to
-    compand an embedding, pass another `where`.
+    kernels. Neither is the 'weight' of a module that is held under a name with 'norm' or 'embed' in it, as in Equinox
+    and PyTorch; to compand an embedding, pass another `where`.
     """
     names = [jax.tree_util.keystr((key,), simple=True) for key in path]
     if names[-1:] == ["value"] and names[-2:-1] and names[-2] in KERNEL_NAMES:  # the array in an nnx.Param
@@ -72,8 +72,8 @@ def reparameterize(params, psi, where: Callable[[Any, Any], bool] = is_kernel, l
       params: any pytree of arrays. Weights that are reparameterized already stay as they are.
       psi: Arctan, Arsinh, Erf, PowerProp or WeightNorm. Its numbers are constants, its arrays are learned.
       where: (key path, leaf) -> bool, which leaves are weights.
-      learn: 'none': a and b stay as psi has them. 'fine': each weight learns a pair of its own. 'channel': a pair for
-        each index of its last axis.
+      learn: 'none': a and b stay as psi has them. 'fine': each weight learns its own pair. 'channel': a pair for each
+        index of its last axis, which in Equinox and PyTorch counts inputs.
 
     Returns:
       The same tree with a `Reparameterized` in the place of each selected leaf.
@@ -134,7 +134,7 @@ def with_pairs(params):
         )
 
     def of_weight(x):
-        # Axes that a scalar has got come from stacked networks, as vmap makes them.
+        # In an ensemble made by vmap a scalar has leading axes: append others until it has the rank of v.
         rank = lambda scalar: jnp.reshape(scalar, scalar.shape + (1,) * (unboxed(x.v).ndim - scalar.ndim))
         return Reparameterized(x.v, jax.tree.map(rank, pairs[0])) if is_weight(x) and x.psi is None else x
 
@@ -143,6 +143,8 @@ def with_pairs(params):
 
 def selected(params, where) -> dict:
     """{key path: w} of the leaves that `where` selects. It is not asked about weights that are Reparameterized."""
+    if not callable(where) or isinstance(where, Psi):
+        raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_unit)
     return {path: unboxed(x) for path, x in leaves if not is_weight(x) and where(path, unboxed(x))}
 
@@ -163,7 +165,7 @@ def _is_box(x):
 
 
 def is_unit(x) -> bool:
-    """Whether x is a leaf to `where`: a Reparameterized weight or a box. So is every array, which JAX knows."""
+    """Whether a traversal stops at x as a whole: at a Reparameterized weight or an array in a box."""
     return is_weight(x) or _is_box(x)
 
 
@@ -177,9 +179,13 @@ def _share_pair(params) -> bool:
 
 
 def _without_pairs(tree):
-    """tree without its Ψ, and without the modules that held nothing else."""
-    if not isinstance(tree, Mapping):
-        return tree
-    rest = {name: _without_pairs(x) for name, x in tree.items() if not isinstance(x, Psi)}
-    emptied = {name for name, x in rest.items() if isinstance(x, Mapping) and not x and tree[name]}
-    return type(tree)({name: x for name, x in rest.items() if name not in emptied})
+    """tree without the Ψ in its mappings, and without the mappings that held nothing else."""
+
+    def of_mapping(x):
+        if not isinstance(x, Mapping):
+            return x
+        rest = {name: _without_pairs(y) for name, y in x.items() if not isinstance(y, Psi)}
+        emptied = {name for name, y in rest.items() if isinstance(y, Mapping) and not y and x[name]}
+        return type(x)({name: y for name, y in rest.items() if name not in emptied})
+
+    return jax.tree.map(of_mapping, tree, is_leaf=lambda x: isinstance(x, Mapping))

@@ -1,4 +1,4 @@
-"""What every Ψ has in common: it is a frozen dataclass and a pytree, and computes in float32 at least.
+"""What every Ψ has in common: it is a frozen dataclass and a pytree, and computes in float32, or float64 for float64.
 
 The numbers in a Ψ are constants, part of the tree's structure. Its arrays are leaves, which an optimizer can learn.
 Learned arrays broadcast against v and have its rank.
@@ -90,6 +90,7 @@ class Elementwise(Psi):
     """A Ψ that acts on each weight, odd and increasing.
 
     A subclass defines psi(v), psi.inverse(w), psi.derivative(v) and psi.bound. They are called with float32 or float64.
+    It becomes a frozen dataclass by itself, and is not decorated as one.
     """
 
     def reciprocal_derivative(self, v):
@@ -103,9 +104,9 @@ class Elementwise(Psi):
         return self.derivative(self.inverse(w))
 
     def change(self, w, u, new=None):
-        """Ψ_new(Ψ⁻¹(w) + u) − w: the change of w when v changes by u, and a and b to those of new, if given.
+        """Ψ_new(Ψ⁻¹(w) + u) − w, the change of w when v changes by u.
 
-        Exactly 0 for u = 0 without new.
+        new: a Ψ of the same class with other a and b; without it they stay, and the change is exactly 0 for u = 0.
         """
         v = self.inverse(w)
         change = (new or self)(v + u) - self(v)
@@ -123,7 +124,9 @@ class Elementwise(Psi):
             x = jnp.asarray(x, wide_dtype(w.dtype))
             sizes = (1,) * (w.ndim - x.ndim) + x.shape
             if len(sizes) > w.ndim or any(n not in (1, size) for n, size in zip(sizes, w.shape, strict=True)):
-                raise ValueError(f"{type(self).__name__} has an array of shape {x.shape}, the weight {w.shape}.")
+                raise ValueError(
+                    f"{type(self).__name__} holds an array of shape {x.shape}, which does not fit {w.shape}."
+                )
             return jnp.broadcast_to(jnp.reshape(x, sizes), np.broadcast_shapes(sizes, shape))
 
         names = self.learned if learn == "none" else [field.name for field in dataclasses.fields(self)]

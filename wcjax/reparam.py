@@ -33,8 +33,8 @@ class Sigmoid(Elementwise):
 
     @property
     def bound(self):
-        """|w| < a·sup s; math.inf for an unbounded s."""
-        return math.inf if self.supremum == math.inf else self.a * self.supremum
+        """|w| < |a|·sup s; math.inf for an unbounded s."""
+        return math.inf if self.supremum == math.inf else abs(self.a) * self.supremum
 
     # Products with 1 / a and 1 / b, because XLA does not replace quotients.
 
@@ -102,7 +102,7 @@ class Arctan(Sigmoid):
 
 
 class Arsinh(Sigmoid):
-    """w = a·arsinh(v / b), unbounded; Ψ⁻¹ overflows in float32 for |w| > 88·a. Arguments and errors: as `Arctan`."""
+    """w = a·arsinh(v / b), unbounded. Ψ⁻¹ overflows in float32 for |w| > 88·a. Takes and raises what `Arctan` does."""
 
     supremum = math.inf
     s = staticmethod(jnp.arcsinh)
@@ -111,7 +111,7 @@ class Arsinh(Sigmoid):
 
 
 class Erf(Sigmoid):
-    """w = a·erf(v / b), |w| < a, which floating point reaches at |v / b| of about 4. Arguments, errors: as `Arctan`."""
+    """w = a·erf(v / b), |w| < a, reached by rounding at |v / b| of about 4. Takes and raises what `Arctan` does."""
 
     supremum = 1.0
     s = staticmethod(jax.lax.erf)
@@ -161,8 +161,8 @@ class WeightNorm(Psi):
     """Weight normalization: w = g·v / ‖v‖ for each output channel, which has a norm g of its own. Not elementwise.
 
     Args:
-      g: None, until the first weight gives it; then an array of the rank of v, of size 1 along every axis that the norm
-        sums over. It is learned.
+      g: the learned norms, an array of the rank of v and of size 1 along every axis that the norm sums over. None until
+        `reparameterize` or a layer sets it from the first weight.
       axis: the output axis or axes of a weight, each index of which has its own g. None: those of the layer in
         `wcjax.linen`, the last axis elsewhere.
     """

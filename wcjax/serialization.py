@@ -5,14 +5,23 @@ import sys
 
 
 def register(*classes: type) -> None:
-    """Lets flax.serialization save and restore values of these dataclasses, if Flax is in use."""
+    """Lets flax.serialization save and restore values of these dataclasses, if Flax has been imported.
+
+    A restored Ψ must be of the class, with the constants, that the target has: ValueError if not.
+    """
     flax = sys.modules.get("flax.serialization")
     names = lambda x: getattr(x, "learned", ("v", "psi"))
 
+    def constants(x):
+        fields = {field.name: getattr(x, field.name) for field in dataclasses.fields(x) if field.name not in names(x)}
+        return f"{type(x).__name__} {fields}"
+
     def to_state_dict(x):
-        return {name: flax.to_state_dict(getattr(x, name)) for name in names(x)}
+        return {"is": constants(x)} | {name: flax.to_state_dict(getattr(x, name)) for name in names(x)}
 
     def from_state_dict(x, state):
+        if state["is"] != constants(x):
+            raise ValueError(f"the state holds {state['is']}, but the target has {constants(x)}.")
         restored = {name: flax.from_state_dict(getattr(x, name), state[name]) for name in names(x)}
         return dataclasses.replace(x, **restored)
 

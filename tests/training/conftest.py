@@ -5,11 +5,15 @@ import pytest
 
 from tests.training import runs
 from wcjax import models, training
+from wcjax.models import cpu_convolution
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Every compiled program is kept, for this process, those that it starts, and the other workers of pytest-xdist."""
+    """Every compiled program is kept, for this process, those that it starts, and the other workers of pytest-xdist.
+
+    So convolutions are XLA's, because JAX cannot keep a program that calls oneDNN (tests/models has tests of those).
+    """
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     settings = {
@@ -19,6 +23,7 @@ def compilation_cache(tmp_path_factory):
     }
     before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cpu_convolution.SWITCH, "xla")
         for name, value in settings.items():
             jax.config.update(name, value)
             patch.setenv(name.upper(), str(value))

@@ -110,7 +110,7 @@ def test_a_wrong_setting_is_named_before_anything_is_made(change, message, tmp_p
         ({"a": 0.7, "name": "erf"}, r"head/kernel: largest \|w\| is 0\.86\d+, but Erf\(a=0\.7, b=1\) only"),
         (
             {"a": 0.005, "name": "arsinh"},
-            r"head/kernel: Ψ⁻¹\(w\) overflows for .* Arsinh\(a=0\.005",
+            r"head/kernel: Ψ⁻¹\(w\), or the norm of w, overflows for .* Arsinh\(a=0\.005",
         ),
     ],
 )
@@ -171,7 +171,8 @@ def test_variants_change_only_the_reparameterization():
         expected.pop("reparam")
         assert checked == expected
     assert training.with_variant(training.default_config(), "resnet8").reparam.name == "arctan"
-    message = "unknown variant 'plane'. Did you mean 'plain'? Known: wc, arsinh, erf, learned, coarse, pp, wn, plain."
+    known = "wc, arsinh, erf, learned, coarse, channel, pp, wn, plain"
+    message = f"unknown variant 'plane'. Did you mean 'plain'? Known: {known}."
     with pytest.raises(InputError, match=re.escape(message)):
         training.with_variant(training.default_config(), "resnet8,plane")
 

@@ -126,7 +126,7 @@ def test_sigterm_during_the_evaluation_on_test_stops_the_run(tiny_run, tmp_path,
     run, evaluate_folded = unfinished_copy(tiny_run[0], tmp_path / "run"), loop.evaluate_folded
 
     def evaluate_and_signal(*args, **options):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return evaluate_folded(*args, **options)
 
     with monkeypatch.context() as patch:
@@ -142,7 +142,7 @@ def test_a_signal_while_a_run_evaluates_loses_no_step(tiny_run, tmp_path, monkey
     evaluate, run = loop.evaluate, tmp_path / "run"
 
     def evaluate_and_signal(*args):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return evaluate(*args)
 
     for _ in range(2):  # the second session has nothing to train before it
@@ -160,7 +160,7 @@ def test_handlers_of_signals_are_left_as_they_were():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with signals_noticed() as stop:
         assert stop() == ""
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop() == "SIGTERM"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -168,9 +168,9 @@ def test_handlers_of_signals_are_left_as_they_were():
 def test_ctrl_c_is_noted_once_and_raises_when_it_comes_again():
     with pytest.raises(KeyboardInterrupt), signals_noticed() as stop:
         stop()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop() == "SIGINT"
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_folder_is_locked_by_one_run_at_a_time_and_free_after_an_error(tmp_path):

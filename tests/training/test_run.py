@@ -278,7 +278,7 @@ def test_learned_a_and_b_are_in_the_metrics_of_each_epoch_and_not_in_the_folded_
             for letter, found in line["pairs"][layer].items():
                 assert np.size(found) == (5 if learn == "channel" else 1)
                 np.testing.assert_allclose(found, quantiles(psi[letter]), rtol=1e-12)
-                assert np.all(psi[letter] != 1), "they did not move"
+                assert np.any(psi[letter] != 1), "they did not move"
     assert {owner: set(leaves) for owner, leaves in load_tree(run / "folded")["params"].items()} == {
         "stem": {"kernel"},
         "stem_norm": {"scale", "bias"},

@@ -34,6 +34,7 @@ import functools
 import logging
 import math
 import os
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -217,6 +218,8 @@ def has_onednn() -> bool:
     if not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1]:
         problem = f"jax {jax.__version__} was not tried"
     else:
+        # jaxlib cannot serialize the call, so JAX's persistent cache keeps no program with it, and warns each time.
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
         try:
             with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
                 problem = "" if _agrees() else "oneDNN gives wrong values"

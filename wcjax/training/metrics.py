@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import tqdm
 from flax import traverse_util
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -83,7 +84,7 @@ class MetricsWriter:
 
     def _show(self, numbers, epoch):
         for name, value in traverse_util.flatten_dict(numbers, sep="/").items():
-            self._add_event(step=epoch, summary=scalar(name, value))
+            self._add_event(step=epoch, summary=scalar(name, np.median(value)))  # of the quantiles, if value is a list
         with saving(self._tensorboard):
             self._events.flush()
 
