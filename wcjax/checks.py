@@ -44,6 +44,12 @@ def check_learn(psi, learn: str, allowed=LEARN) -> None:
         raise ValueError(f"{name} has no a and b to learn: use learn='none'.")
 
 
+def check_where(where) -> None:
+    """Raises ValueError if `where` is not a function; a Ψ, which is callable, is a slip in the order of arguments."""
+    if not callable(where) or isinstance(where, Psi):
+        raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
+
+
 def check_selection(weights: dict, params) -> None:
     """Raises ValueError if no weight of params is selected, unless optax.masked or optax.partition hides some of it."""
     hides = lambda x: isinstance(x, optax.MaskedNode)

@@ -19,8 +19,7 @@ def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi: Psi | N
       where: (key path, leaf) -> bool, as for `reparameterize` and `compand`.
       psi: the Ψ to be used for the selected leaves; without it their share of the bound is left out.
     """
-    if isinstance(where, Psi) or not callable(where):
-        raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
+    checks.check_where(where)
     if psi is not None:
         checks.check_psi(psi)
     rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]

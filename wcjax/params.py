@@ -143,8 +143,7 @@ def with_pairs(params):
 
 def selected(params, where) -> dict:
     """{key path: w} of the leaves that `where` selects. It is not asked about weights that are Reparameterized."""
-    if not callable(where) or isinstance(where, Psi):
-        raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
+    checks.check_where(where)
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_unit)
     return {path: unboxed(x) for path, x in leaves if not is_weight(x) and where(path, unboxed(x))}
 
