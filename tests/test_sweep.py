@@ -446,6 +446,7 @@ def test_a_sweep_that_is_stopped_saves_its_runs(tmp_path, cache, number, code):
         "0",
         "--variants",
         "plain",
+        "--config.epochs=1000",  # more than it does before it is stopped
         "--out",
         str(tmp_path),
     ]
