@@ -435,7 +435,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, START_AGAIN)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, START_AGAIN), (signal.SIGINT, 130)])
 def test_a_sweep_that_is_stopped_saves_its_runs(tmp_path, cache, number, code):
     command = [
         sys.executable,

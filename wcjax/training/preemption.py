@@ -48,9 +48,14 @@ def _forget():
         signal.signal(number, signal.SIG_DFL)
 
 
+_noted_once = set()  # signals whose next one is only noted, although their handler is soon `_leave` again
+
+
 def _watch(reader):
     while number := os.read(reader, 1)[0]:
-        if signal.getsignal(number) is _leave:
+        if number in _noted_once:
+            _noted_once.discard(number)
+        elif signal.getsignal(number) is _leave:
             _leave(number)
 
 
@@ -85,12 +90,15 @@ def signals_noticed():
         for number in EXIT_CODES:
             if number not in before:
                 before[number] = signal.getsignal(number)
+                if number == signal.SIGINT:
+                    _noted_once.add(number)
                 signal.signal(number, notice)
         return noticed[0] if noticed else ""
 
     try:
         yield stop
     finally:
+        _noted_once.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
