@@ -39,8 +39,8 @@ def with_huge_pages():
 
 def parse(argv):
     """(config, arguments left over) of a command line; a mistake is an error of one line."""
+    from wcjax.config.command_line import read_config_file, split_overrides
     from wcjax.errors import InputError, use_plain_letters
-    from wcjax.training.command_line import read_config_file, split_overrides
 
     use_plain_letters()
     try:
@@ -60,6 +60,7 @@ def main(parsed):
         sys.exit(f"error: unknown arguments {left_over}; see --help.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
+    from wcjax import processes
     from wcjax.errors import DivergedError, Preempted, told
     from wcjax.training import mesh, train
     from wcjax.training.preemption import leave_at_once
@@ -69,7 +70,7 @@ def main(parsed):
         if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
             join_processes()
         mesh.devices()
-        logging.getLogger("wcjax").setLevel(logging.INFO if mesh.is_first_process() else logging.WARNING)
+        logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first_process() else logging.WARNING)
         summary = train(config, WORKDIR.value)
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
@@ -83,7 +84,7 @@ def main(parsed):
         if (line := told(error)) is None:
             raise
         sys.exit(f"error: {line}")
-    if mesh.is_first_process():
+    if processes.is_first_process():
         print(json.dumps(summary, indent=2))
 
 

@@ -33,12 +33,12 @@ ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<shape>[\d,]*)\]")
 def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_size: int = 256, dtype: str = "float32"):
     """The step of configs/imagenet.py, compiled for a mesh of (devices / fsdp) x fsdp, and its abstract state."""
     from wcjax import elementary
+    from wcjax.config.build import make_model
     from wcjax.data import imagenet
     from wcjax.models import cpu_convolution
     from wcjax.training import check_config
     from wcjax.training import mesh as meshes
     from wcjax.training import step as steps
-    from wcjax.training.config import make_model
 
     file = pathlib.Path(__file__).parents[1] / "configs" / "imagenet.py"
     config = runpy.run_path(str(file))["get_config"](f"{model},{variant}")

@@ -18,7 +18,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from wcjax.data import decode
+from wcjax.data.streaming import decode
 
 SIZES = ((375, 500), (768, 1024), (1536, 2048))  # 500x375 is about the mean of ImageNet
 

@@ -33,7 +33,7 @@ def measure(batch, dtype, repeats, num_images=50_000, num_files=512):
         yield case | {"variant": variant, "images_per_second": batch / times["seconds"]}
     try:
         from benchmarks.decode_speed import generated
-        from wcjax.data import stream  # noqa: F401  optional dependencies
+        from wcjax.data.streaming import batches as stream  # noqa: F401  optional dependencies
     except ImportError:
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -16,10 +16,10 @@ import numpy as np
 
 from benchmarks.timing import in_turn, summary
 from wcjax.data import image_shape
+from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.training import config as configs
 from wcjax.training import feed, step, train
 from wcjax.training import mesh as meshes
-from wcjax.training.checkpoint import Checkpoints
 from wcjax.training.evaluate import evaluate
 
 IMPORTS = (

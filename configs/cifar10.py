@@ -26,7 +26,7 @@ Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), what dec
 λ·w), and the width of VGG's linear layers (512).
 """
 
-from wcjax.training import default_config, with_variant
+from wcjax.config import default_config, with_variant
 
 BEST_AB = {  # table I
     "resnet18": (1.0, 0.6),
@@ -39,7 +39,7 @@ SMALL = ("resnet8", "resnet20")
 
 
 def get_config(argument: str = "resnet18,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "cifar10"
     config.model = argument.partition(",")[0]

@@ -18,7 +18,7 @@ The paper prints ResNet18's number for PP once more for ResNet34. Time: these ar
 OPEN in the paper, and how it is read here: as in configs/cifar10.py.
 """
 
-from wcjax.training import default_config, with_variant
+from wcjax.config import default_config, with_variant
 
 BEST_AB = {  # table I, and the text for wrn28_10
     "resnet18": (0.6, 0.6),
@@ -31,7 +31,7 @@ BEST_AB = {  # table I, and the text for wrn28_10
 
 
 def get_config(argument: str = "resnet18,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "cifar100"
     config.model = argument.partition(",")[0]

@@ -10,11 +10,11 @@ The paper has no such run. The settings below are ours. The initial |w| goes up 
 start at the paper's 0.5, whose bound is 0.79: it starts at 0.6.
 """
 
-from wcjax.training import default_config, with_variant
+from wcjax.config import default_config, with_variant
 
 
 def get_config(argument: str = "resnet8,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "digits"
     config.model = argument.partition(",")[0]

@@ -18,11 +18,11 @@ OPEN in the paper, and how it is read here: 'random crop 224' (a random resized 
 in configs/cifar10.py.
 """
 
-from wcjax.training import default_config, with_variant
+from wcjax.config import default_config, with_variant
 
 
 def get_config(argument: str = "resnet50,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "imagenet"
     config.model = argument.partition(",")[0]

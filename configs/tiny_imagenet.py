@@ -16,11 +16,11 @@ to 224); the stem (ImageNet's, 7x7 with stride 2 and a max pool, as 224x224 imag
 normalization (ImageNet's); and as in configs/cifar10.py.
 """
 
-from wcjax.training import default_config, with_variant
+from wcjax.config import default_config, with_variant
 
 
 def get_config(argument: str = "resnet50,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.training.config.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
     config = default_config()
     config.dataset = "tiny_imagenet"
     config.model = argument.partition(",")[0]

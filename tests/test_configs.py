@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from wcjax import data, fold, models, sweep
+from wcjax import data, fold, models
 from wcjax.analysis import paper, runs
 from wcjax.errors import InputError
 from wcjax.models import resnet, vgg, wide_resnet
+from wcjax.sweep import __main__ as sweep
 from wcjax.training import check_config, config, step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"

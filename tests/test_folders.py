@@ -11,8 +11,8 @@ from tests.training import runs
 from tests.training.conftest import compilation_cache, tiny_network, tiny_run  # noqa: F401
 from wcjax import training
 from wcjax.errors import InputError
-from wcjax.folders import local_path, run_path
-from wcjax.training.checkpoint import load_tree, save_tree
+from wcjax.files import local_path, run_path
+from wcjax.run_folder.checkpoints import load_tree, save_tree
 
 
 @pytest.mark.parametrize("name", ["exp[lr=0.1]", "a]", "*", "what?", "back\\slash", "[a]/run"])

@@ -12,7 +12,8 @@ import pytest
 
 import wcjax
 from tests import record_torch_case as record
-from wcjax import io, models
+from wcjax import exchange as io
+from wcjax import models
 from wcjax.errors import InputError
 
 SMALL = {
@@ -127,7 +128,7 @@ class TestSafetensors:
     def test_missing_safetensors_says_how_to_install_it(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
         for call in (lambda: io.save_safetensors(tmp_path / "w", SMALL), lambda: io.load_safetensors(tmp_path / "w")):
-            with pytest.raises(InputError, match=r"pip install 'wcjax\[io\]'"):
+            with pytest.raises(InputError, match=r"pip install 'wcjax\[exchange\]'"):
                 call()
 
 

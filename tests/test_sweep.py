@@ -19,10 +19,12 @@ import pytest
 
 pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 
-from wcjax import sweep, sweep_study, training
+from wcjax import training
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
-from wcjax.sweep_table import LiveTable
-from wcjax.training.metrics import write_json
+from wcjax.files import write_json
+from wcjax.sweep import __main__ as sweep
+from wcjax.sweep import study, workers
+from wcjax.sweep.table import LiveTable
 from wcjax.training.preemption import START_AGAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,8 +71,8 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch):
     trainer = Trainer()
-    monkeypatch.setattr(sweep_study.Workers, "train", lambda *args: trainer(*args))
-    monkeypatch.setattr(sweep_study, "POLL", 0.02)
+    monkeypatch.setattr(workers.Workers, "train", lambda *args: trainer(*args))
+    monkeypatch.setattr(workers, "POLL", 0.02)
     return trainer
 
 
@@ -202,7 +204,7 @@ def test_sweeps_in_two_folders_of_one_name_have_nothing_to_do_with_each_other(tr
         assert len(trainer.trained) == len(list((tmp_path / place / "out").glob("*/summary.json"))) == 4
         assert sweep.main([*RUNS, *storage, "--out", str(tmp_path / place / "out")]) == 0
         assert len(trainer.trained) == 4
-    assert len(sweep_study.optuna.get_all_study_names(address)) == 2
+    assert len(study.optuna.get_all_study_names(address)) == 2
 
 
 def test_a_folder_has_one_identity_whoever_asks_first_and_by_whatever_path(tmp_path):
@@ -213,11 +215,11 @@ def test_a_folder_has_one_identity_whoever_asks_first_and_by_whatever_path(tmp_p
 
     def ask(_):
         start.wait()
-        return sweep_study.identity(tmp_path / "a")
+        return study.identity(tmp_path / "a")
 
     with futures.ThreadPoolExecutor(8) as pool:
         (found,) = set(pool.map(ask, range(8)))
-    assert sweep_study.identity(tmp_path / "link") == found != sweep_study.identity(tmp_path / "b")
+    assert study.identity(tmp_path / "link") == found != study.identity(tmp_path / "b")
     assert re.fullmatch("[0-9a-f]{32}", found)
     assert [path.name for path in (tmp_path / "a").iterdir()] == [".sweep"]
 
@@ -251,7 +253,7 @@ def test_the_folder_of_a_sweep_may_have_any_other_name(trainer, tmp_path, name):
 @pytest.fixture
 def lock(trainer, tmp_path, monkeypatch):
     """lock() locks the database of the sweep in tmp_path, lock.release() frees it."""
-    monkeypatch.setattr(sweep_study, "SLOW", 0.05)
+    monkeypatch.setattr(workers, "SLOW", 0.05)
     assert sweep.main([*RUNS, "--variants", "plain", "--out", str(tmp_path)]) == 0
     connection = sqlite3.connect(tmp_path / "sweep.db", timeout=300, check_same_thread=False, isolation_level=None)
     lock = lambda: connection.execute("BEGIN EXCLUSIVE")
@@ -280,7 +282,7 @@ def test_a_locked_database_is_waited_for_and_the_table_says_so(trainer, tmp_path
 
 @pytest.mark.parametrize("when", ["before the sweep", "during a run"])
 def test_a_database_that_stays_locked_is_an_error_of_one_line(trainer, tmp_path, lock, monkeypatch, capsys, when):
-    monkeypatch.setattr(sweep_study, "PATIENCE", 0.6)
+    monkeypatch.setattr(study, "PATIENCE", 0.6)
     lock_once(trainer, lock, when)
     assert sweep.main([*RUNS, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
@@ -417,8 +419,8 @@ def test_the_table_is_redrawn_on_a_terminal_and_told_line_by_line_elsewhere():
 
 
 START = """import sys
-from wcjax import sweep, sweep_study
-sweep_study.HEARTBEAT, sweep_study.GRACE = 1, 4
+from wcjax.sweep import __main__ as sweep, study
+study.HEARTBEAT, study.GRACE = 1, 4
 sys.exit(sweep.main(sys.argv[1:]))"""
 
 

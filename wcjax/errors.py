@@ -1,10 +1,8 @@
 """The errors that a user can mend; train.py prints them without a traceback."""
 
 import codecs
-import contextlib
 import difflib
 import functools
-import os
 import reprlib
 import sys
 
@@ -47,18 +45,6 @@ def unknown(what: str, found, known) -> InputError:
     return InputError(f"unknown {what} {shown(found)}.{hint} Known: {', '.join(known)}.")
 
 
-@contextlib.contextmanager
-def permitted(path):
-    """Around code that reads path: PermissionError becomes an InputError that names the file."""
-    try:
-        yield
-    except PermissionError as error:
-        raise InputError(
-            f"{error.filename or path}: permission denied. Allow the user who runs this to read it (chmod, chown), or "
-            "give another place."
-        ) from error
-
-
 def shown(value) -> str:
     """repr(value), cut where it is long or deep: what was found may be a whole file."""
     return _SHORT.repr(value)
@@ -72,43 +58,6 @@ _SHORT.maxdict = 8
 def cause(error: Exception) -> str:
     """What an error says, in one line and without the settings that TensorStore adds."""
     return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0] or type(error).__name__
-
-
-@contextlib.contextmanager
-def saving(path):
-    """Around what writes to path: whatever a full, read-only or failing file system makes of it is a SaveError."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the latter two
-        raise SaveError(
-            f"{path} cannot be written ({cause(error)}). What was saved before is whole: mend this, and the same "
-            "command goes on from there."
-        ) from error
-
-
-@contextlib.contextmanager
-def reading(path):
-    """Around code that looks at path or reads it: an OSError becomes an InputError that names path."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or cause(error)
-        what = "permissions" if isinstance(error, PermissionError) else "path"
-        raise InputError(f"{path} cannot be read ({why}). Check its {what}, or give another one.") from error
-
-
-def check_readable(folder) -> None:
-    """Raises InputError for a file or folder below `folder` that this process has no permission to read.
-
-    Orbax and TensorStore report such a file as missing or damaged.
-    """
-    parts = [(folder, os.R_OK | os.X_OK)]
-    for at, below, files in os.walk(folder):
-        parts += [(os.path.join(at, name), os.R_OK | os.X_OK) for name in below]
-        parts += [(os.path.join(at, name), os.R_OK) for name in files]
-    for path, mode in parts:
-        if not os.access(path, mode) and os.path.exists(path):  # it may have been deleted meanwhile
-            raise InputError(f"{path} cannot be read: permission denied. Change its permissions.")
 
 
 def told(error: Exception) -> str | None:

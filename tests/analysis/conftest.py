@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from wcjax.training import default_config, with_variant
+from wcjax.config import default_config, with_variant
 from wcjax.training.weights import describe
 
 LAYERS = {"stem": (3, 3, 1, 16), "block1_0/conv1": (3, 3, 16, 16), "block10_0/conv1": (3, 3, 16, 16), "head": (16, 10)}

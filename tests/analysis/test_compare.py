@@ -10,8 +10,8 @@ from matplotlib import image
 
 from wcjax import Arctan, models
 from wcjax.analysis import compare, plots, runs
-from wcjax.training.checkpoint import save_tree
-from wcjax.training.config import default_config
+from wcjax.config import default_config
+from wcjax.run_folder.checkpoints import save_tree
 
 SUMMARY = {
     "best_val_accuracy": 0.9722,

@@ -7,7 +7,8 @@ import pytest
 
 from tests.data import pictures
 from tests.permissions import denied
-from wcjax.data import check, decode
+from wcjax.data import check
+from wcjax.data.streaming import decode
 from wcjax.errors import InputError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wcjax import data
-from wcjax.data import npz
+from wcjax.data.formats import npz
 from wcjax.errors import InputError
 
 

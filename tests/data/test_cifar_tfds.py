@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wcjax import data
-from wcjax.data import tfds as wcjax_tfds
+from wcjax.data.formats import tfds as wcjax_tfds
 from wcjax.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'wcjax[data]'")
@@ -233,7 +233,7 @@ def test_without_a_home_nothing_is_cached_and_one_line_says_so(prepared, tmp_pat
     assert len(data.load("cifar10", prepared[0]).test.labels) == 7
     assert len(decodings) == 1
     assert list(tmp_path.iterdir()) == [], "no folder called ~"
-    (record,) = (record for record in caplog.records if record.name == "wcjax.data.cache")
+    (record,) = (record for record in caplog.records if record.name == "wcjax.data.formats.cache")
     assert record.getMessage() == (
         "There is no home directory to keep decoded images in. Set XDG_CACHE_HOME to a directory."
     )

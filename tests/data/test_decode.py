@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.data import pictures
-from wcjax.data import decode, folder
+from wcjax.data.formats import folder
+from wcjax.data.streaming import decode
 from wcjax.errors import InputError
 
 BILINEAR = Image.Resampling.BILINEAR

@@ -12,7 +12,7 @@ import pytest
 
 from tests.data import pictures
 from wcjax import data
-from wcjax.data import folder
+from wcjax.data.formats import folder
 from wcjax.errors import InputError
 
 

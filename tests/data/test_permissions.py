@@ -75,7 +75,7 @@ def test_a_cache_that_may_not_be_read_or_written_costs_a_line_that_says_so(prepa
     dataset = denied(lambda: data.load("cifar10", prepared.parent.parent))
     (cache_home / "wcjax").chmod(0o755)
     np.testing.assert_array_equal(dataset.val.images, expected.val.images)
-    (record,) = (record for record in caplog.records if record.name == "wcjax.data.cache")
+    (record,) = (record for record in caplog.records if record.name == "wcjax.data.formats.cache")
     assert re.search(r"Could not keep the decoded images in .* \(.*Permission denied", record.getMessage())
 
 

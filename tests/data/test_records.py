@@ -11,7 +11,7 @@ import pytest
 
 from tests.data import pictures
 from wcjax import data
-from wcjax.data import stream
+from wcjax.data.streaming import batches as stream
 from wcjax.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'wcjax[data]'")

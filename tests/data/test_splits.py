@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wcjax import data
-from wcjax.data.splits import channel_statistics
+from wcjax.data.dataset import channel_statistics
 from wcjax.errors import InputError
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from tests.data import pictures
 from wcjax import data
-from wcjax.data import decode, stream
-from wcjax.data.encoded import Encoded
+from wcjax.data.streaming import batches as stream
+from wcjax.data.streaming import decode
+from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
 
 N, BATCH = 42, 8  # five batches in an epoch, and two images left out

@@ -14,12 +14,13 @@ from PIL import Image
 
 from tests.data import pictures
 from tests.fuzz.ours import mutated, only_our_errors
-from wcjax import data, io, models
+from wcjax import data, models
+from wcjax import exchange as io
 from wcjax.analysis import compare, course, report, runs, tables
-from wcjax.data import decode
+from wcjax.data.streaming import decode
+from wcjax.run_folder import read_lines
+from wcjax.run_folder.checkpoints import save_tree
 from wcjax.training import default_config, load_folded
-from wcjax.training.checkpoint import save_tree
-from wcjax.training.metrics import read_metrics
 from wcjax.training.weights import EDGES
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
@@ -143,7 +144,7 @@ def written(folder, files):
 @given(run_folders())
 def test_the_files_of_a_run_are_read_for_tables_and_courses(tmp_path_factory, files):
     folder = written(tmp_path_factory.mktemp("runs") / "run", files)
-    for read in (read_metrics, lambda run: read_metrics(run, "weights.jsonl"), lambda run: compare.table([run])):
+    for read in (read_lines, lambda run: read_lines(run, "weights.jsonl"), lambda run: compare.table([run])):
         with only_our_errors():
             read(folder)
     with only_our_errors():

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.fuzz.ours import only_our_errors
 from wcjax import data, models
-from wcjax.training import check_config, config, default_config
-from wcjax.training.command_line import read_config_file
+from wcjax.config.command_line import read_config_file
+from wcjax.config import build, check_config, checks, default_config, keys
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 DEFAULTS = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
 KEYS = (*DEFAULTS, "reparam", "schedule", "augment", "mesh")
-NAMES = (*data.NAMES, *models.NAMES, *config.REPARAMS, *config.OPTIMIZERS, *config.VARIANTS, "fine", "coarse", "torch")
+NAMES = (*data.NAMES, *models.NAMES, *checks.REPARAMS, *checks.OPTIMIZERS, *keys.VARIANTS, "fine", "coarse", "torch")
 
 numbers = st.integers() | st.floats() | st.sampled_from((0, 1, 2, -1, 0.5, 2**31, 2**32, 10**400, 1e-320))
 texts = st.sampled_from(NAMES) | st.text(max_size=12)
@@ -47,8 +47,8 @@ def test_a_mapping_becomes_a_complete_config_that_json_keeps(known, odd):
         found = check_config(nested(known) | odd)
         assert found.keys() == default_config().keys()
         assert check_config(json.loads(json.dumps(found.to_dict()))) == found
-        config.make_psi(found)
-        config.make_model(found, num_classes=10)
+        build.make_psi(found)
+        build.make_model(found, num_classes=10)
 
 
 @given(st.sampled_from(CONFIGS), st.lists(texts, max_size=3).map(",".join) | st.text())
@@ -57,7 +57,7 @@ def test_the_argument_of_a_config_file_names_a_network_and_a_variant(file, argum
         found = check_config(read_config_file(f"{file}:{argument}"))
         model, _, variant = argument.partition(",")
         assert found.model == model
-        assert found.reparam.name == config.VARIANTS[variant or "wc"]["name"]
+        assert found.reparam.name == keys.VARIANTS[variant or "wc"]["name"]
 
 
 odd_literals = st.text(max_size=12) | st.sampled_from(("(" * 300, "-" * 5000 + "1", "[" * 5000, "1e999", "a,b"))

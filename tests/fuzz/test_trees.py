@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import wcjax
 from tests.fuzz.ours import only_our_errors
-from wcjax import io
+from wcjax import exchange as io
 from wcjax.params import is_kernel, is_weight
 
 PSIS = (wcjax.Arctan(0.6, 0.6), wcjax.Arsinh(), wcjax.Erf(2.0, 0.5), wcjax.PowerProp(2.0), wcjax.WeightNorm())

@@ -11,7 +11,7 @@ import numpy as np
 
 from wcjax import models
 from wcjax.models import resnet
-from wcjax.training.checkpoint import load_tree
+from wcjax.run_folder.checkpoints import load_tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 4

@@ -12,8 +12,8 @@ import pytest
 
 from tests.training import runs
 from wcjax.errors import InputError
-from wcjax.training.checkpoint import Checkpoints, fingerprint, load_tree, save_tree
-from wcjax.training.run_files import COUNT, POSITIVE
+from wcjax.run_folder.checkpoints import Checkpoints, fingerprint, load_tree, save_tree
+from wcjax.run_folder.forms import COUNT, POSITIVE
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -11,9 +11,9 @@ import pytest
 
 from tests.training import runs
 from wcjax.analysis import compare
+from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import InputError, use_plain_letters
 from wcjax.training import default_config
-from wcjax.training.command_line import read_config_file, split_overrides
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_config_file_is_said_with_its_line(tmp_path, text, 
     with pytest.raises(InputError) as error:
         read_config_file(path, overrides)
     assert str(error.value).startswith(path + message)
-    expected = "A config file defines get_config(), which returns wcjax.training.default_config() with changes."
+    expected = "A config file defines get_config(), which returns wcjax.config.default_config() with changes."
     assert str(error.value).endswith(f" {expected}")
     assert "\n" not in str(error.value)
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.training import runs
 from wcjax import training
+from wcjax.config.keys import VARIANTS
 from wcjax.errors import InputError
 from wcjax.training import loop
 from wcjax.training import step as steps
@@ -163,7 +164,7 @@ def test_check_config_leaves_the_config_it_was_given_alone():
 
 
 def test_variants_change_only_the_reparameterization():
-    for variant in training.config.VARIANTS:
+    for variant in VARIANTS:
         config = training.with_variant(training.default_config(), f"resnet8,{variant}")
         checked = training.check_config(config).to_dict()
         checked.pop("reparam")
@@ -178,13 +179,13 @@ def test_variants_change_only_the_reparameterization():
 
 
 def test_keys_are_checked_by_their_full_names():
-    training.check_keys(["epochs", "reparam.a", "schedule.milestones"])
+    keys.check_keys(["epochs", "reparam.a", "schedule.milestones"])
     with pytest.raises(InputError, match=re.escape("unknown config key 'reparam.alfa'. Did you mean 'reparam.alpha'?")):
-        training.check_keys(["epochs", "reparam.alfa"])
+        keys.check_keys(["epochs", "reparam.alfa"])
     with pytest.raises(
         InputError, match=re.escape("config.augment has keys of its own: augment.flip, augment.padding.")
     ):
-        training.check_keys(["augment"])
+        keys.check_keys(["augment"])
 
 
 def test_a_folder_with_another_config_is_left_alone_and_the_difference_printed(tiny_run, monkeypatch):

@@ -15,10 +15,10 @@ import pytest
 from tests.training import runs
 from wcjax import training
 from wcjax.errors import DivergedError, InputError, InUseError, Preempted
+from wcjax.run_folder import read_lines
+from wcjax.run_folder.checkpoints import Checkpoints
+from wcjax.run_folder.lock import alone_in
 from wcjax.training import loop
-from wcjax.training.checkpoint import Checkpoints
-from wcjax.training.lock import alone_in
-from wcjax.training.metrics import read_metrics
 from wcjax.training.preemption import signals_noticed
 
 STEPS = 718 // 64  # in an epoch of runs.tiny()
@@ -195,7 +195,7 @@ def test_torn_and_surplus_lines_of_the_metrics_and_weights_are_removed(tiny_run,
     train_until_stopped(monkeypatch, runs.tiny(), run, 2, before_save=False)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "step": 33, "val_accuracy": 0.9}\n{"epoch": 4, "step": 44, "val_acc')
-    surplus = read_metrics(run, "weights.jsonl")[-1] | {"epoch": 3}
+    surplus = read_lines(run, "weights.jsonl")[-1] | {"epoch": 3}
     with (run / "weights.jsonl").open("a") as file:
         file.write(json.dumps(surplus) + '\n{"epoch": 4, "lay')
     training.train(runs.tiny(), run)

@@ -14,12 +14,13 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.training import runs
 from wcjax import data, training
+from wcjax.config.keys import VARIANTS
 from wcjax.data import augment
 from wcjax.errors import InputError
+from wcjax.run_folder import read_lines
+from wcjax.run_folder.checkpoints import load_tree, save_tree
 from wcjax.training import evaluate, loop
 from wcjax.training import step as steps
-from wcjax.training.checkpoint import load_tree, save_tree
-from wcjax.training.metrics import read_metrics
 
 METRICS = {
     "epoch",
@@ -117,7 +118,7 @@ def test_tensorboard_shows_every_number_of_the_metrics_and_of_the_weights(tiny_r
         for value in event.summary.value:
             found[event.step, value.tag] = value.simple_value
     expected = {(line["epoch"], name): np.float32(value) for line in lines(run) for name, value in line.items()}
-    for line in read_metrics(run, "weights.jsonl"):
+    for line in read_lines(run, "weights.jsonl"):
         for layer, numbers in line["layers"].items():
             del numbers["histogram"]
             expected |= {(line["epoch"], f"weights/{name}/{layer}"): np.float32(x) for name, x in numbers.items()}
@@ -297,7 +298,7 @@ def test_of_equally_good_epochs_the_first_is_folded(tmp_path, monkeypatch):
     runs.assert_same_bits(load_tree(run / "folded")["params"]["head"]["bias"], best["params"]["head"]["bias"])
 
 
-LONG = [(variant, "sgd") for variant in training.config.VARIANTS if variant not in ("wc", "learned", "wn")]
+LONG = [(variant, "sgd") for variant in VARIANTS if variant not in ("wc", "learned", "wn")]
 LONG += [(variant, "adam") for variant in ("learned", "plain")]
 VARIANTS = [("wc", "sgd"), ("learned", "sgd"), ("wn", "sgd"), ("wc", "adam")]
 VARIANTS += [pytest.param(*names, marks=pytest.mark.long) for names in LONG]

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from wcjax.errors import InputError
-from wcjax.training import run_files
-from wcjax.training.metrics import read_metrics
+from wcjax.run_folder import forms as run_files
+from wcjax.run_folder import read_lines
 from wcjax.training.weights import EDGES
 
 SUMMARY = {"best_epoch": 2, "best_val_accuracy": 0.9, "test_accuracy": 0.8, "epochs": 3}
@@ -27,13 +27,13 @@ def test_what_a_run_writes_is_read_as_it_is(tmp_path):
     assert run_files.read_json(write(tmp_path / "summary.json", SUMMARY), run_files.SUMMARY) == SUMMARY
     weights = [{"epoch": epoch, "layers": {"stem": LAYER, "block1_0/conv1": LAYER}} for epoch in (0, 1)]
     write(tmp_path / "weights.jsonl", *weights)
-    assert read_metrics(tmp_path, "weights.jsonl") == weights
+    assert read_lines(tmp_path, "weights.jsonl") == weights
     pairs = {"stem": {"a": 1.0, "b": -2}, "head": {"a": [0.5, 0.6, 0.7, 0.8, 0.9], "b": [1.0] * 5}}
     metrics = [{"epoch": epoch, "val_accuracy": 1, "pairs": pairs} for epoch in (1, 2)]
     write(tmp_path / "metrics.jsonl", *metrics)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "torn')
-    assert read_metrics(tmp_path) == metrics
+    assert read_lines(tmp_path) == metrics
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_a_number_of_the_summary_that_none_has_is_named(tmp_path, name, value, m
 def test_a_line_that_no_run_writes_is_named(tmp_path, line, message):
     write(tmp_path / "weights.jsonl", {"epoch": 0, "layers": {"stem": LAYER}}, line)
     with pytest.raises(InputError, match=message):
-        read_metrics(tmp_path, "weights.jsonl")
+        read_lines(tmp_path, "weights.jsonl")
 
 
 @pytest.mark.parametrize("a", [[1.0] * 4, [1.0] * 4 + [math.nan], [[1.0]] * 5, "1", None], ids=str)
 def test_a_learned_pair_is_a_number_or_five_quantiles(tmp_path, a):
     write(tmp_path / "metrics.jsonl", {"epoch": 1, "val_accuracy": 1, "pairs": {"stem": {"a": a, "b": 1.0}}})
     with pytest.raises(InputError, match="line 1, pairs, stem, a is not .*: a finite number, or 5 of them is needed"):
-        read_metrics(tmp_path)
+        read_lines(tmp_path)
 
 
 @pytest.mark.parametrize(

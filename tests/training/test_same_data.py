@@ -13,8 +13,8 @@ from tests.training import runs
 from wcjax import data, training
 from wcjax.data import augment
 from wcjax.errors import InputError
+from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.training import evaluate, loop
-from wcjax.training.checkpoint import Checkpoints
 
 ORDER = np.random.default_rng(1).permutation(120)
 

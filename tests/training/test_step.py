@@ -14,9 +14,9 @@ import pytest
 import wcjax
 from tests.training import runs
 from wcjax import training
+from wcjax.config.build import make_model, make_psi
 from wcjax.training import evaluate, loop
 from wcjax.training import step as steps
-from wcjax.training.config import make_model, make_psi
 
 N, BATCH = 23, 5  # four batches of 5 in an epoch, and three images left out
 STEPS = 718 // 64  # in an epoch of runs.tiny()

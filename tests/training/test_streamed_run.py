@@ -15,11 +15,12 @@ import pytest
 from tests.data import pictures
 from tests.training import runs
 from wcjax import data, training
-from wcjax.data import augment, decode, imagenet
+from wcjax.data import augment, imagenet
+from wcjax.data.streaming import decode
 from wcjax.errors import InputError
+from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.training import loop
 from wcjax.training import step as steps
-from wcjax.training.checkpoint import Checkpoints
 
 STEPS = 42 // 8  # in an epoch
 

@@ -7,8 +7,8 @@ import scipy.stats
 
 from tests.training import runs
 from wcjax import training
+from wcjax.run_folder import read_lines
 from wcjax.training import weights
-from wcjax.training.metrics import read_metrics
 
 
 def numbers_of(w):
@@ -71,7 +71,7 @@ def test_weights_that_are_all_equal_have_numbers():
 def test_each_epoch_from_zero_on_describes_what_the_network_sees(tmp_path, changes):
     config = runs.tiny(epochs=1, reparam=changes)
     training.train(config, tmp_path)
-    before, after = read_metrics(tmp_path, "weights.jsonl")
+    before, after = read_lines(tmp_path, "weights.jsonl")
     assert (before["epoch"], after["epoch"]) == (0, 1)
     assert before["layers"].keys() == after["layers"].keys() == {"stem", "head"}
     params = runs.checkpoint(tmp_path, 1)["params"]

@@ -11,7 +11,7 @@ import sys
 
 from wcjax.analysis.runs import Run, data_differences, read_run
 from wcjax.errors import InputError, command
-from wcjax.folders import check_writable, local_path
+from wcjax.files import check_writable, local_path
 
 
 def finished(folder) -> Run:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wcjax import run_folder
+from wcjax.config import check_config
+from wcjax.config.build import make_psi
 from wcjax.errors import InputError
-from wcjax.training.config import check_config, make_psi
-from wcjax.training.metrics import read_metrics
-from wcjax.training.run_files import NUMBERS
-from wcjax.training.weights import EDGES
+from wcjax.run_folder.forms import EDGES, NUMBERS
 
 
 class Course(NamedTuple):
@@ -35,7 +35,7 @@ def layers_in_order(names) -> list[str]:
 
 def first_layer_course(run) -> Course | None:
     """The course of the first layer of a run (`runs.Run`); None where the run kept no weights."""
-    lines = read_metrics(run.path, "weights.jsonl")
+    lines = run_folder.read_lines(run.path, "weights.jsonl")
     if not lines:
         return None
     layer = layers_in_order(lines[0]["layers"])[0]
@@ -52,7 +52,9 @@ def first_layer_course(run) -> Course | None:
 
 def last_layers(runs) -> dict[str, dict] | None:
     """{layer: {number: mean over runs}} after the last epoch, from input to output; None where no run kept weights."""
-    ends = {run.path: lines[-1]["layers"] for run in runs if (lines := read_metrics(run.path, "weights.jsonl"))}
+    ends = {
+        run.path: lines[-1]["layers"] for run in runs if (lines := run_folder.read_lines(run.path, "weights.jsonl"))
+    }
     if not ends:
         return None
     (path, first), *others = ends.items()
@@ -70,7 +72,7 @@ def learned_pairs(run) -> tuple[list[int], dict[str, dict[str, list[float]]]] | 
 
     Where a layer has a pair for each channel, one is the list of their quantiles.
     """
-    lines = [line for line in read_metrics(run.path) if "pairs" in line]
+    lines = [line for line in run_folder.read_lines(run.path) if "pairs" in line]
     if not lines:
         return None
     layers = layers_in_order(lines[0]["pairs"])

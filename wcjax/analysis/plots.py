@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.course import Course
-from wcjax.errors import saving
+from wcjax.files import saving
 from wcjax.reparam import Arctan, PowerProp
 
 # Okabe and Ito's colours, which people who see no red or no green can tell apart.

@@ -13,11 +13,10 @@ import wcjax
 from wcjax.analysis import course, paper, plots
 from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, search, settings, without_repeats
 from wcjax.analysis.tables import Row, chosen_runs, markdown, setting_letters, table, write_csv
-from wcjax.errors import command, saving
-from wcjax.folders import check_writable, folder_path
+from wcjax.errors import command
+from wcjax.files import check_writable, folder_path, saving, write_text
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import mesh
-from wcjax.training.metrics import write_atomically
 
 EXPLANATION = """Accuracies are of the test split, of the epoch that is best on val. n: finished runs, each of another
 seed; mean ± standard deviation over them. Difference: in percentage points, with Welch's 95 % interval. p:
@@ -60,7 +59,7 @@ def write_report(folders, out) -> pathlib.Path:
     write_csv(out / "results.csv", Row._fields, results)
     _write_runs(out / "runs.csv", groups)
     text = "\n\n".join(parts) + "\n"
-    write_atomically(out / "report.md", text.encode(errors="backslashreplace").decode())  # of paths that are no UTF-8
+    write_text(out / "report.md", text.encode(errors="backslashreplace").decode())  # of paths that are no UTF-8
     return out / "report.md"
 
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from flax import traverse_util
 
-from wcjax.errors import InputError, reading
-from wcjax.folders import local_path
+from wcjax import run_folder
+from wcjax.config.keys import MAY_DIFFER
+from wcjax.errors import InputError
+from wcjax.files import local_path, reading
 from wcjax.reparam import BY_NAME
-from wcjax.training.config import MAY_DIFFER, check_stored
-from wcjax.training.run_files import DATA, FAILED, OBJECT, SUMMARY, read_json
 
 _FREE = ("seed", "reparam", *MAY_DIFFER)  # what may differ between runs of one setting
 _TUNED = ("learning_rate", "weight_decay")  # and what may for the plain network, as a and b may for WC
@@ -86,21 +86,15 @@ def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
     return list(found.values()), {path: why for path, why in left_out.items() if path.resolve() not in found}
 
 
-def exists(path) -> bool:
-    with reading(path):
-        return path.exists()
-
-
 def read_run(folder) -> Run:
     """The run in a folder, with config.json, or with failed.json alone if it could not start."""
     folder = pathlib.Path(folder)
     config, summary, failed, data = (
-        read_json(folder / f"{name}.json", form) if exists(folder / f"{name}.json") else None
-        for name, form in (("config", OBJECT), ("summary", SUMMARY), ("failed", FAILED), ("data", DATA))
+        run_folder.read(folder, f"{name}.json") for name in ("config", "summary", "failed", "data")
     )
     if config is None and failed is None:
         raise InputError(f"{folder} holds no config.json: give the folder of a run.")
-    config = check_stored(failed["config"] if config is None else config, folder).to_dict()
+    config = run_folder.check_stored_config(failed["config"] if config is None else config, folder).to_dict()
     failure = " ".join(failed["reason"].split()) if failed and not summary else None
     return Run(folder, config, summary, failure, data and {key: data[key] for key in ("classes", "train", "test")})
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from wcjax.analysis import paper
 from wcjax.analysis.runs import Run, Setting, without_repeats
 from wcjax.analysis.statistics import holm, mean_and_std, permutation_p, welch_interval
-from wcjax.errors import saving
+from wcjax.files import saving
 
 
 class Row(NamedTuple):

@@ -4,25 +4,47 @@
     dataset.train.images        # uint8 (45000, 32, 32, 3)
 
 Augmentation and normalization of arrays run inside the train step: `wcjax.data.augment`. The images of streamed sets
-are decoded and augmented by `wcjax.data.stream`, which needs the extra `stream`.
+are decoded and augmented by `wcjax.data.streaming`, which needs the extra `stream`.
 """
 
 import numbers
+from collections.abc import Callable
+from typing import NamedTuple
 
-from wcjax.data import cifar, digits, imagenet, npz
-from wcjax.data.splits import Dataset, Split, channel_statistics, hold_out
-from wcjax.errors import InputError, permitted, unknown
+from wcjax.data import cifar, digits, imagenet, tiny_imagenet
+from wcjax.data.dataset import Dataset, Split, arrays_dataset, streamed_dataset
+from wcjax.errors import InputError, unknown
+from wcjax.files import permitted
 
 __all__ = ["NAMES", "Dataset", "Split", "image_shape", "load"]
 
-NAMES = ("digits", *cifar.NUM_CLASSES, *imagenet.NAMES)
+
+class _Set(NamedTuple):
+    """A data set that `load` knows.
+
+    Attributes:
+      read: (name, data_dir) -> (train, test, number of classes), the official splits, as `Split` or, where images are
+        streamed, as `wcjax.data.streaming.source.Source`.
+      shape: (height, width, channels) of the images; None: as the config says, of streamed images.
+    """
+
+    read: Callable
+    shape: tuple[int, int, int] | None
+
+
+_SETS = {
+    "digits": _Set(digits.read, (8, 8, 1)),
+    "cifar10": _Set(cifar.read, (32, 32, 3)),
+    "cifar100": _Set(cifar.read, (32, 32, 3)),
+    "tiny_imagenet": _Set(tiny_imagenet.read, None),
+    "imagenet": _Set(imagenet.read, None),
+}
+NAMES = tuple(_SETS)
 
 
 def image_shape(name, image_size) -> tuple[int, int, int]:
     """(height, width, channels) of the images of a data set; image_size is that of streamed ones."""
-    if name in imagenet.NAMES:
-        return image_size, image_size, 3
-    return digits.IMAGE_SHAPE if name == "digits" else npz.IMAGE_SHAPE
+    return _SETS[name].shape or (image_size, image_size, 3)
 
 
 def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
@@ -63,20 +85,7 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
         raise InputError(f"seed must be an integer of at least 0, found {seed!r}.")
 
     with permitted(data_dir):
-        if name in imagenet.NAMES:
-            return imagenet.read(name, data_dir)
-        if name == "digits":
-            num_classes = digits.NUM_CLASSES
-            train, test = digits.read()
-        else:
-            num_classes = cifar.NUM_CLASSES[name]
-            train, test = cifar.read(name, data_dir)
-
-    train, val = hold_out(train, val_fraction, seed)
-    mean, std = channel_statistics(train.images)
-    if not std.all():
-        raise InputError(
-            f"{name}: channel {int(std.argmin())} has the same value in every pixel of the {len(train.labels)} "
-            "training images, so it cannot be normalized. Check the data, or use more images."
-        )
-    return Dataset(train, val, test, num_classes, mean, std)
+        train, test, num_classes = _SETS[name].read(name, data_dir)
+    if not isinstance(train, Split):
+        return streamed_dataset(train, test, num_classes)
+    return arrays_dataset(name, train, test, num_classes, val_fraction, seed)

@@ -13,7 +13,8 @@ import sys
 
 from tqdm import tqdm
 
-from wcjax.data import folder, imagenet
+from wcjax.data import imagenet
+from wcjax.data.formats import folder
 from wcjax.errors import InputError
 
 DESCRIPTION = """Decodes every image in a folder and below, as training does, and prints one line for each that is
@@ -64,7 +65,7 @@ def _walk(root, counts, failed):
 
 def _reason(path) -> str | None:
     """Why an image cannot be used; None if it can."""
-    from wcjax.data import decode  # an optional dependency
+    from wcjax.data.streaming import decode  # an optional dependency
 
     try:
         decode.check_image(path, folder.read(path))

@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from wcjax.data import npz, tfds
-from wcjax.data.splits import in_order
+from wcjax.data.dataset import in_order
+from wcjax.data.formats import npz, tfds
 from wcjax.errors import InputError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def read(name, data_dir):
-    """Returns (train, test) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3); see `wcjax.data.load`.
+    """Returns (train, test, num_classes) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3).
 
     train is in the order of `in_order`, test in that of the file.
 
@@ -19,7 +19,7 @@ def read(name, data_dir):
       InputError: nothing is there, or what is there cannot be used.
     """
     train, test = _read(name, data_dir)
-    return in_order(train), test
+    return in_order(train), test, NUM_CLASSES[name]
 
 
 def _read(name, data_dir):

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from wcjax.data.splits import Split
+from wcjax.data.dataset import Split
 from wcjax.errors import InputError
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (8, 8, 1)
 
 
-def read():
-    """Returns (train, test) of scikit-learn's 1,797 digits, images (n, 8, 8, 1): 1,437 and 360 images, always the same.
+def read(name, data_dir):
+    """Returns (train, test, 10) of scikit-learn's 1,797 digits, images (n, 8, 8, 1): 1,437 and 360, always the same.
 
     A test image is every fifth of the images ordered by class (and within a class as scikit-learn has them), so each
     class gives a fifth of its images, give or take one. scikit-learn's values x = 0..16 become (255·x + 8) // 16,
@@ -30,4 +30,4 @@ def read():
 
     is_test = np.zeros(len(labels), bool)
     is_test[np.argsort(labels, kind="stable")[::5]] = True
-    return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+    return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test]), NUM_CLASSES

@@ -1,53 +1,47 @@
-"""TinyImageNet and ImageNet from a local path; both are streamed, and evaluated on their official validation split."""
+"""ImageNet from a local path; it is streamed, and evaluated on its official validation split."""
 
 import importlib.util
 import os
 from pathlib import Path
 
-import numpy as np
-
-from wcjax.data import folder, tfds
-from wcjax.data.records import Records
-from wcjax.data.splits import Dataset
+from wcjax.data.formats import folder, tfds
+from wcjax.data.formats.records import Records
 from wcjax.errors import InputError
-
-NAMES = ("tiny_imagenet", "imagenet")
-# Of ImageNet's training images, as everywhere (torchvision, timm, tensorflow/models); also taken for TinyImageNet.
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
 def read(name, data_dir):
-    """Returns the Dataset called `name`; see `wcjax.data.load`. `val` and `test` are the same official split.
+    """Returns (train, val, num_classes) of ImageNet, or of a folder with train/<class>/<image> and val/<class>/<image>.
 
     Raises:
-      InputError: nothing is there, or what is there cannot be used.
+      InputError: the data set does not exist, or cannot be used.
+    """
+    path = check_directory(name, data_dir, _how_to_get)
+    if prepared := tfds.newest_version(path / "imagenet2012"):
+        train, val = Records(str(prepared), "train"), Records(str(prepared), "validation")
+        return train, val, train.num_classes
+    if (path / "train").is_dir():
+        return folder.class_per_folder(path)
+    raise InputError(
+        f"{name}: {path} holds neither train/ nor imagenet2012/<version>/dataset_info.json. {_how_to_get(path)}"
+    )
+
+
+def check_directory(name, data_dir, how_to_get) -> Path:
+    """The directory of a streamed data set. Raises InputError if it, or a package that streaming needs, is missing.
+
+    how_to_get: directory -> the sentences that say how to get the data set.
     """
     check_installed(name)
     if not data_dir:
-        raise InputError(f"{name} needs data_dir. {_how_to_get(name, 'DIR')}")
+        raise InputError(f"{name} needs data_dir. {how_to_get('DIR')}")
     path = Path(os.path.expanduser(data_dir))
     if not path.is_dir():
-        raise InputError(f"{name}: there is no directory {path}. {_how_to_get(name, path)}")
-
-    if name == "tiny_imagenet":
-        if not any((p / "wnids.txt").is_file() for p in (path, path / folder.TINY_IMAGENET)):
-            raise InputError(f"{name}: {path} does not hold wnids.txt. {_how_to_get(name, path)}")
-        train, val, num_classes = folder.tiny_imagenet(path)
-    elif prepared := tfds.newest_version(path / "imagenet2012"):
-        train, val = Records(str(prepared), "train"), Records(str(prepared), "validation")
-        num_classes = train.num_classes
-    elif (path / "train").is_dir():
-        train, val, num_classes = folder.class_per_folder(path)
-    else:
-        raise InputError(
-            f"{name}: {path} holds neither train/ nor imagenet2012/<version>/dataset_info.json. "
-            f"{_how_to_get(name, path)}"
-        )
-    return Dataset(train, val, val, num_classes, MEAN, STD)
+        raise InputError(f"{name}: there is no directory {path}. {how_to_get(path)}")
+    return path
 
 
 def check_installed(name):
-    # Optional dependencies, which only streamed data sets need.
+    """Raises InputError unless the optional dependencies are installed that only streamed data sets need."""
     missing = [module for module in ("grain", "PIL", "simplejpeg") if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(
@@ -56,13 +50,7 @@ def check_installed(name):
         )
 
 
-def _how_to_get(name, directory):
-    """Says how to make what `read` looks for."""
-    if name == "tiny_imagenet":
-        return (
-            "Unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) and pass as data_dir the "
-            f"folder {folder.TINY_IMAGENET}, or the one it lies in."
-        )
+def _how_to_get(directory):
     return (
         "Pass as data_dir a folder with train/<class>/<image> and val/<class>/<image>. Or download the ILSVRC 2012 "
         "archives from image-net.org into downloads/manual below the directory and prepare them once (needs "

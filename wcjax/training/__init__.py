@@ -1,14 +1,22 @@
-"""Training runs: `train(config, workdir)`, and what reads the folder that a run leaves."""
+"""Training runs: `train(config, workdir)`, and what reads the folder that a run leaves.
+
+Config files may also import `default_config` and `with_variant` from here.
+"""
 
 import importlib
 
-from wcjax.training.config import check_config, check_keys, default_config, with_variant
-
-_LATER = {"train": "loop", "evaluate_folded": "evaluate", "load_folded": "evaluate"}  # these import Orbax and optax
-__all__ = ["check_config", "check_keys", "default_config", "with_variant", *_LATER]
+_MODULES = {  # imported when they are needed, because Orbax and optax take seconds
+    "train": "wcjax.training.loop",
+    "load_folded": "wcjax.training.evaluate",
+    "evaluate_folded": "wcjax.training.evaluate",
+    "check_config": "wcjax.config",
+    "default_config": "wcjax.config",
+    "with_variant": "wcjax.config",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name):
-    if name not in _LATER:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

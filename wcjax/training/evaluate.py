@@ -12,15 +12,16 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from wcjax import run_folder
+from wcjax.config.build import load_dataset, make_model
 from wcjax.data import image_shape
-from wcjax.errors import InputError, command, reading
-from wcjax.folders import local_path
-from wcjax.training import feed, same_data
+from wcjax.errors import InputError, command
+from wcjax.files import local_path
+from wcjax.run_folder.checkpoints import load_tree, stored_shapes
+from wcjax.run_folder.data import check_data
+from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
-from wcjax.training.checkpoint import load_tree, stored_shapes
-from wcjax.training.config import check_stored, load_dataset, make_model
-from wcjax.training.run_files import read_json
 
 # Steps that may be on their way to the device at once: enough that it never waits, few enough for an honest progress
 # bar and for the memory that streamed batches take.
@@ -57,7 +58,7 @@ def load_folded(run, num_classes: int | None = None):
     Raises InputError where run holds no finished run, or weights of other names, shapes or dtypes than its config's
     network has, or with nan or inf in them. Shapes are checked before any weight is read.
     """
-    config, folder = load_config(run), pathlib.Path(run, "folded")
+    config, folder = run_folder.read_config(run), pathlib.Path(run, "folded")
     if num_classes is None:
         num_classes = _num_classes(folder)
     model = make_model(config, num_classes, plain=True)
@@ -76,15 +77,6 @@ def _num_classes(folder) -> int:
     return shape[0]
 
 
-def load_config(run):
-    """The config of a run folder. Raises InputError where there is none."""
-    path = pathlib.Path(run, "config.json")
-    with reading(path):
-        if not path.exists():
-            raise InputError(f"{run} is no run folder: it has no config.json.")
-    return check_stored(read_json(path), path)
-
-
 def evaluate_folded(
     run, dataset=None, data_dir: str | None = None, splits=("val", "test"), mesh=None, after_batch=None
 ) -> dict:
@@ -94,10 +86,10 @@ def evaluate_folded(
     `evaluate`. Images are normalized with the mean and std of the run. Raises InputError if the images of splits are
     not the ones of the run, which their order in a file does not decide.
     """
-    config = load_config(run)
+    config = run_folder.read_config(run)
     if data_dir is not None:
         config.data_dir = data_dir
-    dataset, _ = same_data.check_data(run, dataset or load_dataset(config), splits)
+    dataset, _ = check_data(run, dataset or load_dataset(config), splits)
     model, variables = load_folded(run, dataset.num_classes)
     mesh = mesh or meshes.one_device()
     variables = meshes.replicate(mesh, variables)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from wcjax.data.splits import Split
+from wcjax.data.dataset import Split
 from wcjax.errors import InputError, LoaderError
 from wcjax.training import mesh as meshes
 from wcjax.training.step import Images
@@ -31,7 +31,7 @@ def training(split, config, first_step: int, mesh):
     if isinstance(split, Split):
         yield _on_devices(split, mesh)
         return
-    from wcjax.data import stream  # an optional dependency
+    from wcjax.data.streaming import batches as stream  # an optional dependency
 
     chosen = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
     batches = stream.train_batches(split, config.batch_size, **chosen, **_options(config))
@@ -46,7 +46,7 @@ def evaluation(split, config, mesh=None):
     if isinstance(split, Split):
         yield _on_devices(split, mesh)
         return
-    from wcjax.data import stream  # an optional dependency
+    from wcjax.data.streaming import batches as stream  # an optional dependency
 
     batches = stream.eval_batches(split, config.batch_size, **_options(config))
     with contextlib.closing(batches):

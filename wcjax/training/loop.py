@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import json
 import logging
 import shutil
 import time
@@ -14,25 +13,28 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
-from flax import traverse_util
 
+from wcjax import processes, run_folder
 from wcjax.checks import path_str
+from wcjax.config import check_config
+from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer, make_psi
 from wcjax.data import image_shape
-from wcjax.errors import DivergedError, InitialWeightsError, InputError, reading, saving
-from wcjax.folders import check_writable, run_path
+from wcjax.errors import DivergedError, InitialWeightsError, InputError
+from wcjax.files import check_writable, run_path, saving
 from wcjax.params import fold, is_weight, reparameterize
 from wcjax.psi import Psi
-from wcjax.training import feed, same_data
+from wcjax.run_folder.checkpoints import Checkpoints, save_tree
+from wcjax.run_folder.data import check_data
+from wcjax.run_folder.forms import QUANTILES, RECORD, RECORD_WITHIN
+from wcjax.run_folder.lock import alone_in
+from wcjax.run_folder.metrics import MetricsWriter, NoMetrics
+from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
-from wcjax.training.checkpoint import Checkpoints, save_tree
-from wcjax.training.config import MAY_DIFFER, check_config, load_dataset, make_model, make_psi
 from wcjax.training.evaluate import IN_FLIGHT, evaluate, evaluate_folded
-from wcjax.training.lock import alone_in
-from wcjax.training.metrics import MetricsWriter, NoMetrics, Progress, write_json
+from wcjax.training.log import Progress
 from wcjax.training.preemption import interruption, signals_noticed
-from wcjax.training.run_files import RECORD, RECORD_WITHIN, SUMMARY, read_json
-from wcjax.training.weights import QUANTILES, describe_layers
+from wcjax.training.weights import describe_layers
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +64,17 @@ def train(config, workdir) -> dict:
     config = check_config(config)
     workdir = run_path(workdir, "workdir")
     mesh = meshes.make_mesh(config)
-    check_workdir(workdir, config)
-    meshes.wait_for_all("the workdir is checked")
-    if (workdir / "summary.json").exists():
+    run_folder.check(workdir, config)
+    processes.wait_for_all("the workdir is checked")
+    if (summary := run_folder.read(workdir, "summary.json")) is not None:
         log.info("%s is finished; nothing to do.", workdir)
-        return read_json(workdir / "summary.json", SUMMARY)
+        return summary
     check_writable(workdir, "workdir")
 
-    dataset, data = same_data.check_data(workdir, load_dataset(config))
+    dataset, data = check_data(workdir, load_dataset(config))
     steps_per_epoch = dataset.train.num_images // config.batch_size
     model = make_model(config, dataset.num_classes)
-    tx = steps.make_optimizer(config, steps_per_epoch)
+    tx = make_optimizer(config, steps_per_epoch)
     log.info(
         "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
         *(config.model, make_psi(config) or "none", config.dataset),
@@ -85,9 +87,9 @@ def train(config, workdir) -> dict:
     with saving(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     with alone_in(workdir), signals_noticed() as stop:
-        if meshes.is_first_process():
-            write_json(workdir / same_data.NAME, data)  # first: a run with a config must have it
-            write_json(workdir / "config.json", config.to_dict())
+        if processes.is_first_process():
+            run_folder.write(workdir, "data.json", data)  # first: a run with a config must have it
+            run_folder.write(workdir, "config.json", config.to_dict())
         with (
             contextlib.closing(
                 Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints, form=RECORD)
@@ -114,7 +116,7 @@ def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop
     params = meshes.gather(mesh, state.params)
     params = params if config.reparam.name == "none" else fold(params)
     save_tree(workdir / "folded", {"params": params, "batch_stats": state.batch_stats})
-    if meshes.is_first_process():
+    if processes.is_first_process():
         shutil.rmtree(workdir / MIDWAY, ignore_errors=True)
 
     num_steps = dataset.train.num_images // config.batch_size * config.epochs
@@ -138,9 +140,9 @@ def _finish(config, workdir, dataset, state, record, compile_seconds, mesh, stop
         "num_devices": mesh.size,
         "jax_version": jax.__version__,
     }
-    if meshes.is_first_process():
-        write_json(workdir / "summary.json", summary)
-    meshes.wait_for_all("the summary is written")
+    if processes.is_first_process():
+        run_folder.write(workdir, "summary.json", summary)
+    processes.wait_for_all("the summary is written")
     return summary
 
 
@@ -176,10 +178,10 @@ def _run_epochs(config, workdir, dataset, model, tx, start, checkpoints, midway,
     first_step = int(state.step)
     steps_per_epoch = dataset.train.num_images // config.batch_size
     images_per_epoch = steps_per_epoch * config.batch_size
-    schedule = steps.learning_rate_schedule(config, steps_per_epoch)
+    schedule = learning_rate_schedule(config, steps_per_epoch)
 
     done_epochs = record["epoch"] if first_step else -1
-    writer = MetricsWriter(workdir, done_epochs) if meshes.is_first_process() else NoMetrics()
+    writer = MetricsWriter(workdir, done_epochs) if processes.is_first_process() else NoMetrics()
     with (
         contextlib.closing(writer),
         feed.training(dataset.train, config, first_step, mesh) as train_data,
@@ -301,24 +303,6 @@ def _train_epoch(config, compiled, state, totals, first_step, last_step, progres
     jax.block_until_ready(totals)
     progress.advance(config.batch_size * len(in_flight))
     return state, totals
-
-
-def check_workdir(workdir, config) -> None:
-    """Raises InputError if the folder workdir holds something other than a run of config; says how configs differ."""
-    path = workdir / "config.json"
-    with reading(path):
-        if not path.exists():
-            if (workdir / "checkpoints").exists():
-                raise InputError(f"workdir {workdir} holds checkpoints but no config.json; give a new folder.")
-            return
-    configs = (read_json(path), json.loads(json.dumps(config.to_dict())))
-    there, asked = (traverse_util.flatten_dict(c, sep=".") for c in configs)
-    differing = [k for k in sorted(there | asked) if k.split(".")[0] not in MAY_DIFFER and there.get(k) != asked.get(k)]
-    if differing:
-        rows = "\n".join(f"  {k}: {there.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)
-        raise InputError(
-            f"workdir {workdir} holds a run with another config:\n{rows}\nGive a new folder, or that config."
-        )
 
 
 def _check_initial_weights(state, config, dataset) -> None:

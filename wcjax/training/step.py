@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wcjax import optim
 from wcjax.data import augment
-from wcjax.params import Reparameterized, fold, is_weight
+from wcjax.params import fold
 from wcjax.training import mesh as meshes
 
 
@@ -47,36 +46,6 @@ class Images(NamedTuple):
 
     images: jax.Array  # uint8 (n, height, width, channels); of a split filled up by `mesh.share_rows`
     labels: jax.Array  # int32 (n,)
-
-
-def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """Step count -> learning rate: times schedule.factor from the start of each epoch in schedule.milestones on."""
-    boundaries = {epoch * steps_per_epoch: config.schedule.factor for epoch in config.schedule.milestones}
-    return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
-
-
-def make_optimizer(config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimizer of config, with decay on w and, for the adaptive ones, steps on w scaled by Ψ′(v)."""
-    schedule = learning_rate_schedule(config, steps_per_epoch)
-    mask = None if config.decay_norm_and_bias else _weights_alone
-    decay_on_w = optim.add_decayed_weights(config.weight_decay, mask)
-    if config.optimizer == "sgd":
-        return optax.chain(decay_on_w, optax.sgd(schedule, momentum=config.momentum))
-    adam = optax.adam(schedule)
-    if config.reparam.learn == "none":  # as below, but Ψ′ is not multiplied in to be divided out again
-        return optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(config.weight_decay, mask), adam))
-    return optax.chain(decay_on_w, optim.scale_by_derivative(adam))
-
-
-def _weights_alone(params):
-    """Which leaves decay if biases and batch norm do not: v or the kernel, but not a, b and g beside v."""
-
-    def of(x):
-        if is_weight(x):
-            return Reparameterized(jax.tree.map(lambda _: True, x.v), jax.tree.map(lambda _: False, x.psi))
-        return jnp.ndim(x) > 1
-
-    return jax.tree.map(of, params, is_leaf=is_weight)
 
 
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:

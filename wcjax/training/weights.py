@@ -9,18 +9,12 @@ Everything is of w, what the network sees, also where the run holds v. The numbe
     'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a Gauss one, 0.06 for a uniform one
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wcjax.checks import path_str
 from wcjax.params import fold, is_kernel
-
-# As fine near zero (0.0007) as figure 4 needs, and as wide as plain weights grow: 0.01·sinh(t) for 201 even t.
-EDGES = tuple(np.float32(0.01 * math.sinh(t)).item() for t in np.linspace(-1, 1, 201) * math.asinh(4 / 0.01))
-QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, in metrics.jsonl
+from wcjax.run_folder.forms import EDGES
 
 
 def layer_weights(params, plain: bool) -> dict[str, jax.Array]:

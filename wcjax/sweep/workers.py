@@ -1,13 +1,13 @@
-"""The work of a sweep, shared through an Optuna study by the workers of one machine or of many.
+"""The workers of a sweep: threads that take trials from a shared study and run each in its own process.
 
-The study says who does what, the run folders hold what was done. A trial is one run. One whose worker died is taken up
-again, in the same folder, when its heartbeat has been missing for GRACE seconds; a run that was killed alone, when the
-sweep is started again. A run that diverged, or whose initial weights do not fit under the bound, has its end.
+The study records who does which run, and the run folders hold the results. A trial is one run. If a worker dies, its
+trial is taken up again, in the same folder, once its heartbeat has been missing for GRACE seconds. A run that was
+killed alone is taken up again when the sweep is started again. A run that diverged, or whose initial weights do not fit
+under the bound, has ended.
 """
 
 import collections
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -17,9 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-import warnings
-from collections.abc import Callable
 from concurrent import futures
 from typing import NamedTuple
 
@@ -27,40 +24,18 @@ import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 
-from wcjax.errors import InputError, cause, saving
-from wcjax.folders import check_writable, run_path
-from wcjax.sweep_table import LiveTable
-from wcjax.training.config import MAY_DIFFER, check_config, load_dataset
-from wcjax.training.loop import check_workdir
-from wcjax.training.metrics import read_metrics
+from wcjax import run_folder
+from wcjax.config import check_config
+from wcjax.config.build import load_dataset
+from wcjax.errors import InputError
+from wcjax.files import check_writable, run_path, saving
+from wcjax.sweep.plan import Plan
+from wcjax.sweep.study import database_error, open_study
+from wcjax.sweep.table import LiveTable
 from wcjax.training.preemption import START_AGAIN, interruption, signals_noticed
-from wcjax.training.run_files import FAILED, SHARE, read_json
 
-HEARTBEAT, GRACE = 5, 30  # seconds
 POLL = 1.0  # seconds between two looks at the study and the run folders
 SLOW = 5.0  # seconds without an answer of the database after which the table says so
-PATIENCE = 600.0  # seconds for which SQLite waits for a lock
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
-
-
-class Plan(NamedTuple):
-    """Runs for every point of a grid."""
-
-    kind: str  # 'grid', 'best' or 'runs'
-    space: dict[str, list]
-    runs: dict[tuple, tuple[str, object]]  # {values of a point: (name of the run folder, config)}
-
-    @classmethod
-    def of(cls, kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, object]]):
-        """configure: point -> (name, config)."""
-        points = itertools.product(*space.values())
-        return cls(kind, space, {values: configure(dict(zip(space, values, strict=True))) for values in points})
-
-    def name(self, point: dict) -> str:
-        """The run folder of a point."""
-        return self.runs[tuple(point[key] for key in self.space)][0]
 
 
 class Outcome(NamedTuple):
@@ -99,7 +74,7 @@ def work(plan: Plan, out: pathlib.Path, storage: str | None, jobs: int) -> Outco
                 f"a run would be called {name!r}: only letters, digits and _ . , = + - make a folder's name."
             )
         configs[name] = check_config(config)
-        check_workdir(run_path(out / name, "workdir"), configs[name])
+        run_folder.check(run_path(out / name, "workdir"), configs[name])
     if len({config.to_json(sort_keys=True) for config in configs.values()}) != len(plan.runs):
         raise InputError("two runs of the sweep are the same; give each value once.")
     for config in {(c.dataset, c.val_fraction, c.batch_size): c for c in configs.values()}.values():
@@ -141,86 +116,6 @@ def wait_for(future, table, stop=lambda: ""):
     if name := stop():
         raise interruption(name, "a sweep")
     return future.result()
-
-
-def open_study(plan: Plan, configs, storage: str | None, out) -> optuna.Study:
-    """The study of exactly these runs in the storage: made if it is not there, else joined.
-
-    storage: None for a database in the folder out. Elsewhere the study also has the `identity` of that folder.
-    """
-    same = {name: {k: v for k, v in c.to_dict().items() if k not in MAY_DIFFER} for name, c in configs.items()}
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    name = f"{out.resolve().name}/{plan.kind}/{digest}" + (f"/{identity(out)}" if storage else "")
-    try:
-        url = storage or sqlalchemy.URL.create("sqlite", database=str((out / "sweep.db").resolve())).render_as_string()
-        return optuna.create_study(
-            study_name=name,
-            storage=open_database(url),
-            sampler=optuna.samplers.GridSampler(plan.space, seed=0),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
-        raise database_error(storage or out / "sweep.db", error) from error
-
-
-class Database(optuna.storages.RDBStorage):
-    def record_heartbeat(self, trial_id: int) -> None:
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
-            super().record_heartbeat(trial_id)  # another one follows
-
-
-def open_database(url: str) -> Database:
-    # SQLite has one writer at a time, for whom the others wait; every thread needs a connection.
-    engine = {"connect_args": {"timeout": PATIENCE}, "pool_size": 0} if url.startswith("sqlite") else {}
-    connect = lambda: Database(url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-    for seconds in (2, 1):
-        try:
-            return connect()
-        except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            # If workers start at the same moment, one makes the tables, and the others fail at making them too.
-            if re.search("locked|unable to open", reason(error)):
-                raise
-            time.sleep(seconds)
-    return connect()
-
-
-def database_error(storage, error) -> InputError:
-    """What to say of an error from the database at the address or file `storage`."""
-    storage = re.sub(r":[^:/@]*@", ":***@", str(storage))
-    if isinstance(error, ImportError):
-        return InputError(
-            f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "
-            "postgresql://, pip install pymysql for mysql+pymysql://."
-        )
-    if "locked" in reason(error):
-        return InputError(
-            f"the sweep's database {storage} has been locked by another process for {PATIENCE / 60:g} minutes. End "
-            "that process; the same command resumes the sweep."
-        )
-    fix = "Give an address like sqlite:///FILE."
-    if re.search("unable to open|readonly", reason(error)):
-        fix = "Check that its folder exists and the permissions of both."
-    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {fix}")
-
-
-def reason(error) -> str:
-    """What the database or its driver said, in one line; Optuna puts another error around it."""
-    if isinstance(error, optuna.exceptions.StorageInternalError | ImportError) and error.__cause__:
-        error = error.__cause__
-    return error.name if isinstance(error, ImportError) and error.name else cause(error)
-
-
-def identity(out: pathlib.Path) -> str:
-    """The random text in the file .sweep of a folder, made if it is not there: the same under every path to it."""
-    path, new = out / ".sweep", out / f".sweep.{uuid.uuid4().hex}"
-    with saving(path):
-        if not path.exists():
-            new.write_text(new.suffix[1:])
-            with contextlib.suppress(FileExistsError):  # another worker was faster
-                os.link(new, path)
-            new.unlink()
-        return path.read_text()
 
 
 class Workers:
@@ -304,14 +199,14 @@ class Workers:
         while code == START_AGAIN and not (summary.exists() or failed.exists()):
             code = self.train(name, self.out / name)
         if summary.exists():
-            return read_json(summary, {"best_val_accuracy": SHARE})["best_val_accuracy"]
+            return run_folder.read(self.out / name, "summary.json")["best_val_accuracy"]
         if not failed.exists():
             log = self.out / "logs" / f"{name}.log"
             said = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
             why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}, see {log}: {' '.join(said)}"
             self.lost[number] = f"{why}; start the sweep again"
             raise RunFailed(why)
-        reason = read_json(failed, FAILED)["reason"]
+        reason = run_folder.read(self.out / name, "failed.json")["reason"]
         trial.set_user_attr("reason", reason)
         raise RunFailed(reason)
 
@@ -367,7 +262,7 @@ class Workers:
         running = {self.plan.name(t.params) for t in self.all_running()}
         rows = {}
         for name, config in self.configs.items():
-            lines = read_metrics(self.out / name)
+            lines = run_folder.read_lines(self.out / name)
             epoch = f"{len(lines)}/{config['epochs']}"
             if name in outcome.accuracy:
                 rows[name] = ("finished", epoch, f"{outcome.accuracy[name]:.2%}", "")

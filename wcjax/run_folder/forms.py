@@ -1,11 +1,19 @@
 """The JSON of a run folder, which may come from anyone: what it must hold, and reading it."""
 
 import json
+import math
 import pathlib
 import re
 
-from wcjax.errors import InputError, reading, shown
-from wcjax.training.weights import EDGES, QUANTILES
+import numpy as np
+
+from wcjax.errors import InputError, shown
+from wcjax.files import reading
+
+# The edges of the histograms of weights: 0.01·sinh(t) for 201 even t, as fine near zero (0.0007) as figure 4 needs, and
+# as wide as plain weights grow.
+EDGES = tuple(np.float32(0.01 * math.sinh(t)).item() for t in np.linspace(-1, 1, 201) * math.asinh(4 / 0.01))
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, in metrics.jsonl
 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 MAX_LAYERS = 1000

@@ -1,15 +1,13 @@
 """Decoded arrays kept in the user's cache directory, one .npz file for each state of a source directory."""
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from wcjax.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +34,8 @@ def write(file, arrays):
     """Writes a dict of arrays to `file`, all or nothing. A failure is only logged: the caller has the arrays."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        for left in file.parent.glob("tmp*"):
-            with contextlib.suppress(OSError), _lock(left) as abandoned:
-                if abandoned:  # by a process that was killed; else another one is writing it
-                    shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(dir=file.parent) as unfinished, _lock(unfinished):
-            np.savez(Path(unfinished) / file.name, **arrays)
-            os.replace(Path(unfinished) / file.name, file)
+        with replacing(file) as unfinished:
+            np.savez(unfinished, **arrays)
     except OSError as error:
         logger.warning(
             "Could not keep the decoded images in %s (%s): the next run decodes them again. "
@@ -50,21 +43,3 @@ def write(file, arrays):
             file,
             error,
         )
-
-
-@contextlib.contextmanager
-def _lock(directory):
-    """Yields whether this process has the lock of a directory, which it loses however it ends.
-
-    Another process may have it, or the file system has no locks.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)

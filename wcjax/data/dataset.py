@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wcjax.data.encoded import Source
+from wcjax.data.streaming.source import Source
 from wcjax.errors import InputError
+
+# The mean and std of ImageNet's training images, as everywhere (torchvision, timm, tensorflow/models). They also serve
+# for other streamed sets.
+IMAGENET_MEAN, IMAGENET_STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
 class Split(NamedTuple):
@@ -30,7 +34,7 @@ class Dataset(NamedTuple):
     """A data set in three splits.
 
     Attributes:
-      train, val, test: Split, or `wcjax.data.encoded.Source` where the images are streamed.
+      train, val, test: Split, or `wcjax.data.streaming.source.Source` where the images are streamed.
       num_classes: number of classes.
       mean, std: float32 (c,), per channel over all pixels of `train`, in units where a pixel is 0..1. `std` is the
         population's (divided by the number of pixels). For streamed sets the usual values of ImageNet.
@@ -45,14 +49,14 @@ class Dataset(NamedTuple):
 
     @property
     def streamed(self) -> bool:
-        """Whether images are decoded while the run goes on (`wcjax.data.stream`), not held as arrays."""
+        """Whether images are decoded while the run goes on (`wcjax.data.streaming`), not held as arrays."""
         return not isinstance(self.train, Split)
 
     def fingerprint(self, splits=("train", "test")) -> dict:
-        """{'classes': number, 'train': ..., 'test': ...}, the official splits as `wcjax.data.encoded.Source` has them.
+        """{'classes': number, 'train': ..., 'test': ...}, with the official splits in the form of `Source.fingerprint`.
 
-        train covers what is held out, too. The images of an array count with every pixel and in any order: the same
-        CIFAR has the same fingerprint in every format. splits: the ones to look at.
+        train includes the images that are held out. The images of an array count with every pixel and in any order, so
+        that CIFAR has the same fingerprint in every format. splits: the ones to look at.
         """
         if self.streamed:
             found = {name: getattr(self, name).fingerprint() for name in splits}
@@ -60,6 +64,27 @@ class Dataset(NamedTuple):
             official = {"train": (self.train, self.val), "test": (self.test,)}
             found = {name: _fingerprint(official[name]) for name in splits}
         return {"classes": self.num_classes} | found
+
+
+def streamed_dataset(train: Source, val: Source, num_classes: int) -> Dataset:
+    """The Dataset of streamed splits, of which the official validation split is both `val` and `test`."""
+    return Dataset(train, val, val, num_classes, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def arrays_dataset(name: str, train: Split, test: Split, num_classes: int, val_fraction: float, seed: int) -> Dataset:
+    """The Dataset of official splits in memory; a part of train is held out as val, see `hold_out`.
+
+    Raises:
+      InputError: train or val would be empty, or a channel is constant, so that it cannot be normalized.
+    """
+    train, val = hold_out(train, val_fraction, seed)
+    mean, std = channel_statistics(train.images)
+    if not std.all():
+        raise InputError(
+            f"{name}: channel {int(std.argmin())} has the same value in every pixel of the {train.num_images} training "
+            "images, so it cannot be normalized. Check the data, or use more images."
+        )
+    return Dataset(train, val, test, num_classes, mean, std)
 
 
 def checksum(content) -> str:

@@ -9,8 +9,9 @@ import resource
 
 import numpy as np
 
-from wcjax.data import cache, npz
-from wcjax.errors import InputError, permitted, shown
+from wcjax.data.formats import cache, npz
+from wcjax.errors import InputError, shown
+from wcjax.files import permitted
 
 _CLASSES = "tensorflow_datasets.core.features."
 _KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # others could name a class once more

@@ -18,65 +18,24 @@ import sys
 
 import jax
 
+from wcjax import run_folder
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted, command
-from wcjax.folders import run_path
-from wcjax.reparam import BY_NAME, Sigmoid
-from wcjax.training.metrics import write_json
+from wcjax.files import run_path
+from wcjax.sweep.plan import PAPERS_GRID, plan_best, plan_grid, plan_runs
 from wcjax.training.preemption import START_AGAIN, leave_at_once
 
-PAPERS_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
-
-
-def plan_grid(args, overrides):
-    """The Plan of every point of args.over with the first seed."""
-    from wcjax.sweep_study import Plan
-
-    return Plan.of("grid", args.over, lambda point: grid_run(args, overrides, point, args.seeds[0]))
-
-
-def plan_best(args, overrides, point):
-    """The Plan of one point with the other seeds."""
-    from wcjax.sweep_study import Plan
-
-    return Plan.of("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, point, p["seed"]))
-
-
-def grid_run(args, overrides, point, seed):
-    """(name, config) of one run of a grid; the name says the values of point, {key: text}."""
-    from wcjax.training.command_line import read_config_file
-
-    config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
-    psi = config.reparam.name
-    if point.keys() & PAPERS_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Sigmoid):
-        raise InputError(f"a grid is over a and b, which {psi!r} has not; choose wc, arsinh or erf, or give --over.")
-    config.seed = seed
-    return "_".join([*(key.rpartition(".")[2] + text for key, text in point.items()), f"seed{seed}"]), config
-
-
-def plan_runs(args, overrides):
-    """The Plan of models × variants × seeds."""
-    from wcjax.sweep_study import Plan
-    from wcjax.training.command_line import read_config_file
-
-    def configure(point):
-        model, variant, seed = point["model"], point["variant"], point["seed"]
-        config = read_config_file(f"{args.config}:{model},{variant}", overrides)
-        config.seed = seed
-        return f"{model}_{variant}_seed{seed}", config
-
-    return Plan.of("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
 
 
 def sweep(args, overrides) -> int:
     """Does what is left to do; the exit code is 0 if every run has an end, be it a failure that is its own."""
     try:
-        from wcjax import sweep_study
+        from wcjax.sweep import workers
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         raise InputError(f"a sweep needs Optuna ({error}): pip install 'wcjax[sweep]'.") from error
-    from wcjax.training.command_line import overridden
+    from wcjax.config.command_line import overridden
 
     jax.config.update("jax_platforms", "cpu")  # of this process; a TPU can be held by one process, which is a run
     if args.command == "grid":
@@ -97,15 +56,15 @@ def sweep(args, overrides) -> int:
             raise InputError(
                 f"--config {args.config}: give FILE alone; --models and --variants say what follows the ':'."
             )
-        return sweep_study.work(plan_runs(args, overrides), args.out, args.storage, args.jobs).exit_code()
-    grid = sweep_study.work(plan_grid(args, overrides), args.out, args.storage, args.jobs)
+        return workers.work(plan_runs(args, overrides), args.out, args.storage, args.jobs).exit_code()
+    grid = workers.work(plan_grid(args, overrides), args.out, args.storage, args.jobs)
     best = grid.best()
     if best is None:
         raise InputError(f"no point of the grid has a finished run; see {args.out / 'logs'}.")
     print(f"\nBest on val: {', '.join(f'{key}={text}' for key, text in best.items())}.")
     if grid.exit_code() or len(args.seeds) == 1:
         return grid.exit_code()
-    return sweep_study.work(plan_best(args, overrides, best), args.out, args.storage, args.jobs).exit_code()
+    return workers.work(plan_best(args, overrides, best), args.out, args.storage, args.jobs).exit_code()
 
 
 def train_one(folder: pathlib.Path, config: dict) -> int:
@@ -116,7 +75,7 @@ def train_one(folder: pathlib.Path, config: dict) -> int:
         train(config, folder)
     except (DivergedError, InitialWeightsError) as error:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "failed.json", {"reason": str(error), "config": config})
+        run_folder.write(folder, "failed.json", {"reason": str(error), "config": config})
         return CANNOT_FINISH
     except (InUseError, Preempted, KeyboardInterrupt):
         return START_AGAIN

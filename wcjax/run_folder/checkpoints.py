@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from wcjax.checks import path_str
-from wcjax.errors import InputError, cause, check_readable, reading, saving
-from wcjax.io import check_like
-from wcjax.training.run_files import OBJECT, check_form
+from wcjax.errors import InputError, cause
+from wcjax.exchange import check_like
+from wcjax.files import check_readable, reading, saving
+from wcjax.run_folder.forms import OBJECT, check_form
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Checkpoints:
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
     rename after everything in it is written, and carries a fingerprint of both that is checked when it is read. The
-    record must have `form`, see `wcjax.training.run_files`.
+    record must have `form`, see `wcjax.run_folder.forms`.
     What cannot be written raises SaveError, at the latest when the next is saved or all are closed. What cannot be read
     for lack of permission raises InputError at once: Orbax takes it for damaged, and damaged ones are deleted.
     """

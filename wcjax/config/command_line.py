@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from wcjax.config.keys import check_keys, default_config
 from wcjax.errors import InputError, cause
-from wcjax.training.config import check_keys, default_config
 
-EXPECTED = "A config file defines get_config(), which returns wcjax.training.default_config() with changes."
+EXPECTED = "A config file defines get_config(), which returns wcjax.config.default_config() with changes."
 
 
 def overridden(argument: str) -> str | None:

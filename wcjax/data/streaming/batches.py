@@ -14,9 +14,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from wcjax.data import decode
-from wcjax.data.encoded import Encoded, Source
-from wcjax.data.splits import Split
+from wcjax.data.dataset import Split
+from wcjax.data.streaming import decode
+from wcjax.data.streaming.source import Encoded, Source
 from wcjax.errors import InputError
 
 FILLING = -1  # the label of what fills the last batch of an evaluation

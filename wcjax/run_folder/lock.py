@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 
-from wcjax.errors import InUseError, saving
-from wcjax.training import mesh as meshes
+from wcjax import processes
+from wcjax.errors import InUseError
+from wcjax.files import saving
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ def alone_in(workdir):
     with saving(workdir / NAME):
         file = (workdir / NAME).open("a+b", buffering=0)
     with file:
-        holder = _lock(file) if meshes.is_first_process() else None
-        if meshes.first_says(holder is not None):
+        holder = _lock(file) if processes.is_first_process() else None
+        if processes.first_says(holder is not None):
             raise InUseError(
                 f"workdir {workdir} is in use by {holder or 'another run'}. Wait for its end, or give another folder."
             )

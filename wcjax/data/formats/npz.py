@@ -4,7 +4,7 @@ import zipfile
 
 import numpy as np
 
-from wcjax.data.splits import Split
+from wcjax.data.dataset import Split
 from wcjax.errors import InputError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")

@@ -5,13 +5,10 @@ import pathlib
 
 import numpy as np
 
+from wcjax import processes, run_folder
 from wcjax.data import Dataset
-from wcjax.data.splits import checksum
+from wcjax.data.dataset import checksum
 from wcjax.errors import InputError
-from wcjax.training import mesh as meshes
-from wcjax.training.run_files import DATA, read_json
-
-NAME = "data.json"
 
 
 def check_data(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:
@@ -30,9 +27,8 @@ def check_data(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset
     """
     official = {"val": "test" if dataset.streamed else "train"}
     found = dataset.fingerprint(sorted({official.get(name, name) for name in splits}))
-    path = pathlib.Path(run, NAME)
-    stored = read_json(path, DATA) if path.exists() else None
-    if not meshes.all_agree(checksum(json.dumps(found).encode())):
+    stored = run_folder.read(run, "data.json")
+    if not processes.all_agree(checksum(json.dumps(found).encode())):
         raise InputError(
             f"{run}: the processes of this run found different data. Give each of them the same files in data_dir."
         )
@@ -45,6 +41,7 @@ def check_data(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset
         )
     mean, std = np.float32(stored["mean"]), np.float32(stored["std"])
     if mean.shape != dataset.mean.shape or std.shape != dataset.std.shape:
+        path = pathlib.Path(run, "data.json")
         raise InputError(f"{path}: mean and std must have {len(dataset.mean)} numbers, one for each channel.")
     return dataset._replace(mean=mean, std=std), stored
 

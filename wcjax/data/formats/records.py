@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from wcjax.data import tfds
-from wcjax.data.encoded import Encoded
-from wcjax.data.splits import checksum
+from wcjax.data.dataset import checksum
+from wcjax.data.formats import tfds
+from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A split of a prepared directory `<data_dir>/<name>/<version>`, as a `wcjax.data.encoded.Source`.
+    """A split of a prepared directory `<data_dir>/<name>/<version>`, as a `wcjax.data.streaming.source.Source`.
 
     Pickled, it is only this description: each process opens the files itself. One thread at a time may read.
     """
@@ -69,7 +69,7 @@ class Records:
             record = self._record(index)
         except InputError:
             raise
-        except Exception as error:  # of many types, see wcjax.data.tfds
+        except Exception as error:  # of many types, see wcjax.data.formats.tfds
             raise tfds.damaged(Path(self.directory), error) from error
         name, label = record["file_name"], int(record["label"])
         name = name.decode(errors="backslashreplace") if isinstance(name, bytes) else name

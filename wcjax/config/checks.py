@@ -1,0 +1,112 @@
+"""The checks of a configuration, which come before any work."""
+
+import math
+from collections.abc import Mapping
+
+import ml_collections
+
+from wcjax import data, models
+from wcjax.checks import LEARN_NETWORK
+from wcjax.config.build import make_model
+from wcjax.config.keys import default_config, plain
+from wcjax.errors import InputError, shown, unknown
+from wcjax.reparam import BY_NAME
+
+REPARAMS = (*BY_NAME, "none")
+OPTIMIZERS = ("sgd", "adam")
+DTYPES = ("float32", "bfloat16")
+
+INT32 = 2**31 - 1  # of steps and images
+HIGHEST = {"image_size": 4096, "data_workers": 1024, "augment.padding": 4096}  # a config may come with a run folder
+
+
+def check_config(config: Mapping) -> ml_collections.ConfigDict:
+    """A complete copy of config: missing keys get their defaults.
+
+    Raises:
+      InputError: a key or a name that does not exist (with the nearest), a wrong type, or a number out of range.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    full = default_config()
+    _merge(full, config, prefix="")
+
+    _one_of(full, "dataset", data.NAMES)
+    _one_of(full, "model", models.NAMES)
+    _one_of(full, "optimizer", OPTIMIZERS)
+    _one_of(full, "dtype", DTYPES)
+    _one_of(full, "reparam.name", REPARAMS)
+    _one_of(full, "reparam.learn", LEARN_NETWORK)
+    lowest = {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}
+    lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
+    for key, least in lowest.items():
+        _in_range(full, key, least, HIGHEST.get(key, INT32))
+    data_axis, fsdp = full.mesh.data, full.mesh.fsdp
+    if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
+        raise InputError(
+            f"config.mesh must have sizes of at least 1, one may be -1, found {shown(full.mesh.to_dict())}."
+        )
+    _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
+    _in_range(full, "val_fraction", 0, 1, open_ends=True)
+    _in_range(full, "learning_rate", 0, math.inf, open_ends=True)
+    _in_range(full, "schedule.factor", 0, math.inf, open_ends=True)
+    _in_range(full, "momentum", 0, 1)
+    _in_range(full, "weight_decay", 0, math.inf)
+    milestones = full.schedule.milestones
+    if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
+        raise InputError(
+            f"schedule.milestones must be epochs in rising order, like (60, 120), found {shown(milestones)}."
+        )
+    for option in set(models.OPTIONS) - set(models.options(full.model)):
+        if full[option] != (default := default_config()[option]):
+            raise InputError(f"config.{option} must stay {default!r}: {full.model} has no such option.")
+    try:
+        make_model(full, num_classes=2)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for key in ("reparam.a", "reparam.b", "reparam.alpha"):
+        _in_range(full, key, 1e-6, 1e6)  # beyond, float32 does not carry Ψ
+    return full
+
+
+def _merge(full, given, prefix):
+    for key, value in given.items():
+        if key not in full:
+            raise unknown("config key", f"{prefix}{key}", [prefix + known for known in full])
+        default, value = full[key], plain(value)
+        if isinstance(default, ml_collections.ConfigDict):
+            if not isinstance(value, Mapping):
+                keys = ", ".join(default)
+                raise InputError(f"config.{prefix}{key} has keys of its own ({keys}), found {shown(value)}.")
+            _merge(default, value, prefix=f"{prefix}{key}.")
+            continue
+        if full.get_type(key) is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**53 else math.inf  # float(10**400) raises, and so on
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        kind = full.get_type(key)
+        if type(value) is not kind and not (value is default is None):
+            raise InputError(
+                f"config.{prefix}{key} must be of type {kind.__name__}, found {shown(value)} of type "
+                f"{type(value).__name__}."
+            )
+        full[key] = value
+
+
+def _get(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _one_of(config, key, known):
+    value = _get(config, key)
+    if value not in known:
+        raise unknown(f"config.{key}", value, known)
+
+
+def _in_range(config, key, lowest, highest, open_ends=False):
+    value = _get(config, key)
+    inside = lowest < value < highest if open_ends else lowest <= value <= highest
+    if not inside or value == math.inf:
+        ends = "strictly between" if open_ends else "between"
+        raise InputError(f"config.{key} must be {ends} {lowest} and {highest}, found {shown(value)}.")

@@ -1,0 +1,85 @@
+"""Nested mappings of arrays, and names such as 'params/stem/kernel' for their leaves."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wcjax.errors import InputError
+from wcjax.params import Reparameterized
+
+_SHOWN = 4  # names listed in an error
+
+
+def flatten(tree, at: str = "") -> dict:
+    """{'params/stem/kernel': array} for nested mappings."""
+    if isinstance(tree, Mapping):
+        out = {}
+        for name, x in tree.items():
+            if not isinstance(name, str) or not name or "/" in name:
+                raise InputError(f"{at or 'the tree'} has the name {name!r}: names are strings without '/'.")
+            out |= flatten(x, f"{at}/{name}" if at else name)
+        return out
+    if isinstance(tree, Reparameterized):
+        raise InputError(f"{at} is Reparameterized: fold first, wcjax.fold(variables['params']).")
+    if not at or not hasattr(tree, "dtype"):
+        raise InputError(f"{at or 'the tree'} is a {type(tree).__name__}: expected nested mappings of arrays.")
+    return {at: tree}
+
+
+def unflatten(arrays: Mapping, source) -> dict:
+    """Nested dicts for {'params/stem/kernel': array}."""
+    out = {}
+    for name, x in arrays.items():
+        *folders, last = name.split("/")
+        inside = out
+        for folder in folders:
+            inside = inside.setdefault(folder, {})
+            if not isinstance(inside, dict):
+                raise InputError(f"{source}: {name} lies below an array.")
+        if last in inside:
+            raise InputError(f"{source}: {name} is both an array and a folder of arrays.")
+        inside[last] = x
+    return out
+
+
+def check_like(variables, like, source="the variables") -> None:
+    """Raises InputError unless variables has exactly the names, shapes and dtypes of `like` and neither nan nor inf.
+
+    like: arrays, or shapes alone: jax.eval_shape(model.init, jax.random.key(0), images). variables may be shapes too.
+    source: where they come from, for the error.
+    """
+    check_same(flatten(variables), flatten(like), f"{source} do not fit the network")
+
+
+def check_same(found: Mapping, expected: Mapping, sentence: str) -> None:
+    """Raises InputError, which begins with `sentence`, where found is not like expected; {name: array} both."""
+    common = [name for name in expected if name in found]
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "different": [
+            f"{name} is {_describe(found[name])}, expected {_describe(expected[name])}"
+            for name in common
+            if _describe(found[name]) != _describe(expected[name])
+        ],
+        "with nan or inf": [
+            name
+            for name in common
+            if not isinstance(found[name], jax.ShapeDtypeStruct)
+            and jnp.issubdtype(found[name].dtype, jnp.inexact)
+            and not np.all(np.isfinite(np.asarray(found[name])))
+        ],
+    }
+    if any(wrong.values()):
+        parts = [
+            f"{len(names)} {how}: {', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)}"
+            for how, names in wrong.items()
+            if names
+        ]
+        raise InputError(f"{sentence}. {'. '.join(parts)}.")
+
+
+def _describe(x) -> str:
+    return f"{x.dtype}{tuple(x.shape)}"

@@ -1,0 +1,84 @@
+"""The run folder, the only interface between training and everything after it: its files by name.
+
+    config.json      the whole config
+    data.json        the fingerprint of the data set, and the mean and std that normalize its images
+    metrics.jsonl    one line for each epoch: loss, accuracy, learning rate, images/s
+    weights.jsonl    one line for each epoch: how the weights of each layer are distributed
+    summary.json     the result, once the run is finished
+    failed.json      instead of it, why the run can never finish; written by sweeps
+    checkpoints/, midway/, folded/    see `wcjax.run_folder.checkpoints`
+
+A run folder may come from anyone, so that each file is checked when it is read.
+"""
+
+import json
+import pathlib
+
+from flax import traverse_util
+
+from wcjax.config.checks import check_config
+from wcjax.config.keys import MAY_DIFFER
+from wcjax.errors import InputError
+from wcjax.files import reading, write_json
+from wcjax.run_folder import forms
+
+_JSON = {
+    "config.json": forms.OBJECT,
+    "data.json": forms.DATA,
+    "summary.json": forms.SUMMARY,
+    "failed.json": forms.FAILED,
+}
+_LINES = {"metrics.jsonl": forms.METRICS, "weights.jsonl": forms.WEIGHTS}
+
+
+def read(run, name: str) -> dict | None:
+    """The content of a JSON file of a run folder, None if there is no such file. Raises InputError."""
+    path = pathlib.Path(run, name)
+    return forms.read_json(path, _JSON[name]) if _exists(path) else None
+
+
+def read_lines(run, name: str = "metrics.jsonl") -> list[dict]:
+    """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A line that a kill tore is omitted."""
+    path = pathlib.Path(run, name)
+    return forms.read_lines(path, _LINES[name]) if _exists(path) else []
+
+
+def read_config(run):
+    """The config of a run, checked. Raises InputError if the folder holds none."""
+    if (config := read(run, "config.json")) is None:
+        raise InputError(f"{run} is not a run folder: it has no config.json.")
+    return check_stored_config(config, pathlib.Path(run, "config.json"))
+
+
+def check_stored_config(config: dict, path):
+    """`check_config` of a config that was read from `path`, which errors name."""
+    try:
+        return check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def check(run, config) -> None:
+    """Raises InputError if the folder `run` holds anything but a run of config; it says how the configs differ."""
+    stored = read(run, "config.json")
+    if stored is None:
+        if _exists(pathlib.Path(run, "checkpoints")):
+            raise InputError(f"workdir {run} holds checkpoints but no config.json; give a new folder.")
+        return
+    asked = json.loads(json.dumps(config.to_dict()))
+    stored, asked = (traverse_util.flatten_dict(x, sep=".") for x in (stored, asked))
+    keys = [key for key in sorted(stored | asked) if key.split(".")[0] not in MAY_DIFFER]
+    if differing := [key for key in keys if stored.get(key) != asked.get(key)]:
+        rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)
+        raise InputError(f"workdir {run} holds a run with another config:\n{rows}\nGive a new folder, or that config.")
+
+
+def write(run, name: str, value: dict) -> None:
+    """Writes a JSON file of a run folder, atomically. Raises SaveError."""
+    assert name in _JSON
+    write_json(pathlib.Path(run, name), value)
+
+
+def _exists(path) -> bool:
+    with reading(path):
+        return path.exists()

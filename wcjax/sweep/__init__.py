@@ -1,0 +1,1 @@
+"""Sweeps: many runs, each in its own folder and process. See `python -m wcjax.sweep --help`."""
