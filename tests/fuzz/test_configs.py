@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz.ours import only_our_errors
 from wcjax import data, models
-from wcjax.config.command_line import read_config_file
 from wcjax.config import build, check_config, checks, default_config, keys
+from wcjax.config.command_line import read_config_file
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 DEFAULTS = traverse_util.flatten_dict(default_config().to_dict(), sep=".")

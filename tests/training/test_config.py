@@ -8,6 +8,7 @@ import pytest
 
 from tests.training import runs
 from wcjax import training
+from wcjax.config import keys
 from wcjax.config.keys import VARIANTS
 from wcjax.errors import InputError
 from wcjax.training import loop
