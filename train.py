@@ -70,21 +70,21 @@ def main(parsed):
         if DISTRIBUTED.value or COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
             join_processes()
         mesh.devices()
-        logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first_process() else logging.WARNING)
+        logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
         summary = train(config, WORKDIR.value)
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
     except Preempted as notice:
-        print(f"stopped: {notice}; the same command goes on from there.", file=sys.stderr)
+        print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
         sys.exit(START_AGAIN)
     except KeyboardInterrupt as notice:
-        print(f"stopped: {notice}; the same command goes on from there.", file=sys.stderr)
+        print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if (line := told(error)) is None:
             raise
         sys.exit(f"error: {line}")
-    if processes.is_first_process():
+    if processes.is_first():
         print(json.dumps(summary, indent=2))
 
 

@@ -31,6 +31,6 @@ def all_agree(digits: str) -> bool:
     return bool((given == given[0]).all())
 
 
-def is_first_process() -> bool:
+def is_first() -> bool:
     """Whether this process is the one that writes what is written once."""
     return jax.process_index() == 0

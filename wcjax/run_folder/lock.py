@@ -24,7 +24,7 @@ def alone_in(workdir):
     with saving(workdir / NAME):
         file = (workdir / NAME).open("a+b", buffering=0)
     with file:
-        holder = _lock(file) if processes.is_first_process() else None
+        holder = _lock(file) if processes.is_first() else None
         if processes.first_says(holder is not None):
             raise InUseError(
                 f"workdir {workdir} is in use by {holder or 'another run'}. Wait for its end, or give another folder."

@@ -4,8 +4,6 @@ python -m wcjax.training.evaluate RUN [--data_dir DIR]
 """
 
 import argparse
-import collections
-import itertools
 import pathlib
 import sys
 
@@ -22,29 +20,22 @@ from wcjax.run_folder.data import check_data
 from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
+from wcjax.training.log import InFlight
 
-# Steps that may be on their way to the device at once: enough that it never waits, few enough for an honest progress
-# bar and for the memory that streamed batches take.
-IN_FLIGHT = 8
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 
 
-def evaluate(
-    eval_step, params, batch_stats, data: steps.Images | feed.Rounds, batch_size: int, mesh=None, after_batch=None
-) -> dict:
-    """{'loss', 'accuracy'} over all images of data, each counted once.
+def evaluate(program, params, batch_stats, data, after_batch=None) -> dict:
+    """{'loss', 'accuracy'} over all images of a split, each counted once.
 
-    eval_step: from `step.compile_eval_step`. mesh: what it was compiled for, one device if left out. after_batch: what
-    to call after each batch.
+    program: from `step.compile_eval_step`.
+    data: a feed, see `wcjax.training.feed`.
+    after_batch: called after each batch.
     """
-    if isinstance(data, steps.Images):
-        data = itertools.repeat(data, -(-len(data.labels) // batch_size))
-    totals, in_flight = steps.zero_totals(mesh or meshes.one_device()), collections.deque()
-    for images in data:
-        totals = eval_step(params, batch_stats, totals, images)
-        in_flight.append(totals.seen)
-        if len(in_flight) > IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
+    totals, in_flight = steps.zero_totals(data.mesh), InFlight()
+    for inputs in data.round():
+        totals = program(params, batch_stats, totals, inputs)
+        in_flight.add(totals.seen)
         if after_batch is not None:
             after_batch()
     return totals.means()
@@ -100,9 +91,9 @@ def evaluate_folded(
         if name == "test" and split is dataset.val and "val" in result:
             result[name] = result["val"]
             continue
-        with feed.evaluation(split, config, mesh) as data:
-            eval_step = steps.compile_eval_step(model, config, dataset, params, batch_stats, data, mesh)
-            result[name] = evaluate(eval_step, params, batch_stats, data, config.batch_size, mesh, after_batch)
+        with feed.evaluation(split, dataset, config, mesh) as data:
+            program = steps.compile_eval_step(model, data, params, batch_stats)
+            result[name] = evaluate(program, params, batch_stats, data, after_batch)
     return result
 
 

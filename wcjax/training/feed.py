@@ -1,60 +1,161 @@
-"""Where the steps of a run find their images: in a split that lies on the devices, or in batches streamed to them."""
+"""The images of a split on their way to the steps, in two forms: held by the devices, or streamed to them.
+
+Both have the same methods. `epoch` and `round` give the inputs of one jitted step after the other; `train_batch` and
+`eval_batch` run inside that step and make the batch of them, normalized images (n, height, width, channels) and int32
+labels (n,), sharded by rows.
+"""
 
 import contextlib
-import dataclasses
+import functools
 import gc
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from wcjax.data import augment
 from wcjax.data.dataset import Split
 from wcjax.errors import InputError, LoaderError
 from wcjax.training import mesh as meshes
-from wcjax.training.step import Images
 
 
-@dataclasses.dataclass(frozen=True)
-class Rounds:
-    """Batches that never end; each iteration takes the next `length` of them, which are a round over a split."""
+class Images(NamedTuple):
+    """A split, or a batch of one."""
 
-    batches: Iterator[Images]
-    length: int
-
-    def __iter__(self):
-        return itertools.islice(self.batches, self.length)
+    images: jax.Array  # uint8 (n, height, width, channels)
+    labels: jax.Array  # int32 (n,); negative for an image that only fills a batch
 
 
 @contextlib.contextmanager
-def training(split, config, first_step: int, mesh):
-    """Images on the devices of mesh; of a streamed split, an endless iterator over batches there from first_step on."""
-    if isinstance(split, Split):
-        yield _on_devices(split, mesh)
-        return
-    from wcjax.data.streaming import batches as stream  # an optional dependency
-
+def training(run, first_step: int):
+    """The training split of a run, from step first_step on."""
+    config, split = run.config, run.dataset.train
     chosen = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
-    batches = stream.train_batches(split, config.batch_size, **chosen, **_options(config))
-    with contextlib.closing(batches):
-        yield _placed(batches, mesh)
+    batches = lambda stream: stream.train_batches(split, config.batch_size, **chosen, **_options(config))
+    with _feed(split, run.dataset, config, run.mesh, batches) as feed:
+        yield feed
 
 
 @contextlib.contextmanager
-def evaluation(split, config, mesh=None):
-    """Images on the devices of mesh, or the Rounds of a streamed split. mesh: one device if left out."""
-    mesh = mesh or meshes.one_device()
+def evaluation(split, dataset, config, mesh):
+    """A split of dataset for evaluation on the devices of mesh."""
+    batches = lambda stream: stream.eval_batches(split, config.batch_size, **_options(config))
+    with _feed(split, dataset, config, mesh, batches) as feed:
+        yield feed
+
+
+@contextlib.contextmanager
+def _feed(split, dataset, config, mesh, batches):
+    """batches: the module that streams -> its batches of split."""
     if isinstance(split, Split):
-        yield _on_devices(split, mesh)
+        yield OnDevice(split, dataset, config, mesh)
         return
     from wcjax.data.streaming import batches as stream  # an optional dependency
 
-    batches = stream.eval_batches(split, config.batch_size, **_options(config))
-    with contextlib.closing(batches):
-        yield Rounds(_placed(batches, mesh), stream.num_eval_batches(split, config.batch_size))
+    with contextlib.closing(batches(stream)) as local_batches:
+        yield Streamed(split, dataset, config, mesh, local_batches)
+
+
+def _options(config):
+    return {
+        "size": config.image_size,
+        "workers": config.data_workers,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+
+
+class _Feed:
+    def __init__(self, split, dataset, config, mesh):
+        self.mesh, self._config = mesh, config
+        self.num_images = split.num_images
+        self._num_batches = -(-split.num_images // config.batch_size)  # in a round over the split
+        self._normalize = functools.partial(
+            augment.normalize, mean=dataset.mean, std=dataset.std, dtype=jnp.dtype(config.dtype)
+        )
+
+
+class OnDevice(_Feed):
+    """A split that every device holds whole. Each step gathers its batch there, and augments it."""
+
+    def __init__(self, split, dataset, config, mesh):
+        super().__init__(split, dataset, config, mesh)
+        self._split = meshes.replicate(mesh, Images(split.images, split.labels))
+        self._steps_per_epoch = split.num_images // config.batch_size
+        self._draw = jax.jit(self.draw_order, out_shardings=meshes.replicated(mesh))
+
+    def draw_order(self, key, step):
+        """The order of the images in the epoch of a step, int32 (num_images,). key: `TrainState.key`."""
+        key, _ = jax.random.split(jax.random.wrap_key_data(key))
+        return jax.random.permutation(jax.random.fold_in(key, step // self._steps_per_epoch), self.num_images)
+
+    def epoch(self, state) -> Iterator:
+        """The inputs of the steps of the epoch that state is in."""
+        return itertools.repeat((self._split, self._draw(state.key, state.step)))
+
+    def round(self) -> Iterator:
+        """The inputs of the steps that show each image once."""
+        return itertools.repeat(self._split, self._num_batches)
+
+    def train_inputs(self, state):
+        """The inputs of the next training step, or their shapes, dtypes and shardings."""
+        return next(self.epoch(state))
+
+    def eval_inputs(self):
+        return self._split
+
+    def train_batch(self, inputs, step, key):
+        """The batch of a step, cropped and flipped at random by key."""
+        split, order = inputs
+        start = step % self._steps_per_epoch * self._config.batch_size
+        batch = self._take(split, jax.lax.dynamic_slice_in_dim(order, start, self._config.batch_size))
+        images = augment.random_crop_and_flip(key, batch.images, **self._config.augment)
+        return self._normalize(images), batch.labels
+
+    def eval_batch(self, split, seen):
+        """The next batch after `seen` images. A short last batch is filled up with images of a negative label."""
+        index = seen + jnp.arange(self._config.batch_size)
+        batch = self._take(split, jnp.minimum(index, self.num_images - 1))
+        return self._normalize(batch.images), jnp.where(index < self.num_images, batch.labels, -1)
+
+    def _take(self, split, index):
+        index = jax.lax.with_sharding_constraint(index, meshes.by_rows(self.mesh))  # each device gathers its own rows
+        return jax.tree.map(lambda x: x[index], split)
+
+
+class Streamed(_Feed):
+    """A split whose batches are decoded and augmented on the host, and put on the devices one by one."""
+
+    def __init__(self, split, dataset, config, mesh, local_batches):
+        """local_batches: from `wcjax.data.streaming.batches`, endless, with the rows of this process."""
+        super().__init__(split, dataset, config, mesh)
+        self._batches = _placed(local_batches, mesh)
+
+    def epoch(self, state) -> Iterator:
+        return self._batches
+
+    def round(self) -> Iterator:
+        return itertools.islice(self._batches, self._num_batches)
+
+    def train_inputs(self, state):
+        n, size = self._config.batch_size, self._config.image_size
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.by_rows(self.mesh))
+        return Images(array((n, size, size, 3), jnp.uint8), array((n,), jnp.int32))
+
+    def eval_inputs(self):
+        return self.train_inputs(None)
+
+    def train_batch(self, batch, step, key):
+        return self._normalize(batch.images), batch.labels
+
+    def eval_batch(self, batch, seen):
+        return self.train_batch(batch, None, None)
 
 
 def _placed(batches, mesh):
-    """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, where a worker of Grain is gone."""
+    """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, if a worker of Grain has ended."""
     try:
         for batch in batches:
             yield meshes.share_batch(mesh, Images(*batch))
@@ -68,19 +169,6 @@ def _placed(batches, mesh):
             raise
         code = str(error).partition("exit code ")[2].partition(".")[0]
         raise LoaderError(
-            f"a process that decodes images was killed (exit code {code}), if for lack of memory, choose a "
-            "smaller config.data_workers. The same command goes on after the last checkpoint."
+            f"a process that decodes images was killed (exit code {code}). If memory ran out, choose a smaller "
+            "config.data_workers. Run the same command to resume after the last checkpoint."
         ) from error
-
-
-def _options(config):
-    return {
-        "size": config.image_size,
-        "workers": config.data_workers,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-
-
-def _on_devices(split, mesh):
-    return Images(meshes.share_rows(mesh, split.images), meshes.replicate(mesh, split.labels))

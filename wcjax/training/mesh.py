@@ -5,15 +5,11 @@ state is replicated; with fsdp > 1 its large arrays, parameters and moments of t
 'fsdp'. The steps are the same programs as on one device: jax.jit partitions them, so that a mean over the batch, also
 that of batch norm, is one over the batch of all devices. Results differ between meshes by rounding alone.
 
-Images that lie on the devices (digits, CIFAR) are sharded by rows too, once, in the order of the data set: a process
-hands over the rows of its own devices only. A step picks its batch where the rows lie and adds the parts up
-(reduce-scatter, see `take_rows`). That moves batch_size images of uint8 a step (0.4 MB of CIFAR at 128, beside 45 MB of
-gradients of a ResNet18), and in return the order of the images is that of one device, and the host has nothing to do
-within an epoch.
+Images of small data sets (digits, CIFAR) are on every device whole, so that a step gathers the rows of its batch
+without any communication, and the host has nothing to do within an epoch.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -113,40 +109,6 @@ def replicate(mesh: Mesh, tree):
 def gather(mesh: Mesh, tree):
     """The same arrays of the mesh, whole on each device, so that each process can read them."""
     return jax.device_put(tree, replicated(mesh))
-
-
-def share_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """array (n, ...), sharded by rows and filled up to a multiple of the devices; see `take_rows`."""
-    rows = -(-array.shape[0] // mesh.size) * mesh.size
-
-    def of_device(index):
-        start, stop, _ = index[0].indices(rows)
-        part = array[start:stop]
-        return np.concatenate([part, np.zeros((stop - start - len(part), *array.shape[1:]), array.dtype)])
-
-    return jax.make_array_from_callback((rows, *array.shape[1:]), by_rows(mesh), of_device)
-
-
-def take_rows(mesh: Mesh | None, rows: jax.Array, index: jax.Array) -> jax.Array:
-    """rows[index] of what `share_rows` returned, sharded by rows again; for use under jit.
-
-    Each device looks up what it has and puts zeros elsewhere; a reduce-scatter adds these up, exactly.
-
-    Args:
-      mesh: None for one device.
-      rows: integers (n, ...).
-      index: int32 (m,), from 0 to n − 1; m is a multiple of the devices.
-    """
-    if mesh is None or mesh.size == 1:
-        return rows[index]
-
-    def of_device(rows, index):
-        index = index - jax.lax.axis_index(AXES) * len(rows)
-        here = ((index >= 0) & (index < len(rows))).reshape(-1, *(1,) * (rows.ndim - 1))
-        found = jnp.where(here, rows[jnp.clip(index, 0, len(rows) - 1)], 0)
-        return jax.lax.psum_scatter(found, AXES, scatter_dimension=0, tiled=True)
-
-    return jax.shard_map(of_device, mesh=mesh, in_specs=(P(AXES), P()), out_specs=P(AXES))(rows, index)
 
 
 def share_batch(mesh: Mesh, batch):

@@ -37,7 +37,7 @@ def leave_at_once() -> None:
 def _leave(number, frame=None):
     name = signal.Signals(number).name
     with contextlib.suppress(OSError):
-        os.write(2, f"stopped by {name}; the same command resumes from what is saved.\n".encode())
+        os.write(2, f"stopped by {name}; run the same command to resume.\n".encode())
     os._exit(EXIT_CODES[number])
 
 
@@ -101,6 +101,14 @@ def signals_noticed():
         _noted_once.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Interrupted(Exception):
+    """The signal `name` asks the run to stop. The trainer saves the run, then raises `interruption`."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
 
 
 def interruption(name: str, place: str) -> BaseException:

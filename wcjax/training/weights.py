@@ -11,10 +11,12 @@ Everything is of w, what the network sees, also where the run holds v. The numbe
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wcjax.checks import path_str
-from wcjax.params import fold, is_kernel
-from wcjax.run_folder.forms import EDGES
+from wcjax.params import fold, is_kernel, is_weight
+from wcjax.psi import Psi
+from wcjax.run_folder.forms import EDGES, QUANTILES
 
 
 def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
@@ -50,3 +52,16 @@ def describe_layers(params, config) -> dict[str, dict]:
 
 # Jitted apart from `describe`, which is compiled once for all layers of a shape.
 _layer_weights = jax.jit(layer_weights, static_argnames="plain")
+
+
+def learned_pairs(params) -> dict[str, dict]:
+    """{layer: {'a': a, 'b': b}} of a network that learns them: numbers, or for a pair per channel their `QUANTILES`."""
+    named = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi)):
+        psi = getattr(x, "psi", x)
+        if isinstance(psi, Psi):  # of a weight, or the pair that all share
+            arrays = {name: np.asarray(getattr(psi, name), np.float64) for name in psi.learned}
+            named[path_str(path[:-1])] = {
+                name: x.item() if x.size == 1 else np.quantile(x, QUANTILES).tolist() for name, x in arrays.items()
+            }
+    return named

@@ -1,0 +1,127 @@
+"""Where a run is, and the checkpoints that bring it back there."""
+
+import dataclasses
+
+from wcjax.errors import DivergedError, InputError
+from wcjax.run_folder.checkpoints import Checkpoints
+from wcjax.run_folder.forms import RECORD, RECORD_WITHIN
+from wcjax.training import step as steps
+from wcjax.training.run import Run
+
+MIDWAY = "midway"  # the folder of checkpoints within an epoch, which a finished run no longer has
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is, which is what a checkpoint holds. Training moves it forward.
+
+    Attributes:
+      state: the training state on the devices.
+      totals: the sums over the images that the unfinished epoch has shown.
+      step: steps done.
+      epoch: epochs finished.
+      best_epoch, best_val_accuracy: the first epoch with the highest accuracy on val; 0 and -1 if none is finished.
+      train_seconds: time that the steps of finished epochs took.
+      seconds: time that the steps of the unfinished epoch took.
+    """
+
+    state: steps.TrainState
+    totals: steps.Totals
+    step: int = 0
+    epoch: int = 0
+    best_epoch: int = 0
+    best_val_accuracy: float = -1.0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, run: Run) -> "Progress":
+        """The beginning of a run."""
+        state = steps.init_state(run.model, run.tx, run.image_shape, run.config.seed, run.mesh)
+        return cls(state, steps.zero_totals(run.mesh))
+
+    def finish_epoch(self, val_accuracy: float, totals: steps.Totals) -> None:
+        """totals: zero, for the next epoch."""
+        self.epoch += 1
+        if val_accuracy > self.best_val_accuracy:
+            self.best_epoch, self.best_val_accuracy = self.epoch, val_accuracy
+        self.train_seconds += self.seconds
+        self.seconds, self.totals = 0.0, totals
+
+    def check_finite(self, schedule) -> None:
+        """Raises DivergedError unless each loss of the epoch and all of the state are finite.
+
+        Gradients that are nan leave a finite loss if no step follows them. This waits for the device.
+        """
+        if (bad_step := int(self.totals.first_bad_step)) >= 0:
+            raise self.diverged("loss became nan or inf at", bad_step, schedule)
+        if not steps.all_finite(self.state):
+            raise self.diverged("weights or moments are nan or inf after", self.step - 1, schedule)
+
+    def diverged(self, what: str, step: int, schedule) -> DivergedError:
+        """The error for a run whose numbers are not finite, in the unfinished epoch."""
+        checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "There is no checkpoint yet"
+        return DivergedError(
+            f"the {what} step {step} (epoch {self.epoch + 1}), learning rate {float(schedule(step)):g}. {checkpoint}. "
+            "Try a lower learning_rate, in a new workdir."
+        )
+
+
+class Saves:
+    """The checkpoints of a run: one at the end of each epoch, and those within an epoch."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._epochs = Checkpoints(run.folder / "checkpoints", keep=run.config.keep_checkpoints, form=RECORD)
+        self._within = Checkpoints(run.folder / MIDWAY, "step", form=RECORD_WITHIN)
+        self._is_open = True
+
+    def restore(self, progress: Progress) -> None:
+        """Moves progress from the beginning of the run to its newest checkpoint, if it has one."""
+        if newest := self._epochs.restore_newest(progress.state):
+            state, record = newest
+            _update(progress, record, state=state, step=record["epoch"] * self._run.steps_per_epoch)
+        newest = self._within.restore_newest({"state": progress.state, "totals": progress.totals})
+        # One of an earlier epoch is no longer needed. One of a later epoch is of no use without the checkpoint before.
+        if newest is None or newest[1]["epoch"] != progress.epoch:
+            self._within.delete_all()
+            return
+        saved, record = newest
+        _update(progress, record, step=int(saved["state"].step), **saved)
+
+    def save_epoch(self, progress: Progress, val_accuracy: float) -> None:
+        """Saves progress, which has just finished an epoch, in the background."""
+        self._epochs.save(progress.epoch, progress.state, _record(progress, RECORD), val_accuracy)
+
+    def save_within(self, progress: Progress) -> None:
+        """Saves progress within an epoch, in the background. Raises DivergedError if it is not finite."""
+        progress.check_finite(self._run.schedule)
+        arrays = {"state": progress.state, "totals": progress.totals}
+        self._within.save(progress.step, arrays, _record(progress, RECORD_WITHIN))
+
+    def best_state(self, progress: Progress) -> steps.TrainState:
+        """The state after the best epoch of a run that has just finished its last epoch."""
+        if progress.best_epoch == progress.epoch:
+            return progress.state
+        try:
+            return self._epochs.restore(progress.best_epoch, progress.state)[0]
+        except InputError as error:
+            raise InputError(f"{error} It is the best one; train again in a new workdir.") from error
+
+    def close(self) -> None:
+        """Waits until everything is written. May be called twice."""
+        if self._is_open:
+            self._is_open = False
+            try:
+                self._epochs.close()
+            finally:
+                self._within.close()
+
+
+def _record(progress, form) -> dict:
+    return {name: getattr(progress, name) for name in form}
+
+
+def _update(progress, record, **changes):
+    for name, value in {**record, **changes}.items():
+        setattr(progress, name, value)

@@ -1,0 +1,57 @@
+"""A run: what stays the same from its first step to its last."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import ml_collections
+
+from wcjax.config.build import learning_rate_schedule, make_model, make_optimizer, make_psi
+from wcjax.data import Dataset, image_shape
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What stays the same from the first step of a run to its last.
+
+    Attributes:
+      config: from `wcjax.config.check_config`.
+      folder: the run folder.
+      mesh: the devices, see `wcjax.training.mesh`.
+      dataset: with the mean and std that the run normalizes its images with.
+    """
+
+    config: ml_collections.ConfigDict
+    folder: pathlib.Path
+    mesh: jax.sharding.Mesh
+    dataset: Dataset
+
+    @functools.cached_property
+    def psi(self):
+        """The Ψ of the network, None for a plain one."""
+        return make_psi(self.config)
+
+    @functools.cached_property
+    def model(self):
+        """The network, whose layers compute w = Ψ(v)."""
+        return make_model(self.config, self.dataset.num_classes)
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        """Images that do not fill a last batch are omitted."""
+        return self.dataset.train.num_images // self.config.batch_size
+
+    @functools.cached_property
+    def schedule(self):
+        """Step -> learning rate."""
+        return learning_rate_schedule(self.config, self.steps_per_epoch)
+
+    @functools.cached_property
+    def tx(self):
+        """The optimizer of v."""
+        return make_optimizer(self.config, self.steps_per_epoch)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return image_shape(self.config.dataset, self.config.image_size)
