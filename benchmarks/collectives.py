@@ -10,13 +10,13 @@ reduce-scatter of the same operand.
 
 import argparse
 import collections
-import functools
 import json
 import math
 import os
 import pathlib
 import re
 import runpy
+import types
 from unittest import mock
 
 import jax
@@ -33,33 +33,28 @@ ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<shape>[\d,]*)\]")
 def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_size: int = 256, dtype: str = "float32"):
     """The step of configs/imagenet.py, compiled for a mesh of (devices / fsdp) x fsdp, and its abstract state."""
     from wcjax import elementary
-    from wcjax.config.build import make_model
-    from wcjax.data import imagenet
+    from wcjax.config import check_config
+    from wcjax.data.dataset import streamed_dataset
     from wcjax.models import cpu_convolution
-    from wcjax.training import check_config
+    from wcjax.training import feed
     from wcjax.training import mesh as meshes
     from wcjax.training import step as steps
+    from wcjax.training.run import Run
 
     file = pathlib.Path(__file__).parents[1] / "configs" / "imagenet.py"
     config = runpy.run_path(str(file))["get_config"](f"{model},{variant}")
     config.mesh = {"data": devices // fsdp, "fsdp": fsdp}
     config.batch_size, config.dtype = batch_size, dtype
     config = check_config(config)
-    mesh = meshes.make_mesh(config)
-    layers = make_model(config, 1000)
-    tx = steps.make_optimizer(config, steps_per_epoch=1_281_167 // batch_size)
-    state = steps.abstract_state(layers, tx, (config.image_size, config.image_size, 3), mesh)
-    totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(mesh))
-    network, whole = steps.gathered_network(mesh, layers)
-    step = functools.partial(
-        steps.train_step_on_batch,
-        **{"model": network, "whole": whole, "tx": tx, "config": config, "mean": imagenet.MEAN, "std": imagenet.STD},
-    )
+    images = types.SimpleNamespace(num_images=1_281_167)
+    run = Run(config, None, meshes.make_mesh(config), streamed_dataset(images, images, 1000))
+    state = steps.abstract_state(run.model, run.tx, run.image_shape, run.mesh)
+    totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(run.mesh))
+    data = feed.Streamed(images, run.dataset, config, run.mesh, iter(()))
     by_xla = mock.patch.dict(os.environ, {cpu_convolution.SWITCH: "xla"})
     # As on a GPU or TPU: what a CPU does in its own way is left out.
     with by_xla, mock.patch.object(elementary, "arctan", jnp.arctan):
-        lowered = steps.jit_train_step(step, mesh, state).lower(state, totals, steps.streamed_batch(config, mesh))
-    return lowered.compile(), state
+        return steps.compile_train_step(run, data, state, totals), state
 
 
 def collectives(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import in_turn, summary
+from wcjax.config import check_config, default_config
+from wcjax.config.build import load_dataset
 from wcjax.data import augment
-from wcjax.training import config as configs
 from wcjax.training import feed
 from wcjax.training import mesh as meshes
+from wcjax.training.run import Run
 
 
 def measure(batch, dtype, repeats, num_images=50_000, num_files=512):
@@ -44,10 +46,12 @@ def measure(batch, dtype, repeats, num_images=50_000, num_files=512):
             for i in range(num_files if split == "train" else 1):
                 (of_class / f"{i}.jpg").write_bytes(content[i % len(content)])
         for workers in (0, len(os.sched_getaffinity(0))):
-            config = configs.default_config()
+            config = default_config()
             config.update({"dataset": "imagenet", "data_dir": folder, "batch_size": batch, "data_workers": workers})
-            config = configs.check_config(config)
-            with feed.training(configs.load_dataset(config).train, config, 0, meshes.make_mesh(config)) as batches:
+            config = check_config(config)
+            run = Run(config, None, meshes.make_mesh(config), load_dataset(config))
+            with feed.training(run, 0) as data:
+                batches = data.epoch(None)
                 times = summary(in_turn({"batch": functools.partial(next, batches)}, repeats))["batch"]
             variant = f"streamed, 500x375 to {config.image_size}x{config.image_size}, {workers} workers"
             yield case | {"variant": variant, "images_per_second": batch / times["seconds"]}

@@ -15,12 +15,15 @@ import jax
 import numpy as np
 
 from benchmarks.timing import in_turn, summary
-from wcjax.data import image_shape
+from wcjax.config import check_config, default_config
+from wcjax.config.build import load_dataset
 from wcjax.run_folder.checkpoints import Checkpoints
-from wcjax.training import config as configs
-from wcjax.training import feed, step, train
+from wcjax.training import feed, train
 from wcjax.training import mesh as meshes
+from wcjax.training import step as steps
 from wcjax.training.evaluate import evaluate
+from wcjax.training.progress import Progress
+from wcjax.training.run import Run
 
 IMPORTS = (
     "jax",
@@ -42,49 +45,42 @@ def run_config(model, batch, dtype, folder, images):
         pixels = lambda n: rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
         label = lambda n: rng.integers(0, 10, n)
         np.savez(path, x_train=pixels(images), y_train=label(images), x_test=pixels(batch), y_test=label(batch))
-    config = configs.default_config()
+    config = default_config()
     config.update({"model": model, "dataset": "cifar10", "data_dir": str(folder), "batch_size": batch, "dtype": dtype})
     config.update({"epochs": 3, "learning_rate": 1e-3})
-    return configs.check_config(config)
+    return check_config(config)
 
 
 class BareSteps:
     """The compiled step of a run on its own, with the state that it moves, as a call without arguments."""
 
     def __init__(self, config, several=1):
-        dataset = configs.load_dataset(config)
-        model = configs.make_model(config, dataset.num_classes)
-        self.per_epoch = dataset.train.num_images // config.batch_size
-        tx = step.make_optimizer(config, self.per_epoch)
-        mesh = meshes.make_mesh(config)
-        self.state = step.init_state(model, tx, image_shape(config.dataset, config.image_size), config.seed, mesh)
-        with feed.training(dataset.train, config, 0, mesh) as self.data:
+        """several: steps in one call, as a jax.lax.scan."""
+        run = Run(config, None, meshes.make_mesh(config), load_dataset(config))
+        progress = Progress.start(run)
+        self.steps_per_epoch, self.state, self.totals = run.steps_per_epoch, progress.state, progress.totals
+        with feed.training(run, 0) as self.data:
             pass  # small sets stay on the device
-        self.totals = step.zero_totals(mesh)
-        begin = functools.partial(step.start_epoch, num_images=dataset.train.num_images, steps_per_epoch=self.per_epoch)
-        self.order, _ = jax.jit(begin, out_shardings=meshes.replicated(mesh))(self.state)
-        statistics = {"mean": dataset.mean, "std": dataset.std}
-        one = functools.partial(step.train_step, model=model, tx=tx, config=config, mesh=mesh, **statistics)
+        self.inputs = self.data.train_inputs(self.state)
+        if several == 1:
+            self.step = steps.compile_train_step(run, self.data, self.state, self.totals)
+        else:
 
-        def scanned(state, totals, data, order):
-            body = lambda carry, _: (one(*carry, data, order)[:2], None)
-            (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
-            return state, totals, totals.loss
+            def scanned(state, totals, inputs):
+                body = lambda carry, _: (steps.train_step(run, self.data, *carry, inputs)[:2], None)
+                (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
+                return state, totals, totals.loss
 
-        take = one if several == 1 else scanned
-        arguments = (self.state, self.totals, self.data, self.order)
-        self.step = step.jit_train_step(take, mesh, self.state).lower(*arguments).compile()
-        self.eval_step = step.compile_eval_step(
-            model, config, dataset, self.state.params, self.state.batch_stats, self.data, mesh
-        )
-        self.batch_size = config.batch_size
+            jitted = jax.jit(scanned, donate_argnums=(0, 1))
+            self.step = jitted.lower(self.state, self.totals, self.inputs).compile()
+        self.eval_step = steps.compile_eval_step(run.model, self.data, self.state.params, self.state.batch_stats)
 
     def __call__(self):
-        self.state, self.totals, loss = self.step(self.state, self.totals, self.data, self.order)
+        self.state, self.totals, loss = self.step(self.state, self.totals, self.inputs)
         return loss
 
     def evaluate(self):
-        evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.data, self.batch_size)
+        evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.data)
 
 
 def measure_epoch(model, batch, dtype, steps):
@@ -94,7 +90,7 @@ def measure_epoch(model, batch, dtype, steps):
         bare = BareSteps(config)
 
         def stretch():
-            for _ in range(bare.per_epoch):
+            for _ in range(bare.steps_per_epoch):
                 loss = bare()
             return loss
 
@@ -107,11 +103,11 @@ def measure_epoch(model, batch, dtype, steps):
             if turn == 0:
                 train(config, pathlib.Path(folder, "run"))
         lines = [json.loads(x) for x in pathlib.Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-        images = bare.per_epoch * batch
+        images = bare.steps_per_epoch * batch
         began = time.perf_counter()
         bare.evaluate()
-        evaluation = bare.data.labels.size / (time.perf_counter() - began)
-    case = {"group": "epoch", "model": model, "batch": batch, "dtype": dtype, "steps": bare.per_epoch}
+        evaluation = bare.data.num_images / (time.perf_counter() - began)
+    case = {"group": "epoch", "model": model, "batch": batch, "dtype": dtype, "steps": bare.steps_per_epoch}
     in_run = max(line["images_per_second"] for line in lines[1:])
     rates = {"bare steps": images / min(seconds), "run": in_run, "evaluation": evaluation}
     for variant, rate in rates.items():
