@@ -25,8 +25,8 @@ CONFIG = flags.DEFINE_string("config", None, "Config file: FILE.py or FILE.py:mo
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if missing, resumed if it holds this run.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one process of several (TPU pod, Slurm, MPI).")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; implies --distributed.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Needed where it is not detected.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "From 0 on; needed where it is not detected.", lower_bound=0)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Needed if it is not detected.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "From 0 on; needed if it is not detected.", lower_bound=0)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -38,7 +38,7 @@ def with_huge_pages():
 
 
 def parse(argv):
-    """(config, arguments left over) of a command line; a mistake is an error of one line."""
+    """(config, unknown arguments) of a command line. A mistake is an error of one line."""
     from wcjax.config.command_line import read_config_file, split_overrides
     from wcjax.errors import InputError, use_plain_letters
 
@@ -46,18 +46,18 @@ def parse(argv):
     try:
         argv, overrides = split_overrides(flags.FLAGS.read_flags_from_files(argv))
         try:
-            left_over = flags.FLAGS(argv)[1:]
+            unknown = flags.FLAGS(argv)[1:]
         except SystemExit:
             sys.exit(0)  # absl ends with 1 after --help
-        return read_config_file(CONFIG.value, overrides), left_over
+        return read_config_file(CONFIG.value, overrides), unknown
     except (flags.Error, InputError) as error:
         sys.exit(f"error: {error}")
 
 
 def main(parsed):
-    config, left_over = parsed
-    if left_over:
-        sys.exit(f"error: unknown arguments {left_over}; see --help.")
+    config, unknown = parsed
+    if unknown:
+        sys.exit(f"error: unknown arguments {unknown}; see --help.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     from wcjax import processes
@@ -89,7 +89,7 @@ def main(parsed):
 
 
 def join_processes():
-    """Makes this process one of several, before JAX looks for devices. Blocks until all have come."""
+    """Makes this process one of several, before JAX looks for devices. Blocks until all have joined."""
     import jax
 
     try:
@@ -99,7 +99,7 @@ def join_processes():
         )
     except (RuntimeError, ValueError) as error:
         sys.exit(
-            f"error: the processes do not find each other ({str(error).splitlines()[0]}). Outside TPU pods, Slurm and "
+            f"error: the processes cannot find each other ({str(error).splitlines()[0]}). Outside TPU pods, Slurm and "
             "Open MPI give --coordinator_address=HOST:PORT, --num_processes and --process_id."
         )
 

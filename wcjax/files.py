@@ -94,8 +94,8 @@ def saving(path):
         yield
     except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the latter two
         raise SaveError(
-            f"{path} cannot be written ({cause(error)}). What was saved before is whole: mend this, and the same "
-            "command goes on from there."
+            f"{path} cannot be written ({cause(error)}). Earlier files are intact. Fix the cause and run the same "
+            "command to resume."
         ) from error
 
 

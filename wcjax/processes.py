@@ -1,11 +1,11 @@
-"""Several processes that share a run: which is the first, and where they wait for each other."""
+"""Several processes that share a run: which one is the first, and how they agree."""
 
 import jax
 import numpy as np
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called this."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -13,7 +13,7 @@ def wait_for_all(name: str) -> None:
 
 
 def first_says(value: bool) -> bool:
-    """The value that the first process gives."""
+    """The value of the first process."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -22,15 +22,15 @@ def first_says(value: bool) -> bool:
 
 
 def all_agree(digits: str) -> bool:
-    """Whether every process gives the same hexadecimal digits, 16 of them."""
+    """Whether every process passes the same 16 hexadecimal digits."""
     if jax.process_count() == 1:
         return True
     from jax.experimental import multihost_utils
 
-    given = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(digits), np.uint32))
-    return bool((given == given[0]).all())
+    values = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(digits), np.uint32))
+    return bool((values == values[0]).all())
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Whether this process writes the files that only one process writes."""
     return jax.process_index() == 0

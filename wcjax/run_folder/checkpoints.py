@@ -1,4 +1,4 @@
-"""Checkpoints of a run; the only file that knows Orbax."""
+"""Checkpoints of a run. Only this file knows Orbax."""
 
 import contextlib
 import json
@@ -18,45 +18,47 @@ from wcjax.run_folder.forms import OBJECT, check_form
 
 log = logging.getLogger(__name__)
 
-# A folder that is made in the background and cannot be leaves threads that wait for it for 20 minutes at the exit.
+# If a folder is made in the background and cannot be made, threads wait 20 minutes for it when the process exits.
 IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
 class Checkpoints:
-    """The checkpoints in one folder, one for each finished epoch; the newest `keep` and the two best on val are kept.
+    """The checkpoints in one folder, one for each finished epoch. It keeps the newest `keep` and the two best on val.
 
-    With unit="step" they are those within an epoch, numbered by steps, of which the newest `keep` are kept.
+    With unit="step" the checkpoints are within an epoch and numbered by steps, and the folder keeps the newest `keep`.
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
     rename after everything in it is written, and carries a fingerprint of both that is checked when it is read. The
     record must have `form`, see `wcjax.run_folder.forms`.
-    What cannot be written raises SaveError, at the latest when the next is saved or all are closed. What cannot be read
-    for lack of permission raises InputError at once: Orbax takes it for damaged, and damaged ones are deleted.
+
+    A checkpoint that cannot be written raises SaveError, at the latest when the next one is saved or the folder is
+    closed. Missing permission to read raises InputError at once, because Orbax would report the checkpoint as damaged,
+    and damaged checkpoints are deleted.
     """
 
     def __init__(self, folder, unit: str = "epoch", keep: int = 2, form=OBJECT):
         policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(n=keep)]
+        rules = [policies.LatestN(n=keep)]
         if unit == "epoch":
-            kept.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
+            rules.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
         self._unit, self._folder, self._form = unit, pathlib.Path(folder).absolute(), form
         check_readable(self._folder)
         with saving(self._folder):
             self._manager = _Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy(kept),
+                    preservation_policy=policies.AnyPreservationPolicy(rules),
                     async_options=IN_BACKGROUND,
-                    # Processes that save an epoch in the background may at the same time save within the next.
+                    # While processes save an epoch in the background, they may also save within the next epoch.
                     multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=unit),
                 ),
                 item_names=("state", "record"),
             )
 
     def save(self, number: int, state, record: dict, val_accuracy: float | None = None) -> None:
-        """Saves in the background; state may be donated as soon as this returns. An older save is waited for.
+        """Saves in the background, after an older save has ended. state may be donated as soon as this returns.
 
-        Does nothing if this number is there already.
+        Does nothing if the folder has a checkpoint of this number.
         """
         record = record | {"fingerprint": _fingerprint_of_both(state, record)}
         with saving(self._folder / str(number)):
@@ -69,36 +71,37 @@ class Checkpoints:
     def restore(self, number: int, like):
         """(state, record) of one epoch or step, with the structure, dtypes and shardings of `like`.
 
-        Raises InputError where it cannot be read or is not what was saved.
+        Raises InputError if it cannot be read, or differs from what was saved.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
         try:
-            found = self._manager.restore(number, args=args)
+            checkpoint = self._manager.restore(number, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
             raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {cause(error)}") from error
-        check_form(found.record, self._form, f"the record of the checkpoint of {self._unit} {number}", then="")
-        record = dict(found.record)
-        if record.pop("fingerprint", None) != _fingerprint_of_both(found.state, record):
-            raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it is not what was saved.")
-        return found.state, record
+        check_form(checkpoint.record, self._form, f"the record of the checkpoint of {self._unit} {number}", then="")
+        record = dict(checkpoint.record)
+        if record.pop("fingerprint", None) != _fingerprint_of_both(checkpoint.state, record):
+            raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it differs from what was saved.")
+        return checkpoint.state, record
 
     def restore_newest(self, like):
-        """(state, record) of the newest that can be read, or None where there is none yet.
+        """(state, record) of the newest checkpoint that can be read, or None if there is no checkpoint yet.
 
-        A damaged one is reported, and the one before it is tried; once one can be read, the damaged ones are deleted.
-        Raises InputError if all are damaged, and deletes none; those within an epoch are no loss, and give None.
+        A damaged checkpoint is reported, and the one before it is tried. Once one can be read, the damaged ones are
+        deleted. If all are damaged, none is deleted: this raises InputError, or, for checkpoints within an epoch, which
+        are no loss, returns None.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for i, number in enumerate(numbers):
             try:
-                found = self.restore(number, like)
+                checkpoint = self.restore(number, like)
             except InputError as error:
                 log.warning("%s Falling back to the one before.", error)
                 continue
             for damaged in numbers[:i]:
                 self._manager.delete(damaged)
-            return found
+            return checkpoint
         if numbers and self._unit == "epoch":
             raise InputError(f"none of the checkpoints in {self._folder} can be read. Start in a new workdir.")
         return None
@@ -116,12 +119,12 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step):
-        """Not asked here: JAX would take the numbers of epochs for what `wcjax.training.preemption` counts."""
+        """Overridden, because JAX would mix up the numbers of epochs with the calls that `preemption` counts."""
         return False
 
 
 def save_tree(path, tree) -> None:
-    """Writes a pytree of arrays to the folder `path`, which appears by one rename; replaces what was there."""
+    """Writes a pytree of arrays to the folder `path`, which appears by one rename and replaces an older one."""
     with saving(path), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
@@ -129,13 +132,13 @@ def save_tree(path, tree) -> None:
 def load_tree(path, like=None):
     """The pytree that `save_tree` wrote, as nested dicts of arrays on this process's first device.
 
-    like: shapes and dtypes; where given, the tree must have exactly these, and neither nan nor inf. They are checked
-    before the arrays are read, because forged ones could ask for all memory. Raises InputError.
+    like: the shapes and dtypes that the tree must have, and then it may hold neither nan nor inf. They are checked
+    before the arrays are read, because a forged file could ask for all memory. Raises InputError.
     """
     with _opened(path) as (checkpointer, stored):
         if like is not None:
             check_like(stored, like, f"the weights in {path}")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not that of the devices that wrote it
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
         tree = checkpointer.restore(pathlib.Path(path).absolute(), target)
     if like is not None:
@@ -144,17 +147,17 @@ def load_tree(path, like=None):
 
 
 def stored_shapes(path) -> dict[str, tuple[int, ...]]:
-    """{'params/stem/kernel': shape} of what `save_tree` wrote, without reading it."""
+    """{'params/stem/kernel': shape} of a tree that `save_tree` wrote. No array is read."""
     with _opened(path) as (_, stored):
         return {path_str(at): tuple(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(stored)}
 
 
 @contextlib.contextmanager
 def _opened(path):
-    """(checkpointer, shapes and dtypes of the tree in path); what it raises in the block becomes an InputError."""
+    """(checkpointer, shapes and dtypes of the tree in path). Errors of Orbax in the block become an InputError."""
     with reading(path):
         if not pathlib.Path(path).is_dir():
-            raise InputError(f"{path} does not exist: the run has not ended yet, or this is no run folder.")
+            raise InputError(f"{path} does not exist: the run has not ended yet, or this is not a run folder.")
     check_readable(path)
     if "\\" in str(pathlib.Path(path).absolute()):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
@@ -174,7 +177,7 @@ def _fingerprint_of_both(state, record) -> int:
 
 @jax.jit
 def fingerprint(tree):
-    """A sum over the bits of all arrays, weighted by position: uint32, shape (). The same on any number of devices."""
+    """A sum over the bits of all arrays, weighted by position: uint32, shape (). It does not depend on the devices."""
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         leaf = jnp.asarray(leaf)

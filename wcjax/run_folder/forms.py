@@ -1,4 +1,4 @@
-"""The JSON of a run folder, which may come from anyone: what it must hold, and reading it."""
+"""The JSON of a run folder, which may come from anyone: the form that each file must have, and reading it."""
 
 import json
 import math
@@ -18,8 +18,8 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 MAX_LAYERS = 1000
 
-# A form is (what it is called, whether a value has it), or a dict of the forms that an object has by name, of which
-# EACH stands for every layer.
+# A form is (its name, a function that says whether a value has it), or a dict of forms for the values of an object. Its
+# key EACH stands for every layer.
 EACH = object()
 COUNT = ("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
 NUMBER = ("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)  # larger ones overflow in plots
@@ -62,7 +62,7 @@ CHANNELS = (
 CHECKSUM = ("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
 DATA = {"classes": COUNT, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
-# Of the checkpoints, those of epochs and those within.
+# Records of checkpoints: at the end of an epoch, and within one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
 FAILED = {"reason": ANY_TEXT, "config": OBJECT}
@@ -72,44 +72,43 @@ WEIGHTS = {"epoch": COUNT, "layers": {EACH: {"histogram": HISTOGRAM} | NUMBERS}}
 
 
 def read_json(path, form=OBJECT) -> dict:
-    """The object in a JSON file. Raises InputError where that is none, or has another form."""
+    """The object in a JSON file. Raises InputError if the file is not JSON, or has another form."""
     return _parse(_text(path), form, str(path))
 
 
 def read_lines(path, form) -> list[dict]:
-    """The objects in the lines of a file, one for each epoch; what follows the last newline was torn by a kill.
+    """The objects in the lines of a file, one for each epoch. Text after the last newline was torn by a kill.
 
-    Raises InputError for a line of another form, of an epoch that does not come later than that of the line before, or
-    with other layers.
+    Raises InputError for a line of another form, or one whose epoch is not later than the epoch of the line before, or
+    whose layers differ.
     """
-    lines = _text(path).split("\n")[:-1]
-    found = []
-    for number, line in enumerate(lines, start=1):
+    values = []
+    for number, line in enumerate(_text(path).split("\n")[:-1], start=1):
         at = f"{path}, line {number}"
         value = _parse(line, form, at)
         if "pairs" in value:
             check_form(value, PAIRS, at)
-        if found and value["epoch"] <= found[-1]["epoch"]:
-            raise InputError(f"{at}: epoch {value['epoch']} follows epoch {found[-1]['epoch']}. Give another folder.")
+        if values and value["epoch"] <= values[-1]["epoch"]:
+            raise InputError(f"{at}: epoch {value['epoch']} follows epoch {values[-1]['epoch']}. Give another folder.")
         for each in ("layers", "pairs"):
-            if found and value.get(each, {}).keys() != found[-1].get(each, {}).keys():
-                raise InputError(f"{at}: {each} are not those of the line before. Give another folder.")
-        found.append(value)
-    return found
+            if values and value.get(each, {}).keys() != values[-1].get(each, {}).keys():
+                raise InputError(f"{at}: the {each} differ from the line before. Give another folder.")
+        values.append(value)
+    return values
 
 
 def _text(path) -> str:
-    """What is in a text file. Raises InputError where that is no regular file (a pipe would never end) or too large."""
+    """The content of a text file. Raises InputError if it is not a regular file (a pipe never ends), or is too large."""
     path = pathlib.Path(path)
     with reading(path):
         if not path.is_file():
-            raise InputError(f"{path} is no file; give another folder.")
+            raise InputError(f"{path} is not a regular file; give another folder.")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read. Give another folder.")
         try:
             return path.read_text(encoding="utf-8")
         except ValueError as error:
-            raise InputError(f"{path} is no text ({error}); give another folder.") from error
+            raise InputError(f"{path} is not UTF-8 text ({error}); give another folder.") from error
 
 
 def _parse(text, form, at) -> dict:
@@ -122,16 +121,18 @@ def _parse(text, form, at) -> dict:
 
 
 def check_form(value, form, at, then=" Give another folder.") -> None:
-    """Raises InputError where value has not the form. at: which value it is; then: what to do."""
+    """Raises InputError if value does not have the form. at: the place of the value; then: a sentence with the cure."""
     what, holds = OBJECT if isinstance(form, dict) else form
     if not holds(value):
         raise InputError(f"{at} is not what a run writes: {what} is needed, found {shown(value)}.{then}")
     if not isinstance(form, dict):
         return
     if EACH in form:
-        # The names stand in plots, where a $ or a line break would be taken for more than that.
+        # The names appear in plots, where a $ or a line break would have a meaning.
         if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
-            raise InputError(f"{at} is not what a run writes: these are no layers' names, {shown(list(value))}.{then}")
+            raise InputError(
+                f"{at} is not what a run writes: these are not names of layers, {shown(list(value))}.{then}"
+            )
         form = dict.fromkeys(value, form[EACH])
     for name, inner in form.items():
         check_form(value.get(name), inner, f"{at}, {name}", then)

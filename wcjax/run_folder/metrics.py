@@ -20,7 +20,7 @@ class MetricsWriter:
     """Appends one line for each epoch to metrics.jsonl and weights.jsonl, and the numbers to TensorBoard."""
 
     def __init__(self, workdir, done_epochs: int):
-        """Lines of epochs after done_epochs are left from a run that was stopped, and are removed; -1: all of them."""
+        """Removes the lines of epochs after done_epochs, which an interrupted run left; with -1, all lines."""
         self._workdir = pathlib.Path(workdir)
         for name in ("metrics.jsonl", "weights.jsonl"):
             lines = [line for line in run_folder.read_lines(workdir, name) if line["epoch"] <= done_epochs]
@@ -32,7 +32,7 @@ class MetricsWriter:
             self._tensorboard.mkdir(exist_ok=True)
             self._events = RecordWriter(str(self._tensorboard / name))
         self._add_event(file_version="brain.Event:2")
-        self._add_event(step=done_epochs + 1, session_log=SessionLog(status=SessionLog.START))  # hides what was there
+        self._add_event(step=done_epochs + 1, session_log=SessionLog(status=SessionLog.START))  # hides older events
 
     def write(self, line: dict) -> None:
         """line: 'epoch' and numbers by name, or dicts of them."""
@@ -40,9 +40,14 @@ class MetricsWriter:
         self._show(line, line["epoch"])
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
-        """layers: from `weights.describe_layers`. TensorBoard gets all but the histograms: weights/<number>/<layer>."""
+        """layers: from `weights.describe_layers`. TensorBoard gets the numbers without the histograms."""
         self._append("weights.jsonl", {"epoch": epoch, "layers": layers})
-        shown = {f"{x}/{layer}": v for layer, of in layers.items() for x, v in of.items() if x != "histogram"}
+        shown = {
+            f"{name}/{layer}": x
+            for layer, numbers in layers.items()
+            for name, x in numbers.items()
+            if name != "histogram"
+        }
         self._show({"weights": shown}, epoch)
 
     def _append(self, name, line):
@@ -54,7 +59,7 @@ class MetricsWriter:
 
     def _show(self, numbers, epoch):
         for name, value in traverse_util.flatten_dict(numbers, sep="/").items():
-            self._add_event(step=epoch, summary=scalar(name, np.median(value)))  # of the quantiles, if value is a list
+            self._add_event(step=epoch, summary=scalar(name, np.median(value)))  # value may be a list of quantiles
         with saving(self._tensorboard):
             self._events.flush()
 
@@ -68,7 +73,7 @@ class MetricsWriter:
 
 
 class NoMetrics:
-    """Stands in for MetricsWriter in the processes that write nothing."""
+    """A MetricsWriter that writes nothing, for all processes but the first."""
 
     def write(self, line: dict) -> None:
         pass

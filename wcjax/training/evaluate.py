@@ -44,10 +44,17 @@ def evaluate(program, params, batch_stats, data, after_batch=None) -> dict:
 def load_folded(run, num_classes: int | None = None):
     """(model, variables) of a finished run: the plain network and its best weights.
 
-    run: the run folder. variables: {'params', 'batch_stats'} for model.apply(variables, images, train=False), with
-    images normalized as in training. num_classes: of the data set, found out from the weights where it is left out.
-    Raises InputError where run holds no finished run, or weights of other names, shapes or dtypes than its config's
-    network has, or with nan or inf in them. Shapes are checked before any weight is read.
+    Args:
+      run: the run folder.
+      num_classes: the number of classes of the data set. If it is omitted, the weights tell it.
+
+    Returns:
+      model, and variables = {'params', 'batch_stats'} for model.apply(variables, images, train=False), with images
+      normalized as in training.
+
+    Raises:
+      InputError: the run has not finished, or its weights have other names, shapes or dtypes than the network of its
+        config, or hold nan or inf. Shapes are checked before any weight is read.
     """
     config, folder = run_folder.read_config(run), pathlib.Path(run, "folded")
     if num_classes is None:
@@ -73,9 +80,18 @@ def evaluate_folded(
 ) -> dict:
     """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
 
-    dataset: where it is loaded already. data_dir: where it has moved since training. mesh, after_batch: as in
-    `evaluate`. Images are normalized with the mean and std of the run. Raises InputError if the images of splits are
-    not the ones of the run, which their order in a file does not decide.
+    Images are normalized with the mean and std of the run.
+
+    Args:
+      run: the run folder.
+      dataset: the data set of the run, if it is already in memory.
+      data_dir: the path of the data set, if it has moved since training.
+      splits: the splits to evaluate.
+      mesh: the devices; by default the first one of this process.
+      after_batch: called after each batch.
+
+    Raises:
+      InputError: the images of splits differ from the images of the run. Their order in a file does not matter.
     """
     config = run_folder.read_config(run)
     if data_dir is not None:
@@ -101,13 +117,13 @@ def evaluate_folded(
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("--data_dir", help="where the data set lies, if it has moved since training")
+    parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
     meshes.devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
-    for name, found in result.items():
-        print(f"| {name} | {found['accuracy']:.2%} | {found['loss']:.4f} |")
+    for name, numbers in result.items():
+        print(f"| {name} | {numbers['accuracy']:.2%} | {numbers['loss']:.4f} |")
 
 
 if __name__ == "__main__":

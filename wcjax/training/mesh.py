@@ -1,4 +1,4 @@
-"""Many devices and many processes: one mesh, and how the arrays of a run lie on it.
+"""Many devices and many processes: one mesh, and how the arrays of a run are sharded over it.
 
 The mesh has two axes, `config.mesh = {"data": -1, "fsdp": 1}`. Batches are sharded by rows over both. The training
 state is replicated; with fsdp > 1 its large arrays, parameters and moments of the optimizer alike, are sharded over
@@ -21,7 +21,7 @@ MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than i
 
 
 def devices() -> list:
-    """jax.devices(). Raises InputError if JAX has none of the platform that JAX_PLATFORMS names."""
+    """jax.devices(). Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter is what JAX raises for cuda without a GPU
@@ -35,22 +35,26 @@ def devices() -> list:
 def make_mesh(config) -> Mesh:
     """The mesh that config.mesh asks for; -1 stands for all devices that the other axis leaves.
 
-    A single process may take fewer devices than there are: the first ones. Many processes use all of theirs.
+    A single process may use the first few of its devices. Several processes use all of theirs.
 
-    Raises InputError where there are not that many devices, or where they cannot share config.batch_size.
+    Raises InputError if there are too few devices, or if they cannot share config.batch_size.
     """
-    data, fsdp, found = config.mesh.data, config.mesh.fsdp, len(devices())
+    data, fsdp, num_devices = config.mesh.data, config.mesh.fsdp, len(devices())
     asked = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
     if -1 in (data, fsdp):
-        given = -data * fsdp
-        if found % given:
-            raise InputError(f"{asked}, but there are {found}: choose a divisor of {found} in place of {given}.")
-        data, fsdp = (found // given if size == -1 else size for size in (data, fsdp))
+        other = -data * fsdp
+        if num_devices % other:
+            raise InputError(
+                f"{asked}, but there are {num_devices}: choose a divisor of {num_devices} instead of {other}."
+            )
+        data, fsdp = (num_devices // other if size == -1 else size for size in (data, fsdp))
     size = data * fsdp
-    if size > found:
-        raise InputError(f"{asked}, but there are {found}: choose smaller numbers, or -1 for all that are left.")
-    if size < found and jax.process_count() > 1:
-        raise InputError(f"{asked}, but {jax.process_count()} processes have {found} and must use all: say data=-1.")
+    if size > num_devices:
+        raise InputError(f"{asked}, but there are {num_devices}: choose smaller numbers, or -1 for all that are left.")
+    if size < num_devices and jax.process_count() > 1:
+        raise InputError(
+            f"{asked}, but {jax.process_count()} processes have {num_devices} and must use all: set data=-1."
+        )
     if config.batch_size % size:
         raise InputError(
             f"config.batch_size is {config.batch_size}, which {size} devices cannot share: choose a multiple of "
@@ -74,23 +78,24 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, state):
-    """The sharding of each array of a training state, or one for all of them where fsdp is 1.
+    """The sharding of each array of a training state, or one for all of them if fsdp is 1.
 
-    Over 'fsdp' goes the largest axis that it divides, the last of equals, of arrays with two or more axes and at least
-    MIN_FSDP_SIZE elements. All others, learned a and b among them, are replicated. state: arrays, or their shapes.
+    Arrays with two or more axes and at least MIN_FSDP_SIZE elements are sharded over 'fsdp' along their largest axis
+    that it divides, the last one of equals. All others, among them learned a and b, are replicated. state: arrays, or
+    their shapes.
     """
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1:
         return replicated(mesh)
 
-    def of_leaf(leaf):
+    def sharding(leaf):
         axes = [axis for axis, length in enumerate(leaf.shape) if length % fsdp == 0]
         if leaf.ndim < 2 or leaf.size < MIN_FSDP_SIZE or not axes:
             return replicated(mesh)
         largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
         return NamedSharding(mesh, P(*(None,) * largest, "fsdp"))
 
-    return jax.tree.map(of_leaf, state)
+    return jax.tree.map(sharding, state)
 
 
 def abstract(shapes, shardings):
@@ -101,19 +106,19 @@ def abstract(shapes, shardings):
 
 
 def replicate(mesh: Mesh, tree):
-    """Arrays that every process has, whole on each device."""
+    """Puts arrays that every process has on each device, whole."""
     place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
     return jax.tree.map(lambda x: place(np.asarray(x)), tree)
 
 
 def gather(mesh: Mesh, tree):
-    """The same arrays of the mesh, whole on each device, so that each process can read them."""
+    """Puts sharded arrays on each device, whole, so that each process can read them."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def share_batch(mesh: Mesh, batch):
-    """A batch on the devices from the rows that each process has: arrays (n / processes, ...) -> (n, ...).
+    """Puts a batch on the devices from the rows that each process has: arrays (n / processes, ...) -> (n, ...).
 
-    Starts the transfer and does not wait: it runs while the devices work on the steps before.
+    The transfer runs in the background while the devices work on earlier steps.
     """
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)

@@ -1,9 +1,9 @@
 """SIGTERM, by which schedulers announce that they will kill, and Ctrl-C: a run saves itself, then the process ends.
 
-A handler that raises is not enough. Python drops what is raised within a callback of the garbage collector, of which
-JAX has one, and an `except Exception` on the way swallows it. So there are two kinds of handlers, and neither raises.
-Until a run takes its first step there is nothing to save, and the process exits at once (`leave_at_once`). From then on
-the signal is noted, and the loop asks for it after each step (`signals_noticed`).
+A handler that raises is not enough. Python drops an exception that is raised within a callback of the garbage
+collector, and JAX has such a callback. An `except Exception` in a library may also swallow it. So there are two kinds
+of handlers, and neither raises. Until a run takes its first step there is nothing to save, and the process exits at
+once (`leave_at_once`). From then on the signal is noted, and the loop asks for it after each step (`signals_noticed`).
 """
 
 import contextlib
@@ -21,9 +21,9 @@ EXIT_CODES = {signal.SIGTERM: START_AGAIN, signal.SIGINT: 128 + signal.SIGINT}
 
 
 def leave_at_once() -> None:
-    """From here on SIGTERM and Ctrl-C end this process at once, even within a long call of XLA.
+    """Makes SIGTERM and Ctrl-C end this process at once, even within a long call of XLA.
 
-    Python runs a handler only when such a call has returned, so a thread waits for the signals too.
+    Python runs a handler only when such a call has returned, so a thread waits for the signals as well.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -42,13 +42,13 @@ def _leave(number, frame=None):
 
 
 def _forget():
-    """In a forked process: it must not wake the thread of this one."""
+    """Undoes `leave_at_once` in a forked process, which must not wake the thread of its parent."""
     signal.set_wakeup_fd(-1)
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_DFL)
 
 
-_noted_once = set()  # signals whose next one is only noted, although their handler is soon `_leave` again
+_noted_once = set()  # signals that are only noted the next time, although their handler may be `_leave` again by then
 
 
 def _watch(reader):
@@ -63,16 +63,16 @@ def _watch(reader):
 def signals_noticed():
     """Yields a function that returns the signal that asks the process to stop, 'SIGTERM' or 'SIGINT', or ''.
 
-    From the first call of that function on, these signals are only noted; a second Ctrl-C is handled as it was before.
-    Call it before the first step and after each step.
+    From the first call of that function on, these signals are only noted. A second Ctrl-C is handled as it was before.
+    Call the function before the first step and after each step.
 
-    When several processes share a run, SIGTERM may reach one of them or all: each gets the same answer after the same
-    step, which JAX settles in the background. They must call the function equally often. No call waits for the devices.
+    If several processes share a run, SIGTERM may reach one of them or all. Each gets the same answer after the same
+    step, on which JAX agrees in the background. They must call the function equally often. No call waits for a device.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        # JAX holds SIGTERM back from jax.distributed.initialize on. It takes the number of a call that none has made.
+        # JAX holds SIGTERM back from jax.distributed.initialize on. Each call needs a number of its own.
         calls = itertools.count(1)
         yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
         return

@@ -41,11 +41,11 @@ class Totals(NamedTuple):
 
 
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
-    """The state before the first step. image_shape: (height, width, channels). mesh: one device if left out."""
+    """The state before the first step. image_shape: (height, width, channels). mesh: one device by default."""
     mesh = mesh or meshes.one_device()
     init = _init(model, tx, image_shape)
 
-    # Most of the time to compile this goes into optimizing random draws that run once.
+    # Most of the compilation would optimize random draws that run once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
@@ -53,7 +53,7 @@ def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
 
 
 def abstract_state(model, tx, image_shape, mesh) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`, which draws nothing and needs no memory."""
+    """The shapes, dtypes and shardings of `init_state`. Nothing is drawn, and no memory is used."""
     shapes = jax.eval_shape(_init(model, tx, image_shape), jax.random.key(0))
     return meshes.abstract(shapes, meshes.state_sharding(mesh, shapes))
 
@@ -168,5 +168,5 @@ def zero_totals(mesh) -> Totals:
 
 @jax.jit
 def all_finite(tree):
-    """Whether no element of tree is nan or inf: bool, shape ()."""
+    """Whether all elements of tree are finite: bool, shape ()."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

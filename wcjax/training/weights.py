@@ -1,9 +1,9 @@
-"""What the weights of a network look like after an epoch: one line of weights.jsonl, a dict for each layer.
+"""How the weights of a network are distributed after an epoch: one line of weights.jsonl, a dict for each layer.
 
-Everything is of w, what the network sees, also where the run holds v. The numbers of a layer:
+All numbers describe w, the weights that the network uses, even if the run holds v. The numbers of a layer:
 
-    'histogram'            counts of w between EDGES, (len(EDGES) + 1,); the first and the last are what lies outside
-    'mean', 'std', 'max'   of w, of w (not of a sample: / n), of |w|
+    'histogram'            counts of w between EDGES, (len(EDGES) + 1,); the first and the last count w beyond them
+    'mean', 'std', 'max'   of w, of w (divided by n), of |w|
     'kurtosis'             mean of ((w − mean) / std)⁴ minus 3: 0 for a Gauss distribution, −1.2 for a uniform one
     'below_0.01'           share of the weights with |w| < 0.01
     'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a Gauss one, 0.06 for a uniform one
@@ -27,7 +27,7 @@ def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
 
 @jax.jit
 def describe(w) -> dict[str, jax.Array]:
-    """The numbers of one layer, as the head of this file lists them. w: floats of any shape, not empty."""
+    """The numbers of one layer that the docstring of this file lists. w: floats of any shape, not empty."""
     w = w.ravel().astype(jnp.float32)
     below = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), w, side="right")
     std = jnp.std(w)
@@ -44,7 +44,7 @@ def describe(w) -> dict[str, jax.Array]:
 
 
 def describe_layers(params, config) -> dict[str, dict]:
-    """{layer: its numbers} as Python numbers and lists; params: of a run of config. This waits for the device."""
+    """{layer: its numbers} as Python numbers and lists. This waits for the device."""
     weights = _layer_weights(params, plain=config.reparam.name == "none")
     described = jax.device_get({layer: describe(w) for layer, w in weights.items()})
     return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in described.items()}
@@ -55,13 +55,13 @@ _layer_weights = jax.jit(layer_weights, static_argnames="plain")
 
 
 def learned_pairs(params) -> dict[str, dict]:
-    """{layer: {'a': a, 'b': b}} of a network that learns them: numbers, or for a pair per channel their `QUANTILES`."""
-    named = {}
+    """{layer: {'a': a, 'b': b}} of a network that learns them: numbers, or their `QUANTILES` over the channels."""
+    pairs = {}
     for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi)):
         psi = getattr(x, "psi", x)
-        if isinstance(psi, Psi):  # of a weight, or the pair that all share
+        if isinstance(psi, Psi):  # a weight's own Ψ, or the pair that all share
             arrays = {name: np.asarray(getattr(psi, name), np.float64) for name in psi.learned}
-            named[path_str(path[:-1])] = {
+            pairs[path_str(path[:-1])] = {
                 name: x.item() if x.size == 1 else np.quantile(x, QUANTILES).tolist() for name, x in arrays.items()
             }
-    return named
+    return pairs
