@@ -98,7 +98,7 @@ def read_lines(path, form) -> list[dict]:
 
 
 def _text(path) -> str:
-    """The content of a text file. Raises InputError if it is not a regular file (a pipe never ends), or is too large."""
+    """The content of a text file. Raises InputError if it is not a regular file (a pipe never ends) or is too large."""
     path = pathlib.Path(path)
     with reading(path):
         if not path.is_file():
