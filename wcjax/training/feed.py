@@ -82,7 +82,9 @@ class OnDevice(_Feed):
 
     def __init__(self, split, dataset, config, mesh):
         super().__init__(split, dataset, config, mesh)
-        self._split = meshes.replicate(mesh, Images(split.images, split.labels))
+        # One row an image: XLA would copy the whole split on a TPU, in each step, to gather from four axes.
+        self._shape = split.images.shape[1:]
+        self._split = meshes.replicate(mesh, Images(split.images.reshape(split.num_images, -1), split.labels))
         self._steps_per_epoch = split.num_images // config.batch_size
         self._draw = jax.jit(self.draw_order, out_shardings=meshes.replicated(mesh))
 
@@ -122,7 +124,8 @@ class OnDevice(_Feed):
 
     def _take(self, split, index):
         index = jax.lax.with_sharding_constraint(index, meshes.by_rows(self.mesh))  # each device gathers its own rows
-        return jax.tree.map(lambda x: x[index], split)
+        images, labels = split.images[index], split.labels[index]
+        return Images(images.reshape(-1, *self._shape), labels)
 
 
 class Streamed(_Feed):
