@@ -61,7 +61,7 @@ class BareSteps:
         self.steps_per_epoch, self.state, self.totals = run.steps_per_epoch, progress.state, progress.totals
         with feed.training(run, 0) as self.data:
             pass  # small sets stay on the device
-        self.inputs = self.data.train_inputs(self.state)
+        self.inputs = next(self.data.epoch(self.state))
         if several == 1:
             self.step = steps.compile_train_step(run, self.data, self.state, self.totals)
         else:

@@ -83,10 +83,15 @@ class OnDevice(_Feed):
     def __init__(self, split, dataset, config, mesh):
         super().__init__(split, dataset, config, mesh)
         # One row an image: XLA would copy the whole split on a TPU, in each step, to gather from four axes.
+        self._rows = Images(split.images.reshape(split.num_images, -1), split.labels)
         self._shape = split.images.shape[1:]
-        self._split = meshes.replicate(mesh, Images(split.images.reshape(split.num_images, -1), split.labels))
         self._steps_per_epoch = split.num_images // config.batch_size
         self._draw = jax.jit(self.draw_order, out_shardings=meshes.replicated(mesh))
+
+    @functools.cached_property
+    def _split(self):
+        """The split on the devices."""
+        return meshes.replicate(self.mesh, self._rows)
 
     def draw_order(self, key, step):
         """The order of the images in the epoch of a step, int32 (num_images,). key: `TrainState.key`."""
@@ -101,12 +106,16 @@ class OnDevice(_Feed):
         """The inputs of the steps that show each image once."""
         return itertools.repeat(self._split, self._num_batches)
 
-    def train_inputs(self, state):
-        """The inputs of the next training step, or their shapes, dtypes and shardings."""
-        return next(self.epoch(state))
+    def train_inputs(self):
+        """The shapes, dtypes and shardings of the inputs of a training step."""
+        return self.eval_inputs(), self._abstract((self.num_images,), jnp.int32)
 
     def eval_inputs(self):
-        return self._split
+        """The shapes, dtypes and shardings of the inputs of an evaluation step."""
+        return jax.tree.map(lambda x: self._abstract(x.shape, x.dtype), self._rows)
+
+    def _abstract(self, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.replicated(self.mesh))
 
     def train_batch(self, inputs, step, key):
         """The batch of a step, cropped and flipped at random by key."""
@@ -142,13 +151,13 @@ class Streamed(_Feed):
     def round(self) -> Iterator:
         return itertools.islice(self._batches, self._num_batches)
 
-    def train_inputs(self, state):
+    def train_inputs(self):
         n, size = self._config.batch_size, self._config.image_size
         array = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.by_rows(self.mesh))
         return Images(array((n, size, size, 3), jnp.uint8), array((n,), jnp.int32))
 
     def eval_inputs(self):
-        return self.train_inputs(None)
+        return self.train_inputs()
 
     def train_batch(self, batch, step, key):
         return self._normalize(batch.images), batch.labels

@@ -153,7 +153,7 @@ def compile_train_step(run, data, state, totals):
     everywhere = meshes.replicated(run.mesh)
     shardings = (meshes.state_sharding(run.mesh, state), everywhere, everywhere)
     step = jax.jit(functools.partial(train_step, run, data), donate_argnums=(0, 1), out_shardings=shardings)
-    return step.lower(state, totals, data.train_inputs(state)).compile()
+    return step.lower(state, totals, data.train_inputs()).compile()
 
 
 def compile_eval_step(model, data, params, batch_stats):
