@@ -184,6 +184,7 @@ def _compile(run, progress, train_data, val_data) -> _Programs:
     began = time.perf_counter()
     state = progress.state
     train = steps.compile_train_step(run, train_data, state, progress.totals)
+    progress.state = state = jax.device_put(state, train.input_formats[0][0])
     evaluate = steps.compile_eval_step(run.model, val_data, state.params, state.batch_stats)
     return _Programs(train, evaluate, time.perf_counter() - began)
 

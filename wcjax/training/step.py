@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.layout import Format, Layout
 
 from wcjax.params import fold
 from wcjax.training import mesh as meshes
@@ -147,13 +148,24 @@ def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Total
 def compile_train_step(run, data, state, totals):
     """`train_step`, compiled: (state, totals, inputs) -> (state, totals, loss). It reuses the buffers of the first two.
 
-    state, totals: arrays, or their shapes, dtypes and shardings. The outputs keep the shardings of the inputs, so that
-    every step is the same program.
+    state, totals: arrays, or their shapes, dtypes and shardings. XLA chooses the layout of the state in memory, because
+    GPUs want kernels with their input channels last and would otherwise transpose each of them, and Ψ of it, in every
+    step. Put the first state into `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
     """
     everywhere = meshes.replicated(run.mesh)
-    shardings = (meshes.state_sharding(run.mesh, state), everywhere, everywhere)
-    step = jax.jit(functools.partial(train_step, run, data), donate_argnums=(0, 1), out_shardings=shardings)
-    return step.lower(state, totals, data.train_inputs()).compile()
+    auto = jax.tree.map(lambda s: Format(Layout.AUTO, s), meshes.state_sharding(run.mesh, state))
+    state, totals, inputs = jax.tree.map(_shape, (state, totals, data.train_inputs()))
+    step = jax.jit(
+        functools.partial(train_step, run, data),
+        donate_argnums=(0, 1),
+        in_shardings=(auto, everywhere, jax.tree.map(lambda x: x.sharding, inputs)),
+        out_shardings=(auto, everywhere, everywhere),
+    )
+    return step.lower(state, totals, inputs).compile()
+
+
+def _shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def compile_eval_step(model, data, params, batch_stats):
