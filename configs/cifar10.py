@@ -40,7 +40,7 @@ SMALL = ("resnet8", "resnet20")
 
 
 def get_config(argument: str = "resnet18,wc"):
-    """argument: 'model,variant'; wcjax.training.config.VARIANTS lists the variants, and the default is 'wc'."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "cifar10"
     config.model = argument.partition(",")[0]

@@ -32,7 +32,7 @@ BEST_AB = {  # table I, and the text for wrn28_10
 
 
 def get_config(argument: str = "resnet18,wc"):
-    """argument: 'model,variant'; wcjax.training.config.VARIANTS lists the variants, and the default is 'wc'."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "cifar100"
     config.model = argument.partition(",")[0]

@@ -14,7 +14,7 @@ from wcjax.training import default_config, with_variant
 
 
 def get_config(argument: str = "resnet8,wc"):
-    """argument: 'model,variant'; wcjax.training.config.VARIANTS lists the variants, and the default is 'wc'."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "digits"
     config.model = argument.partition(",")[0]

@@ -22,7 +22,7 @@ from wcjax.training import default_config, with_variant
 
 
 def get_config(argument: str = "resnet50,wc"):
-    """argument: 'model,variant'; wcjax.training.config.VARIANTS lists the variants, and the default is 'wc'."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "tiny_imagenet"
     config.model = argument.partition(",")[0]
