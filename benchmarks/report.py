@@ -91,7 +91,7 @@ def compared(base):
 
 
 def epoch(records):
-    head = ["network, batch, dtype", "what", "images/s", "ratio to the bare step"]
+    head = ["network, batch, dtype", "measured", "images/s", "ratio to the bare step"]
     return table(
         head, [[case(r), r["variant"], f"{r['images_per_second']:,.0f}", f"{r['ratio']:.3f}"] for r in records]
     )
@@ -122,7 +122,7 @@ def start(records):
         "network",
         "compilation cache",
         "s before the first step, with imports",
-        "s of them for the step and evaluation",
+        "of these, s to compile the step and the evaluation",
     ]
     rows = [[r["model"], r["variant"], f"{r['seconds']:.1f}", f"{r['compile_seconds']:.1f}"] for r in records]
     return table(head, rows)
@@ -166,7 +166,7 @@ def plot_overhead(name) -> pathlib.Path:
         ends = [[r["ratio"] - r["low"] for r in of], [r["high"] - r["ratio"] for r in of]]
         axes.errorbar([r["ratio"] for r in of], at, xerr=ends, fmt="o", label=variant)
     axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set(yticks=range(len(cases)), yticklabels=cases, xlabel="time of a step / that of the plain network")
+    axes.set(yticks=range(len(cases)), yticklabels=cases, xlabel="time of a step / time of a plain step")
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=2)
     return save(figure, f"overhead_{name}.png")

@@ -1,11 +1,11 @@
-"""CIFAR-10: tables II and following of the paper, arXiv 2306.16993, and small networks for a CPU.
+"""CIFAR-10 with the networks of the paper, arXiv 2306.16993 (tables II and following), and small ones for a CPU.
 
     python train.py --config configs/cifar10.py:resnet18,wc --workdir runs/r18_wc --config.data_dir=DIR
     python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/r18_plain --config.data_dir=DIR
     python train.py --config configs/cifar10.py:resnet8,wc --workdir runs/r8_wc --config.data_dir=DIR
 
-DIR: a tensorflow-datasets folder in which cifar10 is prepared as array_record, or one with a cifar10.npz; without it
-the error says how to make one. Test accuracy in % (mean ± std of 5 seeds, 200 epochs):
+DIR is a tensorflow-datasets folder in which cifar10 is prepared as array_record, or a folder with a cifar10.npz. If it
+has neither, the error says how to make one. The paper's test accuracy in % (mean ± std of 5 seeds, 200 epochs):
 
     | model    | plain       | pp          | wn          | wc          | arsinh | erf   | learned     |
     | resnet18 | 94.04 ± .08 | 92.94 ± .17 | 94.26 ± .14 | 94.44 ± .12 | 94.34  | 94.36 | 94.16 ± .08 |
@@ -14,16 +14,17 @@ the error says how to make one. Test accuracy in % (mean ± std of 5 seeds, 200 
     | vgg16_bn | 93.27 ± .12 |             |             | 93.52 ± .19 |        |       |             |
     | vgg19_bn | 93.21 ± .08 |             |             | 93.33 ± .25 |        |       |             |
 
-VGG is trained with the schedule and the decay of CIFAR-100. After the comma stands one of the column names, 'coarse'
-for one learned pair in the network, or 'channel' for a learned pair of each output channel, which is not in the paper.
+VGG is trained with the schedule and the decay of CIFAR-100. The variant after the comma is a column name of the table,
+'coarse' for one learned pair in the network, or 'channel' for a learned pair of each output channel. The paper does not
+have 'channel'.
 
-Not in the paper: resnet8 (78,042 parameters) and resnet20, trained for 20 epochs, with a and b of ResNet18. Measured
-on 2 CPU cores: 36 s an epoch for resnet8 (1,240 images/s); after 5 epochs 70 to 72 % on test. ResNet18 takes 1.5 s a
-step there, 9 minutes an epoch: it is for a GPU or TPU.
+The paper does not have resnet8 (78,042 parameters) and resnet20 either. They are trained for 20 epochs, with the a and
+b of ResNet18. On 2 CPU cores, an epoch of resnet8 took 36 s (1,240 images/s), and 5 epochs gave 70 to 72 % on test.
+ResNet18 takes 1.5 s a step there, which is 9 minutes an epoch, so it needs a GPU or TPU.
 
-OPEN in the paper, and how it is read here: the augmentation (4-pixel zero pad, random crop, flip), the gain of
-Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), what decays (all parameters; the gradient gets
-λ·w), and the width of VGG's linear layers (512).
+OPEN in the paper, with the choice made here in brackets: the augmentation (4-pixel zero pad, random crop, flip), the
+gain of Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), the parameters that decay (all; the
+gradient gets λ·w), and the width of VGG's linear layers (512).
 """
 
 from wcjax.config import default_config, with_variant
@@ -39,7 +40,7 @@ SMALL = ("resnet8", "resnet20")
 
 
 def get_config(argument: str = "resnet18,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "cifar10"
     config.model = argument.partition(",")[0]

@@ -3,7 +3,7 @@
     python train.py --config configs/cifar100.py:resnet50,wc --workdir runs/r50_wc --config.data_dir=DIR
     python train.py --config configs/cifar100.py:resnet50,plain --workdir runs/r50_plain --config.data_dir=DIR
 
-DIR: as in configs/cifar10.py. Test accuracy in % (mean ± std of 5 seeds, 200 epochs):
+DIR is as in configs/cifar10.py. The paper's test accuracy in % (mean ± std of 5 seeds, 200 epochs):
 
     | model    | plain       | pp           | wn          | wc          | arsinh | erf   |
     | resnet18 | 76.47 ± .20 | 74.70 ± 1.32 | 76.83 ± .22 | 76.73 ± .09 | 76.59  | 76.80 |
@@ -13,9 +13,10 @@ DIR: as in configs/cifar10.py. Test accuracy in % (mean ± std of 5 seeds, 200 e
     | vgg16_bn | 72.48 ± .35 |              |             | 72.74 ± .25 |        |       |
     | vgg19_bn | 71.34 ± .14 |              |             | 71.86 ± .26 |        |       |
 
-Not in the paper: resnet8 and resnet20, with a = 1.0 and b = 0.6, because their initial |w| goes up to 0.61.
-The paper prints ResNet18's number for PP once more for ResNet34. Time: these are networks for a GPU or TPU.
-OPEN in the paper, and how it is read here: as in configs/cifar10.py.
+The paper prints ResNet18's number for PP once more for ResNet34. It does not have resnet8 and resnet20, which use a =
+1.0 and b = 0.6, because their initial |w| reaches 0.61. The networks of the paper need a GPU or TPU.
+
+OPEN in the paper: as in configs/cifar10.py.
 """
 
 from wcjax.config import default_config, with_variant
@@ -31,7 +32,7 @@ BEST_AB = {  # table I, and the text for wrn28_10
 
 
 def get_config(argument: str = "resnet18,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "cifar100"
     config.model = argument.partition(",")[0]

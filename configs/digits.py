@@ -1,20 +1,20 @@
-"""scikit-learn's 1,797 handwritten digits, 8x8 grey: the first run. Nothing is downloaded.
+"""The first run: scikit-learn's 1,797 handwritten digits, 8x8 grey. Nothing is downloaded.
 
     python train.py --config configs/digits.py --workdir runs/digits
     python train.py --config configs/digits.py:resnet8,plain --workdir runs/digits_plain
 
-Expected: 96 to 99 % on test, with and without WC (the set is too easy to tell them apart, and one image in 360 is
-0.3 %). Time: 1 s of training on 2 CPU cores, after some 10 s to start and compile.
+Expect 96 to 99 % on test, with and without WC. The set is too easy to tell them apart, and one image in 360 is 0.3 %.
+Training takes 1 s on 2 CPU cores, after about 10 s to start and compile.
 
-The paper has no such run. The settings below are ours. The initial |w| goes up to 0.82, so that a learned a cannot
-start at the paper's 0.5, whose bound is 0.79: it starts at 0.6.
+The paper has no such run, and the settings below are ours. The initial |w| reaches 0.82. A learned a therefore cannot
+start at the paper's 0.5, whose bound is 0.79, and starts at 0.6.
 """
 
 from wcjax.config import default_config, with_variant
 
 
 def get_config(argument: str = "resnet8,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "digits"
     config.model = argument.partition(",")[0]

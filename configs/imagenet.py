@@ -3,26 +3,27 @@
     python train.py --config configs/imagenet.py:resnet50,wc --workdir runs/imagenet_wc --config.data_dir=DIR
     python train.py --config configs/imagenet.py:resnet50,plain --workdir runs/imagenet_plain --config.data_dir=DIR
 
-DIR: a folder with train/<class>/<image> and val/<class>/<image>, or a tensorflow-datasets folder in which imagenet2012
-is prepared as array_record (that needs the extra 'data' as well). Needs pip install 'wcjax[stream]'. Top-1 accuracy on
-the official validation split in % (mean ± std of 3 seeds, 300 epochs): plain 76.80 ± .11, wc 77.02 ± .08. Only these
-two are in the paper. That split chooses the best epoch too: val_accuracy and test_accuracy in summary.json are the
-same there.
+DIR is a folder with train/<class>/<image> and val/<class>/<image>, or a tensorflow-datasets folder in which
+imagenet2012 is prepared as array_record. The first needs pip install 'wcjax[stream]', the second 'wcjax[stream,data]'.
 
-Time: not measured. It is for an accelerator with many cores beside it: 300 epochs are 384 million images, and what a
-core decodes is in benchmarks/decode_speed.py. Take as many data_workers as there are cores; each needs 0.2 GB of memory
-and room for four batches of 39 MB, two of them in shared memory (docker run --shm-size=2g). Every 1,000 steps the run
-is saved within the epoch.
+The paper's top-1 accuracy on the official validation split in % (mean ± std of 3 seeds, 300 epochs) is 76.80 ± .11 for
+plain and 77.02 ± .08 for wc. The paper has only these two. The same split chooses the best epoch, so the best val
+accuracy and the test accuracy in summary.json are equal.
 
-OPEN in the paper, and how it is read here: 'random crop 224' (a random resized crop, area 0.08 to 1, to 224), and as
-in configs/cifar10.py.
+The time was not measured. The run needs an accelerator in a machine with many cores: 300 epochs are 384 million images,
+and benchmarks/decode_speed.py measures how many of them a core decodes. Use as many data_workers as there are cores.
+Each needs 0.2 GB of memory and room for four batches of 39 MB, two of them in shared memory (docker run --shm-size=2g).
+The run is saved every 1,000 steps within the epoch.
+
+OPEN in the paper, with the choice made here in brackets: 'random crop 224' (a random resized crop, area 0.08 to 1, to
+224), and the same as in configs/cifar10.py.
 """
 
 from wcjax.config import default_config, with_variant
 
 
 def get_config(argument: str = "resnet50,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "imagenet"
     config.model = argument.partition(",")[0]

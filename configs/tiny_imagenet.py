@@ -3,24 +3,26 @@
     python train.py --config configs/tiny_imagenet.py:resnet50,wc --workdir runs/tiny_wc --config.data_dir=DIR
     python train.py --config configs/tiny_imagenet.py:resnet50,plain --workdir runs/tiny_plain --config.data_dir=DIR
 
-DIR: the unpacked folder tiny-imagenet-200, or the one it lies in. Needs pip install 'wcjax[stream]'. Top-1 accuracy on
-the official validation split in % (mean ± std of 3 seeds, 300 epochs): plain 65.08 ± .38, wc 65.93 ± .12. Only these
-two are in the paper. That split chooses the best epoch too: val_accuracy and test_accuracy in summary.json are the
-same there.
+DIR is the unpacked folder tiny-imagenet-200, or the folder that contains it. This needs pip install 'wcjax[stream]'.
 
-Time: not measured. It is for a GPU or TPU: an epoch is 781 steps of 128 images at 224x224, as many pixels as 109 epochs
-of CIFAR-10. Take as many data_workers as there are cores; each needs 0.2 GB of memory and room for four batches.
+The paper's top-1 accuracy on the official validation split in % (mean ± std of 3 seeds, 300 epochs) is 65.08 ± .38 for
+plain and 65.93 ± .12 for wc. The paper has only these two. The same split chooses the best epoch, so the best val
+accuracy and the test accuracy in summary.json are equal.
 
-OPEN in the paper, and how it is read here: 'random crop 224' of a 64x64 image (a random resized crop, area 0.08 to 1,
-to 224); the stem (ImageNet's, 7x7 with stride 2 and a max pool, as 224x224 images come in); the statistics for
-normalization (ImageNet's); and as in configs/cifar10.py.
+The time was not measured. The run needs a GPU or TPU: an epoch is 781 steps of 128 images at 224x224, as many pixels as
+109 epochs of CIFAR-10. Use as many data_workers as there are cores. Each needs 0.2 GB of memory and room for four
+batches.
+
+OPEN in the paper, with the choice made here in brackets: 'random crop 224' of a 64x64 image (a random resized crop,
+area 0.08 to 1, to 224); the stem (ImageNet's, 7x7 with stride 2 and a max pool, because the images have 224x224
+pixels); the statistics for normalization (ImageNet's); and the same as in configs/cifar10.py.
 """
 
 from wcjax.config import default_config, with_variant
 
 
 def get_config(argument: str = "resnet50,wc"):
-    """argument: 'model,variant'; the variants are those of wcjax.config.keys.VARIANTS, 'wc' where left out."""
+    """argument: 'model,variant'; wcjax.config.VARIANTS lists the variants, and the default is 'wc'."""
     config = default_config()
     config.dataset = "tiny_imagenet"
     config.model = argument.partition(",")[0]

@@ -7,7 +7,8 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
 OPTIONAL = {"equinox": "equinox", "haiku": "dm-haiku", "safetensors": "safetensors"}  # module: what to install
 NEEDED_BY = {"fine_tuning.md": ["safetensors"], "equinox.md": ["equinox"], "haiku.md": ["haiku"]}
 BLOCK = re.compile(r"^(?P<skip><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,6 +37,13 @@ def test_every_howto_page_has_a_block_and_a_link_from_the_readme():
     for page in howto:
         assert blocks(page), page
         assert f"docs/howto/{page.name}" in (ROOT / "README.md").read_text(encoding="utf-8"), page
+
+
+def test_the_index_of_the_docs_links_every_page():
+    docs = ROOT / "docs"
+    links = set(re.findall(r"\]\(([^)#\s]+)\)", (docs / "README.md").read_text(encoding="utf-8")))
+    pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
+    assert links == pages - {"README.md", "results/report/report.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
