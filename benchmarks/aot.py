@@ -78,7 +78,7 @@ def make_dataset(config) -> Dataset:
 
 
 def compile_step(target: str, config, is_compand: bool):
-    """The compiled training step of config for the devices of target."""
+    """(the compiled training step of config for the devices of target, the number of arrays that it gets donated)."""
     mesh, dataset = make_mesh(target, config.mesh.fsdp), make_dataset(config)
     run = (CompandRun if is_compand else Run)(config, None, mesh, dataset)
     if isinstance(dataset.train, Split):
@@ -87,7 +87,7 @@ def compile_step(target: str, config, is_compand: bool):
         data = feed.Streamed(dataset.train, dataset, config, mesh, iter(()))
     state = steps.abstract_state(run.model, run.tx, run.image_shape, mesh)
     totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(mesh))
-    return steps.compile_train_step(run, data, state, totals)
+    return steps.compile_train_step(run, data, state, totals), len(jax.tree.leaves((state, totals)))
 
 
 def size(result: str) -> int:
@@ -98,7 +98,7 @@ def size(result: str) -> int:
     )
 
 
-def measure(compiled) -> dict:
+def measure(compiled, donated: int) -> dict:
     """What a compiled step consists of."""
     hlo = compiled.as_text()
     entry = hlo[hlo.index("\nENTRY ") :].partition("\n}")[0].splitlines()
@@ -120,6 +120,7 @@ def measure(compiled) -> dict:
         "cycles": sum(cycles) or None,
         "temporary_mb": memory.temp_size_in_bytes / 1e6,
         "state_mb": memory.argument_size_in_bytes / 1e6,
+        "donated": donated,
         "aliased": hlo.partition("\n")[0].count("may-alias") + hlo.partition("\n")[0].count("must-alias"),
         "collectives": dict(collectives),
         "asynchronous": len(re.findall(r" (?:all-reduce|all-gather|reduce-scatter)-start\(", hlo)),
@@ -174,7 +175,7 @@ def main():
     for variant in args.variants.split(","):
         config = check_config(read_config_file(f"{args.config},{VARIANTS[variant]}", overrides))
         case = {"target": args.target, "model": config.model, "batch": config.batch_size, "dtype": config.dtype}
-        measured = measure(compile_step(args.target, config, variant == "compand"))
+        measured = measure(*compile_step(args.target, config, variant == "compand"))
         records.append({"group": "aot", **case, "variant": variant, **measured})
         print(json.dumps(records[-1]), flush=True)
         if args.out:

@@ -133,6 +133,29 @@ def save_costs(records):
     return table(["network, batch, dtype", "s that a save adds to steps", "s an epoch of CIFAR-10", "share"], rows)
 
 
+def aot(records):
+    """Programs for accelerators, with ratios to the plain program of the same case."""
+    head = [
+        "target",
+        "network, batch, dtype",
+        "variant",
+        "kernels",
+        "GB",
+        "million cycles",
+        "copies, MB",
+        "temporary, MB",
+    ]
+    rows, plain = [], {}
+    for r in records:
+        base = plain.setdefault((r["target"], case(r)), r)
+        cell = lambda key, unit, form, r=r, base=base: (
+            f"{r[key] / unit:{form}} ({r[key] / base[key]:.3f})" if r[key] else ""
+        )
+        sizes = [cell("kernels", 1, ",.0f"), cell("bytes", 1e9, ".3f"), cell("cycles", 1e6, ".2f")]
+        rows.append([r["target"], case(r), r["variant"], *sizes, f"{r['copied_mb']:.1f}", f"{r['temporary_mb']:.0f}"])
+    return table(head, rows)
+
+
 def imports(records):
     return table(["import", "s"], [[f"`{r['variant']}`", f"{r['seconds']:.2f}"] for r in records])
 
@@ -151,6 +174,7 @@ MAKERS = {
     "growth": growth,
     "start": start,
     "imports": imports,
+    "aot": aot,
 }
 
 
