@@ -29,13 +29,11 @@ def windows(images, padding):
 
 
 def draws(images, outputs, padding=4):
-    """The (top, left, mirrored) of each output, int (n, 3). Fails unless each output is exactly one of the windows."""
-    rows, hits = np.zeros((len(images), 3), int), np.zeros(len(images), int)
+    """The (top, left, mirrored) of each output, int (n, 3). Fails unless each output is one of the windows."""
+    rows = np.full((len(images), 3), -1)
     for draw, window in windows(images, padding):
-        same = (window == outputs).all(axis=(1, 2, 3))
-        rows[same] = draw
-        hits += same
-    np.testing.assert_array_equal(hits, 1)
+        rows[(window == outputs).all(axis=(1, 2, 3))] = draw
+    assert rows.min() >= 0
     return rows
 
 
@@ -65,7 +63,7 @@ def test_without_flip_the_windows_are_the_same():
 
 @pytest.mark.parametrize(
     "h, w, c, padding, dtype",
-    [(6, 11, 3, 2, np.uint8), (11, 6, 2, 4, np.int32), (32, 32, 3, 4, jnp.bfloat16), (5, 7, 1, 1, np.float32)],
+    [(6, 11, 3, 2, np.uint8), (11, 6, 2, 4, np.int32), (32, 32, 3, 4, jnp.bfloat16), (2, 3, 1, 5, np.float32)],
 )
 def test_every_shape_and_dtype_is_cropped_as_by_numpy(h, w, c, padding, dtype):
     images = random_images(20, h, w, c).astype(dtype)
@@ -74,23 +72,11 @@ def test_every_shape_and_dtype_is_cropped_as_by_numpy(h, w, c, padding, dtype):
     draws(images, np.asarray(outputs), padding)
 
 
-def test_padding_wider_than_the_image_gives_empty_windows():
-    images = random_images(500, 2, 3)
-    outputs = np.asarray(crop_and_flip(jax.random.key(1), images, padding=5, flip=False))
-    empty = (outputs == 0).all(axis=(1, 2, 3))
-    # A window meets the image if |shift| < 2, which 3 of 11 tops fulfil, and |shift| < 3, which 5 of 11 lefts fulfil.
-    assert abs(empty.mean() - (1 - 3 / 11 * 5 / 11)) < 0.05
-    for image, output in zip(images[~empty], outputs[~empty], strict=True):
-        assert any((window[0] == output).all() for _, window in windows(image[None], 5))
-
-
-def test_the_key_alone_decides_and_one_trace_suffices():
-    images = random_images(50)
+def test_new_keys_give_new_draws_and_are_not_traced_again():
     step = jax.jit(chex.assert_max_traces(random_crop_and_flip, n=1))
-    first = step(jax.random.key(7), images)
-    np.testing.assert_array_equal(first, random_crop_and_flip(jax.random.key(7), images))
-    assert not np.array_equal(first, step(jax.random.key(8), images))
-    step(jax.random.key(7), images + np.uint8(1))
+    first, same, other = (np.asarray(step(jax.random.key(seed), random_images(50))) for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
 
 
 def test_a_sharded_batch_is_cropped_where_it_is():
@@ -125,18 +111,16 @@ def test_normalize_is_its_formula_rounded_once():
     np.testing.assert_array_equal(rounded, normalize(images, MEAN, STD).astype(jnp.bfloat16))
 
 
-ONE = np.zeros((1, 4, 4, 3), np.uint8)
+KEY, ONE = jax.random.key(0), np.zeros((1, 4, 4, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: crop_and_flip(jax.random.key(0), ONE[0]), r"must have shape \(n, h, w, c\), found \(4, 4, 3\)"),
-        (lambda: crop_and_flip(jax.random.key(0), ONE[None]), r"must have shape \(n, h, w, c\), found \(1, 1, 4"),
-        *(
-            (lambda x=x: random_crop_and_flip(jax.random.key(0), ONE, padding=x), f"of at least 0, found {x!r}")
-            for x in (-1, 1.5, None)
-        ),
+        (lambda: random_crop_and_flip(KEY, ONE[0]), r"must have shape \(n, h, w, c\), found \(4, 4, 3\)"),
+        (lambda: random_crop_and_flip(KEY, ONE[None]), r"must have shape \(n, h, w, c\), found \(1, 1, 4"),
+        (lambda: random_crop_and_flip(KEY, ONE, padding=-1), "an integer of at least 0, found -1"),
+        (lambda: random_crop_and_flip(KEY, ONE, padding=1.5), "an integer of at least 0, found 1.5"),
         (lambda: normalize(ONE.astype(np.float32), MEAN, STD), "takes uint8 images .* found float32"),
     ],
 )

@@ -53,11 +53,8 @@ LABELS = "a.npz: y_test is {}; allowed are integers of shape (6,) or (6, 1)"
     "key, change, message",
     [
         ("x_train", lambda x: x.astype(np.float32) / 255, IMAGES.format("float32 of shape (40, 32, 32, 3)")),
-        ("x_train", lambda x: x.astype(np.int64), IMAGES.format("int64 of shape (40, 32, 32, 3)")),
         ("x_train", lambda x: x.transpose(0, 3, 1, 2), IMAGES.format("uint8 of shape (40, 3, 32, 32)")),
-        ("x_train", lambda x: x[..., :1], IMAGES.format("uint8 of shape (40, 32, 32, 1)")),
         ("x_train", lambda x: x[..., 0], IMAGES.format("uint8 of shape (40, 32, 32)")),
-        ("x_train", lambda x: x.reshape(40, -1), IMAGES.format("uint8 of shape (40, 3072)")),
         ("x_test", lambda x: x[:0], "a.npz: x_test contains no images"),
         ("x_test", lambda x: None, "a.npz: lacks x_test; found x_train, y_train, y_test. Make it again."),
         ("y_test", lambda y: y.astype(np.float64), LABELS.format("float64 of shape (6,)")),
@@ -94,7 +91,6 @@ SHAPES = b"(40, 32, 32, 3), }  ", b"(9999, 32, 32, 3), }"
     "damage, message",
     [
         (lambda content, arrays: b"", "not a readable .npz file"),
-        (lambda content, arrays: content[:10], "not a readable .npz file"),
         (lambda content, arrays: content[: len(content) // 2], "not a readable .npz file"),
         (lambda content, arrays: content[:-100], "not a readable .npz file"),
         (flip_a_bit, "not a readable .npz file.*CRC"),
@@ -146,7 +142,6 @@ def test_nothing_is_unpickled(load_with, tmp_path):
     [
         (None, "cifar10 needs data_dir. "),
         ("", "cifar10 needs data_dir. "),
-        ("nowhere", "cifar10: there is no directory {}. "),
         ("notes.txt", "cifar10: there is no directory {}. "),
         ("cifar.npz", "cifar10: there is no file {}. "),
         ("empty", "cifar10: {} contains neither cifar10.npz nor cifar10/<version>/dataset_info.json. "),

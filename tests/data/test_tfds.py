@@ -77,10 +77,10 @@ def test_npz_and_prepared_directories_hold_out_the_same(prepared, tmp_path):
 
 
 def test_the_newest_finished_version_is_read(data_dir, version_dir):
-    for name in ("2.10.0", "incomplete.ABC_3.0.3"):
+    version_dir.rename(data_dir / "cifar10" / "10.0.0")
+    for name in ("9.0.0", "incomplete.ABC_11.0.0"):
         (data_dir / "cifar10" / name).mkdir()
         (data_dir / "cifar10" / name / "dataset_info.json").write_text("{}")
-    assert version_dir.name == "3.0.2"
     assert data.load("cifar10", data_dir).test.num_images == 7
 
 
@@ -208,7 +208,6 @@ FEATURES = "tensorflow_datasets.core.features."
     "damage",
     {
         "truncated": change_records(lambda file: os.truncate(file, file.stat().st_size - 70_000)),
-        "empty": change_records(lambda file: os.truncate(file, 0)),
         "missing": change_records(os.remove),
         "noise": change_records(lambda file: file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))),
         "no features": lambda directory: (directory / "features.json").unlink(),
@@ -254,8 +253,6 @@ def test_images_of_another_size_are_refused(tmp_path):
 def test_the_real_cifar10_has_its_known_statistics():
     dataset = data.load("cifar10", os.environ["WCJAX_DATA_DIR"])
     assert [split.num_images for split in dataset[:3]] == [45_000, 5_000, 10_000]
-    labels = np.concatenate([dataset.train.labels, dataset.val.labels])
-    np.testing.assert_array_equal(np.bincount(labels), [5_000] * 10)
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1_000] * 10)
     # These are published for the 50,000 official training images; 45,000 of them differ a little.
     np.testing.assert_allclose(dataset.mean, [0.4914, 0.4822, 0.4465], atol=2e-3)
