@@ -1,16 +1,16 @@
-"""Root as a user whom permissions bind."""
+"""Makes root obey permissions, as every other user does."""
 
 import concurrent.futures
 import ctypes
 
-DAC_OVERRIDE, DAC_READ_SEARCH = 1 << 1, 1 << 2  # of linux/capability.h: rights to read and write what is forbidden
+DAC_OVERRIDE, DAC_READ_SEARCH = 1 << 1, 1 << 2  # in linux/capability.h: the rights to ignore permissions
 
 
 def obey_permissions():
-    """Takes these rights from the thread that calls it, and from the threads and processes that it starts later."""
+    """Takes these rights from the calling thread, and from the threads and processes that it starts later."""
     libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, sets) == 0
-    for i in (0, 1):  # effective and permitted
+    for i in (0, 1):  # the effective and the permitted set
         sets[i] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
     assert libc.capset(header, sets) == 0
 

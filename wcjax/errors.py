@@ -1,4 +1,4 @@
-"""The errors that a user can mend; train.py prints them without a traceback."""
+"""The errors that a user can fix. train.py prints them without a traceback."""
 
 import codecs
 import difflib
@@ -8,45 +8,46 @@ import sys
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message says what was found, what is allowed and what to do."""
+    """An input cannot be used. The message names it, its value, the values that are allowed, and what to do."""
 
 
 class InitialWeightsError(InputError):
-    """The initial weights do not fit under the bound of Ψ: no run with this config and seed can start."""
+    """The initial weights do not fit under the bound of Ψ, so no run with this config and seed can start."""
 
 
 class InUseError(InputError):
-    """Another run is at work in this run folder."""
+    """Another process is training in this run folder."""
 
 
 class DivergedError(RuntimeError):
-    """Loss or weights are no longer numbers. The message says at which step and learning rate; the last checkpoint is
-    good.
+    """The loss or a weight became nan or inf. The message gives the step and the learning rate.
+
+    The last checkpoint is good.
     """
 
 
 class LoaderError(RuntimeError):
-    """A process that decodes images is gone. What was saved before is whole."""
+    """A process that decodes images has died. Earlier checkpoints are intact."""
 
 
 class SaveError(RuntimeError):
-    """A file or a checkpoint could not be written. The message says which and why; those saved before are whole."""
+    """A file or a checkpoint could not be written. The message says which and why. Earlier ones are intact."""
 
 
 class Preempted(Exception):
-    """SIGTERM came, and the run has been saved. This is not an error: the same command resumes the run."""
+    """SIGTERM arrived, and the run has been saved. This is not an error, because the same command resumes the run."""
 
 
-def unknown(what: str, found, known) -> InputError:
-    """The error for a name that does not exist: names the nearest and lists the known ones."""
+def unknown(kind: str, name, known) -> InputError:
+    """The error for a name that does not exist. It suggests the nearest of the known names and lists them all."""
     known = list(known)
-    close = difflib.get_close_matches(found.lower(), known, 1) if isinstance(found, str) else []
+    close = difflib.get_close_matches(name.lower(), known, 1) if isinstance(name, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return InputError(f"unknown {what} {shown(found)}.{hint} Known: {', '.join(known)}.")
+    return InputError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(known)}.")
 
 
 def shown(value) -> str:
-    """repr(value), cut where it is long or deep: what was found may be a whole file."""
+    """repr(value), abbreviated if it is long or deep, because the value may be a whole file."""
     return _SHORT.repr(value)
 
 
@@ -56,7 +57,7 @@ _SHORT.maxdict = 8
 
 
 def cause(error: Exception) -> str:
-    """What an error says, in one line and without the settings that TensorStore adds."""
+    """The first line of the message of an error, without the settings that TensorStore adds."""
     return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0] or type(error).__name__
 
 
@@ -91,7 +92,7 @@ PLAIN_LETTERS |= {"′": "'", "…": "...", "⁻": "^-", "¹": "1", "⁴": "^4",
 
 
 def use_plain_letters() -> None:
-    """Makes a terminal or log that cannot show Ψ show Psi; anything else that it cannot show becomes an escape."""
+    """Makes a terminal or log that cannot show Ψ show Psi, and an escape for any other letter that it cannot show."""
 
     def plain(error):
         if not isinstance(error, UnicodeEncodeError):
@@ -101,5 +102,5 @@ def use_plain_letters() -> None:
 
     codecs.register_error("plain letters", plain)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not the streams of a notebook
+        if hasattr(stream, "reconfigure"):  # the streams of a notebook lack it
             stream.reconfigure(errors="plain letters")

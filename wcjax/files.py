@@ -1,6 +1,6 @@
-"""Paths that a command line names, which are checked before any work, and reading and writing files.
+"""Checks of the paths that a command line names, and reading and writing files.
 
-What cannot be read is an InputError and what cannot be written a SaveError, both of one line.
+A file that cannot be read raises InputError, a file that cannot be written SaveError. Both messages are one line.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from wcjax.errors import InputError, SaveError, cause
 
 
 def local_path(path, name: str) -> pathlib.Path:
-    """path with `~` as the home directory. name: what the path is called in errors, like '--out'.
+    """`path` with `~` replaced by the home directory. `name` is what errors call the path, for example '--out'.
 
     Raises InputError for an empty path, an address like gs://bucket/run, and the home directory of an unknown user.
     """
     text = os.fspath(path)
     if not text.strip():
         raise InputError(f"{name} is empty: give a path.")
-    if address := re.match(r"[A-Za-z][\w+.-]+:/", text):  # pathlib makes gs:/ of gs://
+    if address := re.match(r"[A-Za-z][\w+.-]+:/", text):  # pathlib turns gs:// into gs:/
         raise InputError(
-            f"{name} {text}: {address[0]}/ is not a local path, and runs are kept in local folders. Mount the "
-            "bucket or server (gs:// with gcsfuse), and give the path where it is mounted."
+            f"{name} {text}: {address[0]}/ is not a local path, and runs are kept in local folders. Mount the bucket "
+            "or server (gs:// with gcsfuse), and give the path where it is mounted."
         )
     try:
         return pathlib.Path(text).expanduser()
@@ -35,61 +35,53 @@ def local_path(path, name: str) -> pathlib.Path:
 
 
 def run_path(path, name: str) -> pathlib.Path:
-    """The `folder_path` of a folder that can hold runs. Raises InputError also for [, ], *, ? and backslashes in it."""
-    whole = local_path(path, name).absolute()
-    # Orbax collects the parts of a checkpoint with a glob over its path. It finds none, and writes an empty checkpoint.
-    if odd := [x for x in "[]*?\\" if x in str(whole)]:
-        raise InputError(f"{name} {whole}: the path of a checkpoint cannot contain {' '.join(odd)}. Give another path.")
+    """The `folder_path` of a folder for runs. Raises InputError also if it contains [, ], *, ? or a backslash."""
+    absolute = local_path(path, name).absolute()
+    # Orbax globs the path of a checkpoint to collect its parts. These characters make it write an empty checkpoint.
+    if letters := [x for x in "[]*?\\" if x in str(absolute)]:
+        raise InputError(
+            f"{name} {absolute}: the path of a checkpoint cannot contain {' '.join(letters)}. Give another path."
+        )
     return folder_path(path, name)
 
 
 def folder_path(path, name: str) -> pathlib.Path:
-    """The `local_path` of a folder that exists, or that can be made.
+    """The `local_path` of a folder that exists or can be made.
 
-    Raises InputError also for a path that is too long or cannot be looked at, and for a file or a dangling link in it.
+    Raises InputError also if the path is too long or cannot be read, or leads through a file or a dangling link.
     """
     path = local_path(path, name)
     with reading(f"{name} {path}"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.stat(path)
-    there = _lowest_existing(path.absolute())
-    if there.is_symlink() and not there.exists():
+    lowest = _lowest_existing(path)
+    if lowest.is_symlink() and not lowest.exists():
         raise InputError(
-            f"{name} {path}: {there} is a link to {os.readlink(there)}, which does not exist. Make that folder, or "
+            f"{name} {path}: {lowest} is a link to {os.readlink(lowest)}, which does not exist. Make that folder, or "
             "remove the link."
         )
-    if not there.is_dir():
-        raise InputError(f"{name} {path}: {there} is a file; give a folder.")
+    if not lowest.is_dir():
+        raise InputError(f"{name} {path}: {lowest} is a file; give a folder.")
     return path
 
 
 def check_writable(path, name: str) -> None:
-    """Raises InputError if this process may not write in the folder `path`, or may not make it."""
-    there = _lowest_existing(pathlib.Path(path).absolute())
-    if not os.access(there, os.W_OK | os.X_OK):
+    """Raises InputError if this process has no permission to write in the folder `path`, or to make it."""
+    lowest = _lowest_existing(pathlib.Path(path))
+    if not os.access(lowest, os.W_OK | os.X_OK):
         raise InputError(
-            f"{name} {path}: no permission to write in {there}. Change its permissions, or give another folder."
+            f"{name} {path}: no permission to write in {lowest}. Change its permissions, or give another folder."
         )
 
 
 def _lowest_existing(path: pathlib.Path) -> pathlib.Path:
+    """The absolute `path` if it exists, or else the first of its parents that does."""
+    path = path.absolute()
     return next(x for x in (path, *path.parents) if os.path.lexists(x))
 
 
 @contextlib.contextmanager
-def permitted(path):
-    """Around code that reads path: PermissionError becomes an InputError that names the file."""
-    try:
-        yield
-    except PermissionError as error:
-        raise InputError(
-            f"{error.filename or path}: permission denied. Allow the user who runs this to read it (chmod, chown), or "
-            "give another place."
-        ) from error
-
-
-@contextlib.contextmanager
 def saving(path):
-    """Around what writes to path: whatever a full, read-only or failing file system makes of it is a SaveError."""
+    """Turns every error that a full, read-only or failing file system raises in the block into a SaveError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the latter two
@@ -100,46 +92,57 @@ def saving(path):
 
 
 @contextlib.contextmanager
-def reading(path):
-    """Around code that looks at path or reads it: an OSError becomes an InputError that names path."""
+def reading(path=None, advice="Check the path, or give another one."):
+    """Turns an OSError in the block into an InputError.
+
+    Args:
+      path: the file that the message names. None: the file that the OSError names.
+      advice: the sentence that ends the message, unless a permission is missing.
+    """
     try:
         yield
     except OSError as error:
-        why = error.strerror or cause(error)
-        what = "permissions" if isinstance(error, PermissionError) else "path"
-        raise InputError(f"{path} cannot be read ({why}). Check its {what}, or give another one.") from error
+        if isinstance(error, PermissionError):
+            advice = _PERMISSIONS
+        raise InputError(
+            f"{path or error.filename}: cannot be read ({error.strerror or cause(error)}). {advice}"
+        ) from error
+
+
+_PERMISSIONS = "Change its permissions (chmod, chown), or give another path."
 
 
 def check_readable(folder) -> None:
-    """Raises InputError for a file or folder below `folder` that this process has no permission to read.
+    """Raises InputError if this process has no permission to read `folder` or anything below it.
 
-    Orbax and TensorStore report such a file as missing or damaged.
+    Orbax, TensorStore and array_record report such files as missing or damaged.
     """
-    parts = [(folder, os.R_OK | os.X_OK)]
-    for at, below, files in os.walk(folder):
-        parts += [(os.path.join(at, name), os.R_OK | os.X_OK) for name in below]
-        parts += [(os.path.join(at, name), os.R_OK) for name in files]
-    for path, mode in parts:
-        if not os.access(path, mode) and os.path.exists(path):  # it may have been deleted meanwhile
-            raise InputError(f"{path} cannot be read: permission denied. Change its permissions.")
+    modes = {folder: os.R_OK | os.X_OK}
+    for directory, folders, files in os.walk(folder):
+        modes |= {os.path.join(directory, name): os.R_OK | os.X_OK for name in folders}
+        modes |= {os.path.join(directory, name): os.R_OK for name in files}
+    for path, mode in modes.items():
+        if not os.access(path, mode) and os.path.exists(path):  # another process may have deleted it
+            raise InputError(f"{path}: cannot be read (Permission denied). {_PERMISSIONS}")
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """Opens a new binary file, which replaces the file `path` by one rename if the block ends without an error.
+    """Opens a new binary file. If the block ends without an error, one rename puts it in the place of the file `path`.
 
-    A reader sees the old file or the whole new one. The new file is locked while it is written, so that what a killed
-    process left behind can be told from it, and is removed.
+    A reader sees either the old file or the complete new one. The new file is `.NAME.<8 hexadecimal digits>.partial`,
+    in the same folder, and is locked while it is written. If a file of such a name is not locked, the process that
+    wrote it was killed, and the file is removed.
     """
     path = pathlib.Path(path)
-    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with contextlib.suppress(OSError), unfinished.open("rb") as file:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            unfinished.unlink()
+            leftover.unlink()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("xb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()

@@ -1,4 +1,4 @@
-"""Small images as files, in the layouts that streamed data sets have."""
+"""Small images, and folders of them in the layouts of streamed data sets."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from PIL import Image
 
 SAMPLE = os.environ.get("WCJAX_TEST_DATA")
 needs_sample = pytest.mark.skipif(
-    not SAMPLE, reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200, the whole set or a part of it"
+    not SAMPLE, reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200 or a part of it"
 )
 
 
@@ -20,7 +20,7 @@ def smooth(rng, height, width):
 
 
 def encode(pixels, kind="JPEG", **options):
-    """Bytes of an image file. pixels: an array, or an image of Pillow's."""
+    """The bytes of an image file. pixels: an array, or an image of Pillow."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     file = io.BytesIO()
     image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}), **options)
@@ -28,7 +28,7 @@ def encode(pixels, kind="JPEG", **options):
 
 
 def class_folders(root, num_classes=3, num_train=14, num_val=5, size=20):
-    """Writes root/train/<class>/<i>.JPEG and root/val/...; the images of a class share a hue."""
+    """Writes root/train/<class>/<i>.JPEG and root/val/... The images of a class share a hue."""
     rng = np.random.default_rng(0)
     for label in range(num_classes):
         for split, count in (("train", num_train), ("val", num_val)):
@@ -38,4 +38,22 @@ def class_folders(root, num_classes=3, num_train=14, num_val=5, size=20):
                 pixels = smooth(rng, size + i % 3, size + i % 5) // 4 * 3
                 pixels[..., label % 3] += 50
                 (folder / f"{split}_{i}.JPEG").write_bytes(encode(pixels))
+    return root
+
+
+def tiny_imagenet(root, wnids=("n07", "n03")):
+    """Writes root/tiny-imagenet-200 with two classes, whose order is not the sorted one, and four images in val."""
+    pixels = encode(np.zeros((4, 4, 3), np.uint8))
+    root = root / "tiny-imagenet-200"
+    for wnid in wnids:
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        for i in range(3):
+            (root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG").write_bytes(pixels)
+    (root / "wnids.txt").write_text("\n".join(wnids))
+    (root / "val" / "images").mkdir(parents=True)
+    for i in range(4):
+        (root / "val" / "images" / f"val_{i}.JPEG").write_bytes(pixels)
+    lines = [f"val_{i}.JPEG\t{wnids[i // 3]}\t0\t0\t62\t62\n" for i in range(4)]
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
     return root

@@ -1,166 +1,152 @@
+"""The splits, statistics and fingerprint of a data set in memory, by value, and the arguments that are refused."""
+
 import hashlib
 import subprocess
 import sys
+from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
+from tests.data import sets
 from wcjax import data
 from wcjax.data.dataset import channel_statistics
 from wcjax.errors import InputError
-
-
-@pytest.fixture
-def arrays(make_arrays):
-    return make_arrays()
-
-
-@pytest.fixture
-def cifar_dir(tmp_path, arrays):
-    np.savez(tmp_path / "cifar10.npz", **arrays)
-    return tmp_path
-
-
-def pairs(*splits):
-    """Every image with its label, sorted."""
-    return sorted((image.tobytes(), int(label)) for split in splits for image, label in zip(*split, strict=True))
-
-
-def test_train_and_val_hold_every_training_image_with_its_label_once(cifar_dir, arrays):
-    dataset = data.load("cifar10", cifar_dir)
-    assert (len(dataset.train.labels), len(dataset.val.labels)) == (36, 4)
-    assert pairs(dataset.train, dataset.val) == pairs((arrays["x_train"], arrays["y_train"]))
 
 
 def test_the_split_is_the_documented_permutation(cifar_dir, arrays):
     dataset = data.load("cifar10", cifar_dir, val_fraction=0.3, seed=7)
     order = np.argsort([hashlib.sha256(image.tobytes()).hexdigest() for image in arrays["x_train"]])
     order = order[np.random.default_rng(7).permutation(40)]
-    np.testing.assert_array_equal(dataset.val.images, arrays["x_train"][order[:12]])
-    np.testing.assert_array_equal(dataset.val.labels, arrays["y_train"][order[:12]])
-    np.testing.assert_array_equal(dataset.train.images, arrays["x_train"][order[12:]])
+    for part, xy in (("images", "x"), ("labels", "y")):
+        np.testing.assert_array_equal(getattr(dataset.val, part), arrays[f"{xy}_train"][order[:12]])
+        np.testing.assert_array_equal(getattr(dataset.train, part), arrays[f"{xy}_train"][order[12:]])
+        np.testing.assert_array_equal(getattr(dataset.test, part), arrays[f"{xy}_test"])
+    assert {(split.images.dtype, split.labels.dtype) for split in dataset[:3]} == {
+        (np.dtype(np.uint8), np.dtype(np.int32))
+    }
+    assert (len(data.load("cifar10", cifar_dir).val.labels), dataset.num_classes) == (4, 10)
 
 
-def with_equal_images(arrays):
-    """Half of the training images are one image, with several labels."""
-    arrays["x_train"][::2] = arrays["x_train"][0]
-    return arrays
-
-
-@pytest.mark.parametrize("change", [dict, with_equal_images], ids=["different images", "equal images"])
-def test_the_order_in_a_file_changes_neither_the_splits_nor_the_fingerprint(tmp_path, arrays, change):
-    arrays = change(arrays)
-    found = []
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_order_in_a_file_changes_nothing(tmp_path, arrays, equal):
+    if equal:  # half of the training images are one image, with several labels
+        arrays["x_train"][::2] = arrays["x_train"][0]
+    datasets = []
     for name, order in (("one", np.arange(40)), ("other", np.random.default_rng(5).permutation(40))):
-        changed = arrays | {f"{xy}_train": arrays[f"{xy}_train"][order] for xy in "xy"}
-        changed |= {f"{xy}_test": arrays[f"{xy}_test"][:: 1 if name == "one" else -1] for xy in "xy"}
-        np.savez(tmp_path / f"{name}.npz", **changed)
-        found.append(data.load("cifar10", tmp_path / f"{name}.npz"))
-    for split, other in zip(found[0][:2], found[1][:2], strict=True):
-        np.testing.assert_array_equal(split.images, other.images)
-        np.testing.assert_array_equal(split.labels, other.labels)
-    assert found[0].fingerprint() == found[1].fingerprint()
+        shuffled = {f"{xy}_train": arrays[f"{xy}_train"][order] for xy in "xy"}
+        shuffled |= {f"{xy}_test": arrays[f"{xy}_test"][:: 1 if name == "one" else -1] for xy in "xy"}
+        np.savez(tmp_path / f"{name}.npz", **shuffled)
+        datasets.append(data.load("cifar10", tmp_path / f"{name}.npz"))
+    one, other = datasets
+    sets.assert_same((one.train, one.val, one.val), (other.train, other.val, other.val))
+    assert one.fingerprint() == other.fingerprint()
 
 
-def test_the_fingerprint_changes_with_each_pixel_label_and_number(cifar_dir, arrays, tmp_path):
-    whole = data.load("cifar10", cifar_dir).fingerprint()
-    assert (whole["classes"], whole["train"]["images"], whole["test"]["images"]) == (10, 40, 6)
-
-    def changed(**changes):
-        np.savez(tmp_path / "changed.npz", **arrays | changes)
-        return data.load("cifar10", tmp_path / "changed.npz").fingerprint()
-
-    for split in ("train", "test"):
-        other = {"train": "test", "test": "train"}[split]
-        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        for name, value in (
-            ("content", {f"x_{split}": np.where(np.indices(images.shape).sum(0) == 0, images ^ 1, images)}),
-            ("labels", {f"y_{split}": np.where(np.arange(len(labels)) == 3, (labels + 1) % 10, labels)}),
-            ("images", {f"x_{split}": images[:-1], f"y_{split}": labels[:-1]}),
-        ):
-            found = changed(**value)
-            assert found[split][name] != whole[split][name]
-            assert found[other] == whole[other]
+@pytest.mark.parametrize("split, other", [("train", "test"), ("test", "train")])
+def test_the_fingerprint_covers_pixels_labels_and_number(cifar_dir, arrays, split, other):
+    fingerprint = data.load("cifar10", cifar_dir).fingerprint()
+    assert (fingerprint["classes"], fingerprint["train"]["images"], fingerprint["test"]["images"]) == (10, 40, 6)
+    images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    for part, changes in (
+        ("content", {f"x_{split}": np.where(np.indices(images.shape).sum(0) == 0, images ^ 1, images)}),
+        ("labels", {f"y_{split}": np.where(np.arange(len(labels)) == 3, (labels + 1) % 10, labels)}),
+        ("images", {f"x_{split}": images[:-1], f"y_{split}": labels[:-1]}),
+    ):
+        np.savez(cifar_dir / "cifar10.npz", **arrays | changes)
+        changed = data.load("cifar10", cifar_dir).fingerprint()
+        assert changed[split][part] != fingerprint[split][part]
+        assert changed[other] == fingerprint[other]
 
 
-def test_only_the_seed_moves_images_between_train_and_val(cifar_dir):
-    first, same, other = (data.load("cifar10", cifar_dir, seed=seed) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first.val.images, same.val.images)
-    assert pairs(first.val) != pairs(other.val)
-
-
-def test_the_test_split_is_the_official_one_whatever_the_seed(cifar_dir, arrays):
-    for seed in (0, 1):
-        test = data.load("cifar10", cifar_dir, seed=seed).test
-        np.testing.assert_array_equal(test.images, arrays["x_test"])
-        np.testing.assert_array_equal(test.labels, arrays["y_test"])
-
-
-def test_splits_have_the_documented_dtypes(cifar_dir):
-    dataset = data.load("cifar10", cifar_dir)
-    for split in (dataset.train, dataset.val, dataset.test):
-        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
-    assert (dataset.mean.dtype, dataset.std.dtype, dataset.num_classes) == (np.float32, np.float32, 10)
-
-
-# 2,500 images are more than one of the pieces the histogram is counted in, and not a multiple of it.
+# 2,500 images are counted in three pieces, and the last piece is shorter.
 @pytest.mark.parametrize("shape", [(2500, 4, 6, 3), (3, 5, 5, 1)])
 def test_mean_and_std_are_those_of_float64_pixels(shape):
     images = np.random.default_rng(1).beta([0.3, 1, 4][: shape[-1]], 2, shape) * 255
     images = images.astype(np.uint8)
-    mean, std = channel_statistics(images)
     pixels = images.astype(np.float64) / 255
-    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-7)
-    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-7)
+    statistics = channel_statistics(images)
+    assert [x.dtype for x in statistics] == [np.float32, np.float32]
+    expected = (pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2)))
+    np.testing.assert_allclose(statistics, expected, rtol=1e-7)
 
 
-def test_mean_and_std_are_of_the_training_split_alone(cifar_dir):
+def test_mean_and_std_cover_the_training_split_alone(cifar_dir, arrays):
     dataset = data.load("cifar10", cifar_dir, val_fraction=0.5)
     np.testing.assert_allclose(dataset.mean, (dataset.train.images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(dataset.std, (dataset.train.images / 255).std(axis=(0, 1, 2)), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name, near", [("cifar_10", "cifar10"), ("CIFAR100", "cifar100"), ("digit", "digits")])
-def test_an_unknown_name_lists_the_known_ones_and_the_nearest(name, near):
-    message = f"unknown data set '{name}'. Did you mean '{near}'\\? Known: digits, cifar10, cifar100"
-    with pytest.raises(InputError, match=message):
-        data.load(name)
-
-
-@pytest.mark.parametrize("name", ["svhn", None])
-def test_a_name_near_to_none_gets_the_list_alone(name):
-    known = "digits, cifar10, cifar100, tiny_imagenet, imagenet"
-    with pytest.raises(InputError, match=rf"unknown data set .*\. Known: {known}\.$"):
-        data.load(name)
-
-
-@pytest.mark.parametrize("val_fraction", [0, 1, -0.1, float("nan"), "0.1", None])
-def test_val_fraction_must_lie_between_0_and_1(val_fraction):
-    with pytest.raises(InputError, match=f"val_fraction must be .* above 0 and below 1, found {val_fraction!r}"):
-        data.load("digits", val_fraction=val_fraction)
-
-
-@pytest.mark.parametrize("seed", [-1, 1.5, None])
-def test_seed_must_be_an_integer_of_at_least_0(seed):
-    with pytest.raises(InputError, match=f"seed must be an integer of at least 0, found {seed!r}"):
-        data.load("digits", seed=seed)
-
-
-@pytest.mark.parametrize("val_fraction, empty, do", [(0.01, "validation", "larger"), (0.99, "training", "smaller")])
-def test_a_split_left_empty_is_an_error(cifar_dir, val_fraction, empty, do):
-    with pytest.raises(InputError, match=f"of 40 training images leaves the {empty} split empty.*a {do} val_fraction"):
-        data.load("cifar10", cifar_dir, val_fraction=val_fraction)
-
-
-def test_a_constant_channel_is_an_error_as_it_cannot_be_normalized(tmp_path, arrays):
     arrays["x_train"][..., 1] = 77
-    np.savez(tmp_path / "cifar10.npz", **arrays)
+    np.savez(cifar_dir / "cifar10.npz", **arrays)
     with pytest.raises(InputError, match="cifar10: channel 1 has the same value in every pixel"):
-        data.load("cifar10", tmp_path)
+        data.load("cifar10", cifar_dir)
 
 
-def test_importing_the_package_leaves_heavy_packages_alone():
+def test_digits_are_the_scaled_ones_of_scikit_learn():
+    digits, dataset = load_digits(), data.load("digits")
+    assert [split.images.shape for split in dataset[:3]] == [(1293, 8, 8, 1), (144, 8, 8, 1), (360, 8, 8, 1)]
+    assert dataset.num_classes == 10
+    # Each of the 17 values has its own level; the counts pair them up.
+    levels, counts = np.unique(np.concatenate([split.images.ravel() for split in dataset[:3]]), return_counts=True)
+    values, expected_counts = np.unique(digits.images, return_counts=True)
+    np.testing.assert_array_equal(counts, expected_counts)
+    assert all(
+        abs(int(level) - Fraction(255 * int(x), 16)) <= Fraction(1, 2) for level, x in zip(levels, values, strict=True)
+    )
+    assert (levels[0], levels[8], levels[-1]) == (0, 128, 255)
+
+    def count(images, labels):
+        return Counter((np.rint(image).tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+    images = [count(split.images[..., 0] * (16 / 255), split.labels) for split in dataset[:3]]
+    assert sum(images, Counter()) == count(digits.images, digits.target)
+    shares = np.bincount(dataset.test.labels) / np.bincount(digits.target)
+    assert np.all(abs(shares - 0.2) < 1 / 170), "the test split has a fifth of each class"
+
+
+@pytest.mark.parametrize("options", [{"seed": 5}, {"val_fraction": 0.4}])
+def test_seed_and_fraction_change_train_and_val_alone(options):
+    dataset, same, other = data.load("digits"), data.load("digits"), data.load("digits", **options)
+    sets.assert_same(dataset, same)
+    np.testing.assert_array_equal(dataset.test.images, other.test.images)
+    np.testing.assert_array_equal(dataset.test.labels, other.test.labels)
+    assert sets.pairs(dataset.val) != sets.pairs(other.val)
+
+
+KNOWN = r"Known: digits, cifar10, cifar100, tiny_imagenet, imagenet\.$"
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("cifar_10", {}, f"unknown data set 'cifar_10'. Did you mean 'cifar10'\\? {KNOWN}"),
+        ("CIFAR100", {}, f"unknown data set 'CIFAR100'. Did you mean 'cifar100'\\? {KNOWN}"),
+        ("svhn", {}, f"unknown data set 'svhn'. {KNOWN}"),
+        (None, {}, f"unknown data set None. {KNOWN}"),
+        *(
+            ("digits", {"val_fraction": x}, f"val_fraction must be .* above 0 and below 1, found {x!r}")
+            for x in (0, 1, -0.1, float("nan"), "0.1", None)
+        ),
+        *(("digits", {"seed": x}, f"seed must be an integer of at least 0, found {x!r}") for x in (-1, 1.5, None)),
+        (
+            "digits",
+            {"val_fraction": 1e-4},
+            "of 1437 training images leaves the validation split empty.*a larger val_fr",
+        ),
+        ("digits", {"val_fraction": 0.9999}, "of 1437 training images leaves the training split empty.*a smaller val_"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(name, options, message):
+    with pytest.raises(InputError, match=message):
+        data.load(name, **options)
+
+
+def test_heavy_packages_are_imported_only_if_needed(monkeypatch):
     heavy = {"tensorflow_datasets", "tensorflow", "sklearn", "PIL"}
     code = f"import sys, wcjax.data; print(sorted({heavy} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match="digits: scikit-learn cannot be imported .* pip install scikit-learn"):
+        data.load("digits")

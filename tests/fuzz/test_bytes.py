@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data import pictures
+from tests.data import pictures, sets
 from tests.fuzz.ours import mutated, only_our_errors
 from wcjax import data, models
 from wcjax import exchange as io
@@ -42,20 +42,19 @@ def damaged(draw, contents):
 
 
 @given(st.binary(max_size=300) | damaged(IMAGES), st.integers(0, 9))
-def test_bytes_become_an_image_of_the_asked_size(content, seed):
+def test_bytes_become_an_image_of_the_requested_size(content, seed):
     for read in (
         lambda: decode.train_image("x", content, np.random.default_rng(seed), 16),
         lambda: decode.eval_image("x", content, 16),
     ):
         with only_our_errors():
-            found = read()
-            assert (found.shape, found.dtype) == ((16, 16, 3), np.uint8)
+            pixels = read()
+            assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
 
 
 def npz():
-    rng, file = np.random.default_rng(0), python_io.BytesIO()
-    arrays = {f"x_{split}": rng.integers(0, 256, (3, 32, 32, 3), np.uint8) for split in ("train", "test")}
-    np.savez_compressed(file, **arrays, y_train=np.arange(3), y_test=np.arange(3))
+    file = python_io.BytesIO()
+    np.savez_compressed(file, **sets.cifar_arrays(3, 3))
     return file.getvalue()
 
 

@@ -1,10 +1,10 @@
-"""Image data sets, split in train, val and test: as NumPy arrays of uint8 pixels, or streamed from files.
+"""Image data sets, split into train, val and test: as NumPy arrays of uint8 pixels, or streamed from files.
 
     dataset = wcjax.data.load("cifar10", "~/data")
     dataset.train.images        # uint8 (45000, 32, 32, 3)
 
-Augmentation and normalization of arrays run inside the train step: `wcjax.data.augment`. The images of streamed sets
-are decoded and augmented by `wcjax.data.streaming`, which needs the extra `stream`.
+`wcjax.data.augment` augments and normalizes arrays inside the train step. `wcjax.data.streaming` decodes and augments
+the images of streamed sets. It needs the extra `stream`.
 """
 
 import numbers
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from wcjax.data import cifar, digits, imagenet, tiny_imagenet
 from wcjax.data.dataset import Dataset, Split, arrays_dataset, streamed_dataset
 from wcjax.errors import InputError, unknown
-from wcjax.files import permitted
+from wcjax.files import reading
 
 __all__ = ["NAMES", "Dataset", "Split", "image_shape", "load"]
 
@@ -23,9 +23,9 @@ class _Set(NamedTuple):
     """A data set that `load` knows.
 
     Attributes:
-      read: (name, data_dir) -> (train, test, number of classes), the official splits, as `Split` or, where images are
-        streamed, as `wcjax.data.streaming.source.Source`.
-      shape: (height, width, channels) of the images; None: as the config says, of streamed images.
+      read: (name, data_dir) -> (train, test, number of classes). The splits are the official ones, each a `Split` or,
+        if images are streamed, a `wcjax.data.streaming.source.Source`.
+      shape: (height, width, channels) of the images; None if images are streamed and the config sets their size.
     """
 
     read: Callable
@@ -43,30 +43,31 @@ NAMES = tuple(_SETS)
 
 
 def image_shape(name, image_size) -> tuple[int, int, int]:
-    """(height, width, channels) of the images of a data set; image_size is that of streamed ones."""
+    """(height, width, channels) of the images of a data set. Streamed images are image_size × image_size."""
     return _SETS[name].shape or (image_size, image_size, 3)
 
 
 def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
-    """Reads a data set and holds a validation split out of its official training images.
+    """Reads a data set and holds out a validation split from its official training images.
 
-    With n official training images, `order = np.random.default_rng(seed).permutation(n)` and
-    `m = round(val_fraction * n)`, the validation split is the images `order[:m]` and the training split `order[m:]`,
-    both in that order. The images of CIFAR are sorted by their SHA-256 first, so that both splits are the same from
-    every format. The test split does not depend on `seed`.
+    Let n be the number of official training images, `order = np.random.default_rng(seed).permutation(n)` and
+    `m = round(val_fraction * n)`. The validation split is the images `order[:m]` and the training split the images
+    `order[m:]`, both in that order. The images of CIFAR are first sorted by their SHA-256, so that both splits are the
+    same in every format. The test split does not depend on `seed`.
 
-    'tiny_imagenet' and 'imagenet' are streamed, and nothing is held out: as in the paper, accuracy is that on the
-    official validation split. It is both `val` and `test`, and `val_fraction` and `seed` play no part.
+    'tiny_imagenet' and 'imagenet' are streamed, and nothing is held out. As in the paper, accuracy is measured on the
+    official validation split, which is both `val` and `test`, and `val_fraction` and `seed` have no effect.
 
     Args:
       name: one of NAMES. 'digits' (8x8 grey, 10 classes) comes with scikit-learn and ignores `data_dir`.
-      data_dir: for 'cifar10' and 'cifar100', a local path, where `~` is the home directory. Either an .npz file, or a
-        directory that holds `<name>.npz` (arrays x_train, y_train, x_test, y_test), or a directory in which
-        tensorflow_datasets prepared `<name>` as array_record. The decoded images of the last kind are kept in
-        `$XDG_CACHE_HOME/wcjax` (`~/.cache/wcjax`), so that only the first call has to decode them. For
-        'tiny_imagenet', the unpacked folder `tiny-imagenet-200`. For 'imagenet', a folder with `train/<class>/<image>`
-        and `val/<class>/<image>`, with any number of classes, or a directory in which tensorflow_datasets prepared
-        `imagenet2012` as array_record.
+      data_dir: a local path, in which `~` is the home directory.
+        For 'cifar10' and 'cifar100': an .npz file (arrays x_train, y_train, x_test, y_test), a directory that contains
+        `<name>.npz`, or a directory in which tensorflow_datasets prepared `<name>` as array_record. In the last case
+        the decoded images are cached in `$XDG_CACHE_HOME/wcjax` (`~/.cache/wcjax`), so that only the first call
+        decodes them.
+        For 'tiny_imagenet': the unpacked folder `tiny-imagenet-200`.
+        For 'imagenet': a folder with `train/<class>/<image>` and `val/<class>/<image>`, with any number of classes, or
+        a directory in which tensorflow_datasets prepared `imagenet2012` as array_record.
       val_fraction: share of the official training images to hold out, above 0 and below 1.
       seed: integer >= 0.
 
@@ -74,8 +75,8 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
       A Dataset.
 
     Raises:
-      InputError: an unknown name, a value out of range, data that is not there, damaged or of the wrong kind, or a
-        split that would be empty. The message says what to do.
+      InputError: the name is unknown, a value is out of range, the data are missing, damaged, unreadable or of the
+        wrong kind, or a split would be empty. The message says what to do.
     """
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
@@ -84,7 +85,7 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
     if not (isinstance(seed, numbers.Integral) and seed >= 0):
         raise InputError(f"seed must be an integer of at least 0, found {seed!r}.")
 
-    with permitted(data_dir):
+    with reading():
         train, test, num_classes = _SETS[name].read(name, data_dir)
     if not isinstance(train, Split):
         return streamed_dataset(train, test, num_classes)

@@ -1,4 +1,4 @@
-"""Augmentation and normalization of image batches in pure JAX, for use inside a jitted train step."""
+"""Augmentation and normalization of image batches, for use inside a jitted train step."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,12 @@ from wcjax.errors import InputError
 def random_crop_and_flip(key, images, *, padding=4, flip=True):
     """Shifts each image by up to `padding` pixels and mirrors half of them.
 
-    Equal to this, with draws independent for each image: pad with `padding` zeros on all four sides, cut out a window
-    of the original size, uniformly among the (2·padding + 1)² places, and reverse its columns with probability 1/2.
+    Each image is padded with `padding` zeros on all four sides. A window of the original size is cut out, uniformly
+    among the (2·padding + 1)² places, and its columns are reversed with probability 1/2. The draws of the images are
+    independent.
 
     Args:
-      key: a JAX random key; the result is a function of key and images.
+      key: a JAX random key. The result is a function of key and images.
       images: (n, h, w, c), any dtype.
       padding: integer >= 0, static under jit.
       flip: whether to mirror, static under jit. The windows are the same either way.
@@ -38,23 +39,23 @@ def random_crop_and_flip(key, images, *, padding=4, flip=True):
 
     y, x = (top + jnp.arange(h))[:, :, None], (left + columns)[:, None, :]
     inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
-    # One gather with an index past the end where the padding would be, which reads as zero. Batched over images and
-    # not flat over the whole batch: as fast, and a batch sharded over devices needs no all-gather.
+    # One gather, with an index past the end for each pixel of the padding, which reads as zero. It is batched over
+    # images instead of flat over the batch, which is as fast, and a batch sharded over devices needs no all-gather.
     index = jnp.where(inside, y * w + x, h * w).reshape(n, h * w, 1)
     pixels = jnp.take_along_axis(images.reshape(n, h * w, c), index, axis=1, mode="fill", fill_value=0)
     return pixels.reshape(images.shape)
 
 
 def normalize(images, mean, std, dtype=jnp.float32):
-    """Returns (images / 255 - mean) / std, computed in float32 and cast once to `dtype`.
+    """Returns (images / 255 - mean) / std, computed in float32 and then cast to `dtype`.
 
     Args:
       images: uint8 (n, h, w, c).
-      mean, std: (c,), in units where a pixel is 0..1, as in `wcjax.data.Dataset`.
+      mean, std: (c,), for pixels scaled to 0..1, as in `wcjax.data.Dataset`.
       dtype: dtype of the result.
 
     Raises:
-      InputError: images are not uint8 (scaled ones would be divided by 255 again).
+      InputError: images are not uint8. Scaled images would be divided by 255 again.
     """
     if images.dtype != jnp.uint8:
         raise InputError(f"normalize takes uint8 images (0..255), found {images.dtype}.")

@@ -1,4 +1,4 @@
-"""Finds every image of a folder that a run could not use.
+"""Finds every image in a folder that a run cannot use.
 
 python -m wcjax.data.check DIR
 """
@@ -18,53 +18,59 @@ from wcjax.data.formats import folder
 from wcjax.errors import InputError
 
 DESCRIPTION = """Decodes every image in a folder and below, as training does, and prints one line for each that is
-broken, unreadable, or of a kind that training does not read (GIF, TIFF, 16 bits a channel, animations). Run it once
-before a long training run on ImageNet, TinyImageNet or a folder of your own. The exit status is 0 if all images can be
-used, 1 if some cannot, and 2 if there are none. Nothing is changed."""
+broken, unreadable, or of a kind that training does not read (GIF, TIFF, 16 bits per channel, animations). Run it once
+before a long training run on ImageNet, TinyImageNet or your own folder. The exit status is 0 if all images can be used,
+1 if some cannot, and 2 if there are none. It changes no file."""
 
 
 def check_folder(root) -> collections.Counter:
-    """Prints a line for each bad file below root; returns the numbers of 'good', 'bad', 'stray' and 'other' files.
+    """Prints a line for each bad file below root. Returns the numbers of 'good', 'bad', 'stray' and 'other' files.
 
-    Bad are the files of EXTENSIONS that `decode.check_image` refuses, other files that by their name are images, and
-    what cannot be read. Stray files (`folder.is_stray`) and others, like val_annotations.txt, are only counted.
+    A file is bad if it cannot be read, if `decode.check_image` refuses it, or if its extension is that of an image but
+    is not one of EXTENSIONS. Stray files (`folder.is_stray`) and others, like val_annotations.txt, are only counted.
     """
     counts, images = collections.Counter(good=0, bad=0, stray=0, other=0), []
 
-    def bad(reason):
+    def report_bad(reason):
         counts["bad"] += 1
-        tqdm.write(reason.encode(errors="backslashreplace").decode())  # of a path that is not UTF-8
+        tqdm.write(reason.encode(errors="backslashreplace").decode())  # a path may not be UTF-8
 
-    for path in _walk(root, counts, lambda error: bad(f"{error.filename}: cannot be read ({error.strerror}).")):
+    for path in _walk(root, counts, lambda error: report_bad(f"{error.filename}: cannot be read ({error.strerror}).")):
         if path.lower().endswith(folder.EXTENSIONS):
             images.append(path)
         elif (mimetypes.guess_type(path)[0] or "").startswith("image/"):
-            bad(f"{path}: not read, because it is not one of {', '.join(folder.EXTENSIONS)}. Convert it.")
+            report_bad(f"{path}: not read, because it is not one of {', '.join(folder.EXTENSIONS)}. Convert it.")
         else:
             counts["other"] += 1
-    with multiprocessing.pool.ThreadPool() as pool:  # threads, because decoding releases Python's lock
+    with multiprocessing.pool.ThreadPool() as pool:  # threads suffice, because decoding releases Python's lock
         reasons = pool.imap(_reason, images, chunksize=64)
         for reason in tqdm(reasons, "checking", len(images), unit=" images", disable=None):
             if reason is None:
                 counts["good"] += 1
             else:
-                bad(reason)
+                report_bad(reason)
     return counts
 
 
-def _walk(root, counts, failed):
-    """The paths of all files below root but stray ones, which are counted; calls failed(OSError) for a folder."""
-    seen = set()
-    for at, folders, names in os.walk(root, onerror=failed, followlinks=True):
+def _walk(root, counts, report):
+    """Yields the paths of all files below root except stray files, which it counts.
+
+    report: called with the OSError of each folder that cannot be listed.
+    """
+    visited = set()
+    for directory, folders, names in os.walk(root, onerror=report, followlinks=True):
         counts["stray"] += sum(map(folder.is_stray, folders + names))
-        is_new = os.path.realpath(at) not in seen  # a link to a folder above would never end
-        seen.add(os.path.realpath(at))
-        folders[:] = sorted(name for name in folders if is_new and not folder.is_stray(name))
-        yield from (os.path.join(at, name) for name in sorted(names) if is_new and not folder.is_stray(name))
+        real = os.path.realpath(directory)
+        if real in visited:  # following a link to a parent would never end
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not folder.is_stray(name))
+        yield from (os.path.join(directory, name) for name in sorted(names) if not folder.is_stray(name))
 
 
 def _reason(path) -> str | None:
-    """Why an image cannot be used; None if it can."""
+    """Why an image cannot be used, or None if it can be used."""
     from wcjax.data.streaming import decode  # an optional dependency
 
     try:
@@ -81,10 +87,10 @@ def main(argv=None) -> int:
     try:
         imagenet.check_installed("wcjax.data.check")
         if not os.path.isdir(args.dir):
-            raise InputError(f"{args.dir} is not a folder; give one with images.")
+            raise InputError(f"{args.dir} is not a folder; give a folder with images.")
         counts = check_folder(args.dir)
         if counts["good"] + counts["bad"] == 0:
-            raise InputError(f"{args.dir} holds no images; allowed are {', '.join(folder.EXTENSIONS)}.")
+            raise InputError(f"{args.dir} contains no images; allowed are {', '.join(folder.EXTENSIONS)}.")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,5 +99,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt may get lost in a callback of JAX
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a callback of JAX can swallow KeyboardInterrupt
     sys.exit(main())

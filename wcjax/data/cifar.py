@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from a local path: finds out in which of the two forms they lie there."""
+"""CIFAR-10 and CIFAR-100 from a local path, in either of two formats: .npz or tensorflow_datasets."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 def read(name, data_dir):
     """Returns (train, test, num_classes) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3).
 
-    train is in the order of `in_order`, test in that of the file.
+    train is in the order of `in_order`, test in the order of the file.
 
     Raises:
-      InputError: nothing is there, or what is there cannot be used.
+      InputError: the data do not exist, or cannot be used.
     """
     train, test = _read(name, data_dir)
     return in_order(train), test, NUM_CLASSES[name]
@@ -31,25 +31,24 @@ def _read(name, data_dir):
     if (path / f"{name}.npz").is_file():
         return npz.read(path / f"{name}.npz", NUM_CLASSES[name])
 
-    if prepared := tfds.newest_version(path / name):
-        return tfds.read(prepared, NUM_CLASSES[name])
+    if version := tfds.newest_version(path / name):
+        return tfds.read(version, NUM_CLASSES[name])
 
     if path.suffix == ".npz":
         raise InputError(f"{name}: there is no file {path}. {_how_to_get(name, path.parent)}")
     if not path.is_dir():
         raise InputError(f"{name}: there is no directory {path}. {_how_to_get(name, path)}")
     raise InputError(
-        f"{name}: {path} holds neither {name}.npz nor {name}/<version>/dataset_info.json. {_how_to_get(name, path)}"
+        f"{name}: {path} contains neither {name}.npz nor {name}/<version>/dataset_info.json. {_how_to_get(name, path)}"
     )
 
 
 def _how_to_get(name, directory):
-    """Says how to make what `read` looks for."""
     return (
         "Prepare it once (needs TensorFlow and a download):\n"
         "    pip install 'wcjax[prepare]'\n"
         f"    {tfds.prepare_command(name, directory)}\n"
-        f"and pass data_dir='{directory}'. Or pass as data_dir an .npz file, or a directory that holds {name}.npz, "
+        f"and pass data_dir='{directory}'. Or pass as data_dir an .npz file, or a directory that contains {name}.npz, "
         "with the arrays x_train and x_test (uint8, shape (n, 32, 32, 3)), y_train and y_test (integers "
         f"0..{NUM_CLASSES[name] - 1}, shape (n,))."
     )

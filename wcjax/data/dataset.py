@@ -1,7 +1,6 @@
-"""The form every data set has once it is read, and what is derived from its images."""
+"""The form that every data set has once it is read, and the quantities computed from its images."""
 
 import hashlib
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +8,8 @@ import numpy as np
 from wcjax.data.streaming.source import Source
 from wcjax.errors import InputError
 
-# The mean and std of ImageNet's training images, as everywhere (torchvision, timm, tensorflow/models). They also serve
-# for other streamed sets.
+# The statistics of ImageNet's training images that torchvision, timm and tensorflow/models use. Other streamed sets
+# are normalized with them too.
 IMAGENET_MEAN, IMAGENET_STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
@@ -34,10 +33,10 @@ class Dataset(NamedTuple):
     """A data set in three splits.
 
     Attributes:
-      train, val, test: Split, or `wcjax.data.streaming.source.Source` where the images are streamed.
+      train, val, test: Split, or `wcjax.data.streaming.source.Source` if the images are streamed.
       num_classes: number of classes.
-      mean, std: float32 (c,), per channel over all pixels of `train`, in units where a pixel is 0..1. `std` is the
-        population's (divided by the number of pixels). For streamed sets the usual values of ImageNet.
+      mean, std: float32 (c,), per channel over all pixels of `train`, for pixels scaled to 0..1. `std` divides by the
+        number of pixels. Streamed sets have the usual values of ImageNet.
     """
 
     train: Split | Source
@@ -49,33 +48,34 @@ class Dataset(NamedTuple):
 
     @property
     def streamed(self) -> bool:
-        """Whether images are decoded while the run goes on (`wcjax.data.streaming`), not held as arrays."""
+        """Whether images are decoded during training (`wcjax.data.streaming`) instead of stored in arrays."""
         return not isinstance(self.train, Split)
 
     def fingerprint(self, splits=("train", "test")) -> dict:
-        """{'classes': number, 'train': ..., 'test': ...}, with the official splits in the form of `Source.fingerprint`.
+        """{'classes': number, 'train': ..., 'test': ...}: the official splits in the form of `Source.fingerprint`.
 
-        train includes the images that are held out. The images of an array count with every pixel and in any order, so
-        that CIFAR has the same fingerprint in every format. splits: the ones to look at.
+        'train' includes the held-out images. The checksum of an array covers every pixel and does not depend on the
+        order of the images, so that CIFAR has the same fingerprint in every format. splits: the official splits to
+        include.
         """
         if self.streamed:
-            found = {name: getattr(self, name).fingerprint() for name in splits}
+            fingerprints = {name: getattr(self, name).fingerprint() for name in splits}
         else:
             official = {"train": (self.train, self.val), "test": (self.test,)}
-            found = {name: _fingerprint(official[name]) for name in splits}
-        return {"classes": self.num_classes} | found
+            fingerprints = {name: _fingerprint(official[name]) for name in splits}
+        return {"classes": self.num_classes} | fingerprints
 
 
 def streamed_dataset(train: Source, val: Source, num_classes: int) -> Dataset:
-    """The Dataset of streamed splits, of which the official validation split is both `val` and `test`."""
+    """The Dataset of streamed splits. The official validation split is both `val` and `test`."""
     return Dataset(train, val, val, num_classes, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def arrays_dataset(name: str, train: Split, test: Split, num_classes: int, val_fraction: float, seed: int) -> Dataset:
-    """The Dataset of official splits in memory; a part of train is held out as val, see `hold_out`.
+    """The Dataset of official splits in memory, with val held out from train by `hold_out`.
 
     Raises:
-      InputError: train or val would be empty, or a channel is constant, so that it cannot be normalized.
+      InputError: train or val would be empty, or a channel is constant and cannot be normalized.
     """
     train, val = hold_out(train, val_fraction, seed)
     mean, std = channel_statistics(train.images)
@@ -93,9 +93,9 @@ def checksum(content) -> str:
 
 
 def in_order(split: Split) -> Split:
-    """The same images in the order of their SHA-256, and those that are alike in the order of their labels.
+    """Sorts the images by their SHA-256, and equal images by their labels.
 
-    So the result depends on the images alone, not on the file that they were read from.
+    The result depends on the images alone, and not on the file that they were read from.
     """
     keys = _keys(split)
     order = sorted(range(split.num_images), key=keys.__getitem__)
@@ -109,24 +109,24 @@ def _keys(split):
 
 
 def _fingerprint(splits):
-    digests, labels = zip(*sorted(itertools.chain(*map(_keys, splits))), strict=True)
+    digests, labels = zip(*sorted(key for split in splits for key in _keys(split)), strict=True)
     labels = checksum(np.array(labels, "<i4"))
     return {"images": len(digests), "labels": labels, "content": checksum(b"".join(digests))}
 
 
 def hold_out(train, val_fraction, seed):
-    """Returns (train, val): `round(val_fraction * n)` images drawn with `seed` are val, see `wcjax.data.load`.
+    """Returns (train, val), with `round(val_fraction * n)` images drawn with `seed` in val. See `wcjax.data.load`.
 
     Raises:
       InputError: one of the two would be empty.
     """
-    n = len(train.labels)
+    n = train.num_images
     num_val = round(val_fraction * n)
     if not 0 < num_val < n:
-        empty = "validation" if num_val == 0 else "training"
+        empty, change = ("validation", "larger") if num_val == 0 else ("training", "smaller")
         raise InputError(
             f"val_fraction={val_fraction} of {n} training images leaves the {empty} split empty. "
-            f"Choose a {'larger' if num_val == 0 else 'smaller'} val_fraction, or use more images."
+            f"Choose a {change} val_fraction, or use more images."
         )
     order = np.random.default_rng(seed).permutation(n)
     take = lambda rows: Split(train.images[rows], train.labels[rows])
@@ -134,7 +134,7 @@ def hold_out(train, val_fraction, seed):
 
 
 def channel_statistics(images):
-    """Returns mean and std of the channels of uint8 images (n, h, w, c): float32 (c,), a pixel counting 0..1."""
+    """Returns the mean and std of each channel of uint8 images (n, h, w, c), scaled to 0..1: float32 (c,)."""
     counts = _pixel_counts(images)
     pixels = counts[0].sum()
     level = np.arange(256)
@@ -144,10 +144,10 @@ def channel_statistics(images):
 
 
 def _pixel_counts(images):
-    """How often each value stands in each channel of uint8 images (n, h, w, c): int64 (c, 256)."""
+    """How often each channel of uint8 images (n, h, w, c) has each value: int64 (c, 256)."""
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
-    # In pieces, because np.bincount widens its argument to eight bytes a pixel.
+    # In pieces, because np.bincount widens its argument to eight bytes per pixel.
     for start in range(0, len(images), 1000):
         for channel in range(channels):
             counts[channel] += np.bincount(images[start : start + 1000, ..., channel].ravel(), minlength=256)

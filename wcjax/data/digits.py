@@ -1,4 +1,4 @@
-"""Handwritten digits of 8x8 pixels, which come with scikit-learn: no download, a run takes seconds."""
+"""Handwritten digits of 8x8 pixels, which come with scikit-learn. They need no download, and a run takes seconds."""
 
 import numpy as np
 
@@ -6,27 +6,26 @@ from wcjax.data.dataset import Split
 from wcjax.errors import InputError
 
 NUM_CLASSES = 10
-IMAGE_SHAPE = (8, 8, 1)
 
 
 def read(name, data_dir):
-    """Returns (train, test, 10) of scikit-learn's 1,797 digits, images (n, 8, 8, 1): 1,437 and 360, always the same.
+    """Returns (train, test, 10) of scikit-learn's 1,797 digits: always the same 1,437 and 360 images, (n, 8, 8, 1).
 
-    A test image is every fifth of the images ordered by class (and within a class as scikit-learn has them), so each
-    class gives a fifth of its images, give or take one. scikit-learn's values x = 0..16 become (255·x + 8) // 16,
-    which is 255·x/16 rounded to the nearest integer, halves up.
+    The images are ordered by class, and within a class as in scikit-learn. Every fifth is a test image, so that each
+    class gives a fifth of its images, within one. scikit-learn's values x = 0..16 become (255·x + 8) // 16, which is
+    255·x/16 rounded to the nearest integer, halves up.
 
     Raises:
-      InputError: scikit-learn is not installed.
+      InputError: scikit-learn cannot be imported.
     """
     try:
-        # Here and not above: the import takes seconds, and only this data set needs it.
+        # Imported here because it takes seconds, and no other data set needs it.
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(f"digits: scikit-learn cannot be imported ({error}). Run: pip install scikit-learn") from error
-    stored = load_digits()
-    images = ((stored.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[..., None]
-    labels = stored.target.astype(np.int32)
+    digits = load_digits()
+    images = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
 
     is_test = np.zeros(len(labels), bool)
     is_test[np.argsort(labels, kind="stable")[::5]] = True

@@ -1,4 +1,4 @@
-"""ImageNet from a local path; it is streamed, and evaluated on its official validation split."""
+"""ImageNet from a local path. It is streamed, and evaluated on its official validation split."""
 
 import importlib.util
 import os
@@ -13,23 +13,26 @@ def read(name, data_dir):
     """Returns (train, val, num_classes) of ImageNet, or of a folder with train/<class>/<image> and val/<class>/<image>.
 
     Raises:
-      InputError: the data set does not exist, or cannot be used.
+      InputError: the data do not exist, or cannot be used.
     """
     path = check_directory(name, data_dir, _how_to_get)
-    if prepared := tfds.newest_version(path / "imagenet2012"):
-        train, val = Records(str(prepared), "train"), Records(str(prepared), "validation")
+    if version := tfds.newest_version(path / "imagenet2012"):
+        train, val = Records(str(version), "train"), Records(str(version), "validation")
         return train, val, train.num_classes
     if (path / "train").is_dir():
         return folder.class_per_folder(path)
     raise InputError(
-        f"{name}: {path} holds neither train/ nor imagenet2012/<version>/dataset_info.json. {_how_to_get(path)}"
+        f"{name}: {path} contains neither train/ nor imagenet2012/<version>/dataset_info.json. {_how_to_get(path)}"
     )
 
 
 def check_directory(name, data_dir, how_to_get) -> Path:
-    """The directory of a streamed data set. Raises InputError if it, or a package that streaming needs, is missing.
+    """The directory of a streamed data set.
 
     how_to_get: directory -> the sentences that say how to get the data set.
+
+    Raises:
+      InputError: the directory does not exist, or a package that streaming needs is not installed.
     """
     check_installed(name)
     if not data_dir:
@@ -41,7 +44,7 @@ def check_directory(name, data_dir, how_to_get) -> Path:
 
 
 def check_installed(name):
-    """Raises InputError unless the optional dependencies are installed that only streamed data sets need."""
+    """Raises InputError if a package that streaming needs is not installed. name: the beginning of the message."""
     missing = [module for module in ("grain", "PIL", "simplejpeg") if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(

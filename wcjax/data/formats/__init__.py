@@ -1,1 +1,1 @@
-"""The forms in which data sets are stored: arrays in an .npz file, prepared by tensorflow_datasets, image files."""
+"""Formats in which data sets are stored: .npz files, directories of tensorflow_datasets, and image files."""

@@ -1,4 +1,4 @@
-"""Decoded arrays kept in the user's cache directory, one .npz file for each state of a source directory."""
+"""A cache of decoded arrays in the user's cache directory: one .npz file for each state of a source directory."""
 
 import hashlib
 import logging
@@ -13,15 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 def path(directory):
-    """Returns the cache file for a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
+    """Returns the cache file of a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
 
-    The fingerprint covers relative name, size and modification time (ns) of every file in the directory, so a changed
-    source never meets an old cache file. `~/.cache` stands in where XDG_CACHE_HOME is not set. None if `~` has no
-    meaning, for want of HOME and of an entry in the list of users.
+    The fingerprint covers the relative name, size and modification time (ns) of every file in the directory, so that a
+    changed directory gets a new cache file. XDG_CACHE_HOME defaults to `~/.cache`. None if `~` cannot be expanded,
+    because HOME is not set and the user has no entry in the system's list of users.
     """
     root = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     if root.parts[0].startswith("~"):
-        logger.warning("There is no home directory to keep decoded images in. Set XDG_CACHE_HOME to a directory.")
+        logger.warning("There is no home directory to cache decoded images in. Set XDG_CACHE_HOME to a directory.")
         return None
     fingerprint = hashlib.sha256()
     for file in sorted(file for file in directory.rglob("*") if file.is_file()):
@@ -31,14 +31,14 @@ def path(directory):
 
 
 def write(file, arrays):
-    """Writes a dict of arrays to `file`, all or nothing. A failure is only logged: the caller has the arrays."""
+    """Writes a dict of arrays to the cache file `file`. A failure is only logged, because the caller has the arrays."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as unfinished:
-            np.savez(unfinished, **arrays)
+        with replacing(file) as content:
+            np.savez(content, **arrays)
     except OSError as error:
         logger.warning(
-            "Could not keep the decoded images in %s (%s): the next run decodes them again. "
+            "Could not cache the decoded images in %s (%s), so the next run decodes them again. "
             "Set XDG_CACHE_HOME to a directory that can be written to.",
             file,
             error,

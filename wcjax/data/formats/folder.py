@@ -1,4 +1,4 @@
-"""Image files in folders: which files a data set has, in which order, and the class of each."""
+"""Image files in folders: the files of a data set, their order, and the class of each."""
 
 import collections
 import dataclasses
@@ -12,16 +12,17 @@ import numpy as np
 from wcjax.data.dataset import checksum
 from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
-from wcjax.files import permitted
+from wcjax.files import reading
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-MAX_BYTES = 2**28  # of an image file; the largest that `wcjax.data.streaming.decode` takes has as many as BMP
-MAX_SIZES = 2**17  # files of a split whose sizes are compared: all but those of ImageNet's training images
-# Left by systems and programs, like every name that begins with a dot.
+MAX_BYTES = 2**28  # in an image file: as many as the largest BMP that `wcjax.data.streaming.decode` accepts
+MAX_SIZES = 2**17  # files of a split whose sizes are compared; only ImageNet's training split has more files
+# Files and folders that systems and programs leave, like every name that begins with a dot.
 STRAY = ("Thumbs.db", "desktop.ini", "__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 _STRAY = "that systems and programs leave"
+CHECK_DATA_DIR, _RESTORE = "Check data_dir.", "Restore the file, or start a new run."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Files:
 
     Attributes:
       root: the folder that names are relative to.
-      names: (n,) bytes. An array, because a list of the 1.3 million names of ImageNet takes four times the memory.
+      names: (n,) bytes. A list of the 1.3 million names of ImageNet would take four times the memory of an array.
       labels: int32 (n,), 0..num_classes-1.
     """
 
@@ -53,10 +54,11 @@ class Files:
         return Encoded(path, read(path), int(self.labels[index]))
 
     def fingerprint(self) -> dict:
-        """Over the names of the files, without their folders, the sizes of at most MAX_SIZES, and all labels."""
+        """Covers the names of all files without their folders, the sizes of at most MAX_SIZES, and all labels."""
         content = [file_name(name) for name in self.names]
         for i in range(0, self.num_images, -(-self.num_images // MAX_SIZES)):
-            content.append(b"%d" % _status(self.path(i)).st_size)
+            with reading(self.path(i), _RESTORE):
+                content.append(b"%d" % os.stat(self.path(i)).st_size)
         labels = checksum(self.labels.astype("<i4"))
         return {"images": self.num_images, "labels": labels, "content": checksum(b"\0".join(content))}
 
@@ -66,54 +68,40 @@ def file_name(name: bytes) -> bytes:
 
 
 def is_stray(name: str) -> bool:
-    """Whether a file or folder of this name belongs to no data set: ._1.JPEG, .DS_Store, Thumbs.db and skipped."""
+    """Whether a file or folder of this name belongs to no data set, for example ._1.JPEG, .DS_Store and Thumbs.db."""
     return name.startswith(".") or name in STRAY
 
 
 def read(path) -> bytes:
-    """The bytes of an image file. Raises InputError where it cannot be read, or is not a file of MAX_BYTES or fewer."""
-    status = _status(path)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a pipe would never end
-        raise InputError(f"{path}: not a file of at most {MAX_BYTES:,} bytes. Restore it, or remove it.")
-    try:
-        with permitted(path), open(path, "rb") as file:
+    """The bytes of an image file. Raises InputError if it cannot be read, is not regular, or exceeds MAX_BYTES."""
+    with reading(path, _RESTORE):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # reading a pipe would never end
+            raise InputError(f"{path}: not a file of at most {MAX_BYTES:,} bytes. Restore it, or remove it.")
+        with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _status(path):
-    try:
-        with permitted(path):
-            return os.stat(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path, error):
-    return InputError(f"{path}: cannot be read ({error.strerror}). Restore the file, or start anew.")
 
 
 def class_per_folder(root):
     """Returns (train, val, num_classes) of `root/train/<class>/<image>` and `root/val/<class>/<image>`.
 
-    Classes are numbered in the sorted order of their folders' names, images follow in the sorted order of theirs.
-    Everything else is passed over and reported in the log: stray files (`is_stray`), images in subfolders of a class or
+    Classes are numbered in the sorted order of the names of their folders. The images of a class are sorted by name.
+    All other files are skipped and reported in the log: stray files (`is_stray`), images in a subfolder of a class or
     outside the class folders, and files without one of EXTENSIONS.
 
     Raises:
-      InputError: a folder is missing or holds no image, or train and val have different classes.
+      InputError: a folder is missing or contains no image, or train and val have different classes.
     """
     root, skipped = Path(root), collections.defaultdict(list)
     classes = {split: list_folders(root / split, skipped) for split in ("train", "val")}
     if not classes["train"]:
-        raise InputError(f"{root / 'train'} holds no folders; one for each class is needed, with its images.")
+        raise InputError(f"{root / 'train'} contains no folders; one for each class is needed, with its images.")
     if classes["train"] != classes["val"]:
-        differing = sorted(set(classes["train"]) ^ set(classes["val"]))
+        difference = sorted(set(classes["train"]) ^ set(classes["val"]))
         raise InputError(
             f"{root}: train has {len(classes['train'])} class folders and val {len(classes['val'])}; they must be the "
-            f"same, but {', '.join(differing[:5])}{' and others' if len(differing) > 5 else ''} "
-            f"{'is' if len(differing) == 1 else 'are'} in one only. Sort the images of val into the folders of train."
+            f"same, but {', '.join(difference[:5])}{' and others' if len(difference) > 5 else ''} "
+            f"{'is' if len(difference) == 1 else 'are'} only in one. Sort the images of val into the folders of train."
         )
     train, val = (
         read_split(root, [(f"{split}/{name}", label) for label, name in enumerate(classes[split])], skipped)
@@ -124,20 +112,20 @@ def class_per_folder(root):
 
 
 def read_split(root, folders, skipped):
-    """Files of [(folder relative to root, label)]; adds to skipped, see `list_images`."""
+    """The Files in [(folder relative to root, label)]. Adds the other files to skipped, see `list_images`."""
     names, labels = [], []
     for folder, label in folders:
-        found = list_images(root, folder, skipped)
-        if not found:
+        images = list_images(root, folder, skipped)
+        if not images:
             report_skipped(root, skipped)
-            raise InputError(f"{root / folder} holds no images; allowed are {', '.join(EXTENSIONS)}. Restore them.")
-        names += found
-        labels += [label] * len(found)
+            raise InputError(f"{root / folder} contains no images; allowed are {', '.join(EXTENSIONS)}. Restore them.")
+        names += images
+        labels += [label] * len(images)
     return make_files(root, names, labels)
 
 
 def list_images(root, folder, skipped):
-    """The images of a folder, as sorted names relative to root; adds all else to skipped, {what it is: names}."""
+    """The images in a folder, as sorted names relative to root. Adds other files to skipped, {description: names}."""
     images = []
     for entry in _scan(root / folder):
         name = f"{folder}/{entry.name}"
@@ -154,16 +142,21 @@ def list_images(root, folder, skipped):
 
 def _below(root, folder):
     """All images below a folder, as names relative to root."""
-    found = [os.path.join(at, name) for at, _, names in os.walk(root / folder) for name in names if not is_stray(name)]
-    return [os.path.relpath(path, root) for path in found if path.lower().endswith(EXTENSIONS)]
+    return [
+        os.path.relpath(os.path.join(directory, name), root)
+        for directory, _, names in os.walk(root / folder)
+        for name in names
+        if not is_stray(name) and name.lower().endswith(EXTENSIONS)
+    ]
 
 
 def report_skipped(root, skipped):
-    for what, names in skipped.items():
+    """Logs one line for each entry of skipped, {description: names}."""
+    for description, names in skipped.items():
         if names:
-            level = logging.INFO if what == _STRAY else logging.WARNING
+            level = logging.INFO if description == _STRAY else logging.WARNING
             count = "1 file" if len(names) == 1 else f"{len(names):,} files"
-            logger.log(level, "%s: skipping %s %s, for example %s.", root, count, what, names[0])
+            logger.log(level, "%s: skipping %s %s, for example %s.", root, count, description, names[0])
 
 
 def make_files(root, names, labels):
@@ -171,7 +164,7 @@ def make_files(root, names, labels):
 
 
 def list_folders(directory, skipped):
-    """The names of the class folders in a directory, sorted; adds files to skipped as `list_images` does."""
+    """The sorted names of the class folders in a directory. Adds files to skipped as `list_images` does."""
     folders = []
     for entry in _scan(directory):
         if is_stray(entry.name):
@@ -184,8 +177,5 @@ def list_folders(directory, skipped):
 
 
 def _scan(directory):
-    try:
-        with permitted(directory), os.scandir(directory) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{directory}: no such folder can be read ({error.strerror}). Is data_dir right?") from error
+    with reading(directory, CHECK_DATA_DIR), os.scandir(directory) as entries:
+        return sorted(entries, key=lambda entry: entry.name)

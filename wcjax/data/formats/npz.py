@@ -1,4 +1,4 @@
-"""The four arrays x_train, y_train, x_test, y_test (Keras' names) and the .npz file that holds them."""
+"""An .npz file of the arrays x_train, y_train, x_test and y_test (the names that Keras uses), and their checks."""
 
 import zipfile
 
@@ -9,36 +9,37 @@ from wcjax.errors import InputError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 IMAGE_SHAPE = (32, 32, 3)
-MAX_BYTES = 2**32  # of the arrays, unpacked; CIFAR has 184 MB
+MAX_BYTES = 2**32  # in the unpacked arrays; CIFAR has 184 MB
 
 
 def read(path, num_classes):
-    """Returns (train, test), read from the .npz file `path` and checked. Nothing is unpickled.
+    """Returns (train, test) of the .npz file `path`. Nothing is unpickled.
 
     Raises:
-      InputError: the file is not there, truncated or damaged, lacks an array, or an array is not what `check` allows.
+      InputError: the file does not exist, is damaged or lacks an array, or `check` refuses an array.
+      PermissionError: the file cannot be read.
     """
     try:
         names, arrays = _unpack(path)
     except (InputError, PermissionError):
         raise
-    # Damaged bytes can make the zip and array parsers raise nearly anything.
-    except Exception as error:
+    except Exception as error:  # damaged bytes can make the zip and array parsers raise nearly anything
         raise InputError(
             f"{path}: not a readable .npz file ({type(error).__name__}: {error}). It is truncated, damaged, or holds "
             "Python objects, which are never loaded. Make it again with np.savez and plain arrays."
         ) from error
     missing = [key for key in KEYS if key not in names]
     if missing:
-        found = ", ".join(names[:8]) or "nothing"
-        raise InputError(f"{path}: lacks {', '.join(missing)}; found {found}. Make it again.")
+        raise InputError(
+            f"{path}: lacks {', '.join(missing)}; found {', '.join(names[:8]) or 'nothing'}. Make it again."
+        )
     return check(arrays, path, num_classes)
 
 
 def _unpack(path):
-    """Names of all arrays in the file, and those of KEYS."""
+    """(the names of all arrays in the file, {name: array} of KEYS)."""
     with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())  # it never unpacks more than it says here
+        size = sum(entry.file_size for entry in archive.infolist())  # zipfile never unpacks more than this
     if size > MAX_BYTES:
         raise InputError(f"{path}: unpacks to {size:,} bytes; at most {MAX_BYTES:,} are allowed. Make it again.")
     with np.load(path, allow_pickle=False) as archive:
@@ -46,15 +47,15 @@ def _unpack(path):
 
 
 def check(arrays, source, num_classes):
-    """Returns (train, test) of a dict with KEYS, labels as int32 (n,).
+    """Returns (train, test) of a dict with KEYS, with labels as int32 (n,).
 
     Args:
-      arrays: x_* uint8 (n, 32, 32, 3); y_* of any integer dtype, (n,) or as in Keras (n, 1), 0..num_classes-1; n > 0.
-      source: the file or directory to name in errors.
+      arrays: x_* uint8 (n, 32, 32, 3), n > 0; y_* 0..num_classes-1 of any integer dtype, (n,) or as in Keras (n, 1).
+      source: the file or directory that errors name.
       num_classes: number of classes.
 
     Raises:
-      InputError: an array is something else.
+      InputError: an array has another dtype or shape, or values out of range.
     """
     return _check_split(arrays, "train", source, num_classes), _check_split(arrays, "test", source, num_classes)
 
@@ -68,7 +69,7 @@ def _check_split(arrays, split, source, num_classes):
         )
     n = len(images)
     if n == 0:
-        raise InputError(f"{source}: x_{split} holds no images; at least one is needed. Make it again.")
+        raise InputError(f"{source}: x_{split} contains no images; at least one is needed. Make it again.")
     if labels.dtype.kind not in "iu" or labels.shape not in ((n,), (n, 1)):
         raise InputError(
             f"{source}: y_{split} is {labels.dtype} of shape {labels.shape}; allowed are integers of shape ({n},) or "
@@ -76,7 +77,7 @@ def _check_split(arrays, split, source, num_classes):
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(
-            f"{source}: y_{split} holds labels from {labels.min()} to {labels.max()}; allowed are "
+            f"{source}: y_{split} contains labels from {labels.min()} to {labels.max()}; allowed are "
             f"0..{num_classes - 1}. Is it another data set? Make it again."
         )
     return Split(images, labels.reshape(n).astype(np.int32))

@@ -1,4 +1,4 @@
-"""imagenet2012 as prepared by tensorflow_datasets in array_record: images stay encoded until they are needed."""
+"""imagenet2012 as prepared by tensorflow_datasets in array_record. Images stay encoded until they are needed."""
 
 import bisect
 import dataclasses
@@ -18,7 +18,7 @@ from wcjax.errors import InputError
 class Records:
     """A split of a prepared directory `<data_dir>/<name>/<version>`, as a `wcjax.data.streaming.source.Source`.
 
-    Pickled, it is only this description: each process opens the files itself. One thread at a time may read.
+    A pickle has the two fields alone, so that each process opens the files itself. One thread at a time may read.
     """
 
     directory: str
@@ -26,7 +26,7 @@ class Records:
 
     @functools.cached_property
     def _source(self):
-        with tfds.reading(Path(self.directory)) as builder:
+        with tfds.open_builder(Path(self.directory)) as builder:
             import tensorflow_datasets
 
             skip = {"image": tensorflow_datasets.decode.SkipDecoding()}
@@ -36,23 +36,23 @@ class Records:
 
     @functools.cached_property
     def _ends(self):
-        """The index of the record after the last one of each file."""
-        with tfds.reading(Path(self.directory)) as builder:
+        """For each file, the index after its last record."""
+        with tfds.open_builder(Path(self.directory)) as builder:
             return list(itertools.accumulate(builder.info.splits[self.split].shard_lengths))
 
     @functools.cached_property
-    def _most_open(self):
+    def _max_open(self):
         return tfds.files_to_keep_open(Path(self.directory))
 
     @functools.cached_property
     def _open(self):
-        """The numbers of the files that are open."""
+        """The numbers of the open files."""
         return set()
 
     def _record(self, index):
         number = bisect.bisect_right(self._ends, index)
-        if number not in self._open and len(self._open) >= self._most_open:
-            self._source.data_source.__exit__(None, None, None)  # closes them all; each is opened when it is read
+        if number not in self._open and len(self._open) >= self._max_open:
+            self._source.data_source.__exit__(None, None, None)  # closes all files; reading opens them again
             self._open.clear()
         self._open.add(number)
         return self._source[index]
@@ -69,18 +69,17 @@ class Records:
             record = self._record(index)
         except InputError:
             raise
-        except Exception as error:  # of many types, see wcjax.data.formats.tfds
+        except Exception as error:  # array_record raises many types, see wcjax.data.formats.tfds
             raise tfds.damaged(Path(self.directory), error) from error
         name, label = record["file_name"], int(record["label"])
         name = name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
+        name = f"{self.directory}, {self.split}, {name}"
         if not 0 <= label < self.num_classes:
-            raise InputError(
-                f"{self.directory}, {self.split}, {name}: class {label}; allowed are 0..{self.num_classes - 1}."
-            )
-        return Encoded(f"{self.directory}, {self.split}, {name}", record["image"], label)
+            raise InputError(f"{name}: class {label}; allowed are 0..{self.num_classes - 1}.")
+        return Encoded(name, record["image"], label)
 
     def fingerprint(self) -> dict:
-        """Over the names and sizes of the files, and the labels of 64 records."""
+        """Covers the names and sizes of the files, and the labels of 64 records."""
         files = sorted(Path(self.directory).glob(f"*-{self.split}.array_record*"))
         sample = np.linspace(0, self.num_images - 1, min(64, self.num_images), dtype=int)
         labels = np.array([self[i].label for i in sample], "<i4")
@@ -92,5 +91,5 @@ class Records:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        with tfds.reading(Path(self.directory)) as builder:
+        with tfds.open_builder(Path(self.directory)) as builder:
             return builder.info.features["label"].num_classes

@@ -1,4 +1,4 @@
-"""Directories prepared by tensorflow_datasets as array_record: read without TensorFlow, decoded once, then cached."""
+"""Directories prepared by tensorflow_datasets as array_record. They are read without TensorFlow, and cached."""
 
 import contextlib
 import io
@@ -11,10 +11,10 @@ import numpy as np
 
 from wcjax.data.formats import cache, npz
 from wcjax.errors import InputError, shown
-from wcjax.files import permitted
+from wcjax.files import check_readable
 
 _CLASSES = "tensorflow_datasets.core.features."
-_KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # others could name a class once more
+_KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # other keys could name a second class
 FEATURES = {  # of cifar10, cifar100 and imagenet2012
     "image": "image_feature.Image",
     "label": "class_label_feature.ClassLabel",
@@ -33,26 +33,28 @@ def prepare_command(name, directory):
 
 
 def read(directory, num_classes):
-    """Returns (train, test) of a prepared directory `<data_dir>/<name>/<version>`, from the cache where it has them.
+    """Returns (train, test) of a prepared directory `<data_dir>/<name>/<version>`, from the cache if it has them.
 
     Raises:
-      InputError: a needed package is missing, or the directory is of another file format, truncated or damaged.
+      InputError: a needed package is missing, or the directory has another file format, is truncated or damaged.
     """
-    cached = cache.path(directory)
-    if cached is None:
-        return npz.check(_decode(directory), directory, num_classes)
-    # Not there yet, damaged or not readable: decoding helps with all three.
-    with contextlib.suppress(InputError, PermissionError):
-        return npz.read(cached, num_classes)
-    arrays = _decode(directory)
+    cache_file = cache.path(directory)
+    if cache_file is not None:
+        # A cache file that is missing, damaged or unreadable is replaced.
+        with contextlib.suppress(InputError, PermissionError):
+            return npz.read(cache_file, num_classes)
+    with open_builder(directory) as builder:
+        arrays = _decode(builder, directory)
     splits = npz.check(arrays, directory, num_classes)
-    cache.write(cached, arrays)
+    if cache_file is not None:
+        cache.write(cache_file, arrays)
     return splits
 
 
 def newest_version(directory):
-    """The prepared directory `directory/<version>` with the highest version, or None where there is none."""
-    names = os.listdir(directory) if directory.is_dir() else []  # not glob, which takes a denied directory for empty
+    """The prepared directory `directory/<version>` with the highest version, or None if there is none."""
+    # Not glob, which finds nothing in a directory that it has no permission to list.
+    names = os.listdir(directory) if directory.is_dir() else []
     versions = [
         version
         for version in map(directory.joinpath, names)
@@ -62,15 +64,15 @@ def newest_version(directory):
 
 
 @contextlib.contextmanager
-def reading(directory):
-    """The builder of a prepared directory. What it raises in the block becomes an InputError that says what to do."""
+def open_builder(directory):
+    """The builder of a prepared directory. An error in the block becomes an InputError that says what to do."""
     try:
         files_to_keep_open(directory)
-        # Here and not above: an optional dependency, not needed once the cache is there.
+        # Imported here because it is an optional dependency, which the cache makes unnecessary.
         import tensorflow_datasets as tfds
 
         _check_features(directory)
-        # Not tfds.builder(name): that picks the version by itself, and asks the network where it is not there.
+        # Not tfds.builder(name), which chooses the version and asks the network if it does not exist.
         builder = tfds.builder_from_directory(directory)
         formats = [file_format.value for file_format in builder.info.available_file_formats()]
         if "array_record" in formats:
@@ -82,8 +84,7 @@ def reading(directory):
         ) from error
     except InputError:
         raise
-    # Damaged files make tfds and array_record raise RuntimeError, ValueError, IndexError, KeyError and others.
-    except Exception as error:
+    except Exception as error:  # for damaged files RuntimeError, ValueError, IndexError, KeyError and others
         raise damaged(directory, error) from error
     raise InputError(
         f"{directory}: prepared as {', '.join(formats)}, which cannot be read without TensorFlow; allowed is "
@@ -93,71 +94,65 @@ def reading(directory):
 
 
 def _check_features(directory):
-    """Raises ValueError unless features.json has features of FEATURES alone: tfds imports whatever else it names."""
-    found = json.loads((directory / "features.json").read_text(encoding="utf-8"))
-    features = found["featuresDict"]["features"]
+    """Raises ValueError if features.json names a feature that FEATURES lacks, because tfds imports what it names."""
+    content = json.loads((directory / "features.json").read_text(encoding="utf-8"))
+    features = content["featuresDict"]["features"]
     outer = {"pythonClassName": f"{_CLASSES}features_dict.FeaturesDict", "featuresDict": {"features": features}}
     for name, feature in features.items():
         known = feature["pythonClassName"] == _CLASSES + FEATURES.get(name, "") and feature.keys() <= _KEYS
-        if found != outer or not known:
-            raise ValueError(f"features.json has {shown(found)}; allowed are {FEATURES}")
+        if content != outer or not known:
+            raise ValueError(f"features.json has {shown(content)}; allowed are {FEATURES}")
 
 
 def files_to_keep_open(directory) -> int:
-    """How many files of a split of a prepared directory may be open at once: all, where this process may open so many.
+    """How many files of a split of a prepared directory may be open at once.
 
-    Raises its limit for that as far as it may. An eighth of a limit that is too low leaves room for the other splits.
+    It raises this process's limit of open files as far as allowed. If that suffices, all files may be open. If not,
+    an eighth of the limit is used, which leaves room for the other splits.
     """
     number = len(os.listdir(directory))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return number
-    wanted = max(soft, number + 1024)
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    sufficient = max(soft, number + 1024)
+    soft = sufficient if hard == resource.RLIM_INFINITY else min(sufficient, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return number if soft == wanted else max(1, soft // 8)
+    return number if soft == sufficient else max(1, soft // 8)
 
 
 def damaged(directory, error):
-    """The InputError for a prepared directory whose reading raised `error`."""
+    """The InputError for a prepared directory that raised `error` when it was read."""
     if "Too many open files" in str(error):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return InputError(
             f"{directory}: too many open files. This process may open {limit:,}. "
             "Raise that limit (ulimit -n, LimitNOFILE)."
         )
-    with contextlib.suppress(OSError), permitted(directory):
-        for file in directory.iterdir():
-            file.open("rb").close()
+    check_readable(directory)
     return InputError(
         f"{directory}: cannot be read; a file is missing, truncated or damaged ({type(error).__name__}: {error}). "
         f"Remove the directory and prepare it again:\n    {_prepare_again(directory)}"
     )
 
 
-def _decode(directory):
-    """Returns the images and labels of all records as a dict with npz.KEYS."""
-    with reading(directory) as builder:
-        return _read_records(builder, directory)
-
-
 def _prepare_again(directory):
     return prepare_command(directory.parent.name, directory.parent.parent)
 
 
-def _read_records(builder, directory):
+def _decode(builder, directory):
+    """Returns the images and labels of all records as a dict with npz.KEYS."""
     import tensorflow_datasets as tfds
     from tqdm import tqdm
 
     skip = {"image": tfds.decode.SkipDecoding()}
 
     arrays = {}
-    # disable=None: no bar where stderr is not a terminal.
+    # disable=None: no bar unless stderr is a terminal.
     with tqdm(total=builder.info.splits.total_num_examples, desc="decoding", unit=" images", disable=None) as bar:
         for split in ("train", "test"):
             source = builder.as_data_source(split, decoders=skip, file_format="array_record")
             images, labels = [], []
-            # Reading many records at once takes half the time of one by one; threads gain nothing.
+            # Reading many records at once takes half the time of reading them one by one. Threads do not help.
             for start in range(0, len(source), 500):
                 records = source.__getitems__(range(start, min(start + 500, len(source))))
                 images.append(np.stack([_pixels(record, f"{directory}, {split}") for record in records]))
@@ -169,7 +164,7 @@ def _read_records(builder, directory):
 
 
 def _pixels(record, source):
-    """The image of a record. Its size is looked at before it is decoded: forged ones could ask for all memory."""
+    """The image of a record. Its size is checked first, because decoding a forged image could take all memory."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(record["image"]), formats=["PNG"])

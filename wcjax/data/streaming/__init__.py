@@ -1,1 +1,1 @@
-"""Images that are decoded and augmented while a network trains. Needs the extra `stream`."""
+"""Decodes and augments images while a network trains. Needs the extra `stream`."""

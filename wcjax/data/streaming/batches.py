@@ -1,7 +1,7 @@
-"""Batches of streamed images: read, decoded and augmented by Grain, in worker processes or in this one.
+"""Batches of streamed images, which Grain reads, decodes and augments in worker processes or in this process.
 
-A batch is a function of (seed, step) alone: not of the number of workers, nor of the step that a run was resumed at.
-Of several processes the first has the first rows of that batch, and so on: together they have the same one.
+A batch is a function of (seed, step) alone. It depends neither on the number of workers nor on the step at which a run
+was resumed. Several processes share the same batch: the first has its first rows, and so on.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from wcjax.data.streaming import decode
 from wcjax.data.streaming.source import Encoded, Source
 from wcjax.errors import InputError
 
-FILLING = -1  # the label of what fills the last batch of an evaluation
+FILLING = -1  # the label of the black images that fill the last batch of an evaluation
 
 
 def train_batches(
@@ -36,32 +36,33 @@ def train_batches(
 ):
     """Returns an endless iterator over training batches, from step `first_step` on.
 
-    With n images an epoch has n // batch_size steps; each shows the images in an order of its own and leaves out those
-    that do not fill a last batch. Crops and flips are drawn anew for each image and epoch (`decode.train_image`).
-    Going to `first_step` decodes nothing.
+    An epoch over n images has n // batch_size steps. Each epoch has its own order of the images, and omits the last
+    images if they do not fill a batch. Crops and flips are drawn anew for each image and epoch (`decode.train_image`).
+    Images before `first_step` are not decoded.
 
     Args:
       source: the training split, with at least batch_size images.
-      batch_size: of all processes together, a multiple of process_count.
+      batch_size: images in a batch of all processes together, a multiple of process_count.
       size: height and width of the images.
-      flip: whether to mirror half of them.
+      flip: whether to mirror half of the images.
       seed: integer from 0 to 2³² − 1.
-      first_step: steps done, over all epochs.
-      workers: processes that decode; 0: a thread of this process. The program must then be one that can be imported,
-        with `if __name__ == "__main__":` around what it does, as `multiprocessing` asks for.
-      process_index, process_count: this process and the number of those that share each batch.
+      first_step: the number of steps that are already done, over all epochs.
+      workers: the number of processes that decode, or 0 for a thread of this process. Worker processes import the
+        program, so it needs `if __name__ == "__main__":`, as `multiprocessing` requires.
+      process_index, process_count: the index of this process, and the number of processes that share each batch.
 
     Returns:
       A Grain DatasetIterator of Split: images uint8 (batch_size / process_count, size, size, 3), labels int32. It has
-      get_state(), set_state() and close(), which is to be called at the end.
+      get_state(), set_state() and close(), which the caller must call at the end.
 
     Raises:
-      InputError: batch_size is no multiple of process_count; from the iterator, an image that cannot be used.
+      InputError: batch_size is not a multiple of process_count. The iterator raises it for an image that cannot be
+        used.
     """
     per_process = _per_process(batch_size, process_count)
     images = grain.MapDataset.source(source).seed(seed).random_map(_Augment(size, flip)).shuffle()
-    parts = images[: source.num_images // batch_size * batch_size].batch(per_process)
-    return _iterate(parts[process_index::process_count].repeat()[first_step:], workers)
+    batches = images[: source.num_images // batch_size * batch_size].batch(per_process)
+    return _iterate(batches[process_index::process_count].repeat()[first_step:], workers)
 
 
 def eval_batches(
@@ -73,19 +74,19 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ):
-    """Returns an iterator that goes round and round over a split, in `num_eval_batches` batches a round.
+    """Returns an endless iterator over evaluation batches. A round over the split takes `num_eval_batches` of them.
 
-    Each image comes once a round (`decode.eval_image`). The last batch is as large as the others: what fills it is
-    black and has the label FILLING. Arguments, result and errors as those of `train_batches`.
+    A round shows each image once (`decode.eval_image`). Black images with the label FILLING complete the last batch.
+    The arguments, the result and the errors are like those of `train_batches`.
     """
     per_process = _per_process(batch_size, process_count)
     padded = grain.MapDataset.range(num_eval_batches(source, batch_size) * batch_size)
-    parts = padded.map(_Centre(source, size)).batch(per_process)
-    return _iterate(parts[process_index::process_count].repeat(), workers)
+    batches = padded.map(_Centre(source, size)).batch(per_process)
+    return _iterate(batches[process_index::process_count].repeat(), workers)
 
 
 def num_eval_batches(source: Source, batch_size: int) -> int:
-    """Batches in a round of `eval_batches`: the same number in every process."""
+    """The number of batches in a round of `eval_batches`, which is the same in every process."""
     return -(-source.num_images // batch_size)
 
 
@@ -98,21 +99,20 @@ def _per_process(batch_size, process_count):
 
 
 def _iterate(batches, workers):
-    # Batches are large, so that little is read ahead: two of them in each process.
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    batches = batches.to_iter_dataset(threads)
+    # Batches are large, so each process reads only two of them ahead.
+    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     if workers == 0:
         return iter(batches)
-    # Grain reads this flag, which absl refuses in programs that parse no flags unless it counts as given.
+    # Grain reads this flag, and absl raises in a program that parses no flags unless the flag is present.
     flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
     batches = batches.mp_prefetch(options, _live_and_die_with_parent)
-    # Out of shared memory, which is scarce (64 MiB in many containers) and would live as long as the arrays.
+    # Copies the arrays out of shared memory, which is scarce (64 MiB in many containers) and would live as long.
     return iter(batches.map(lambda batch: Split(*(np.array(x) for x in batch))))
 
 
 def _live_and_die_with_parent(worker_index, worker_count):
-    """Leaves Ctrl-C to the parent, and ends this worker when the parent is gone, even by SIGKILL."""
+    """Makes this worker ignore Ctrl-C, and exit when its parent has ended, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch():

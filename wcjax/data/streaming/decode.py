@@ -1,8 +1,9 @@
-"""Encoded images to pixels of a fixed size: random resized crop and flip for training, centre crop for evaluation.
+"""Decodes images to a fixed size: a random resized crop and flip for training, a centre crop for evaluation.
 
-JPEGs are decoded by libjpeg-turbo (simplejpeg), at a half, a quarter or an eighth of their size where the crop is that
-large: the inverse DCT then does most of the reduction. What simplejpeg refuses goes to Pillow: other formats, CMYK, and
-JPEGs with harmless flaws like stray bytes between markers. EXIF orientation is ignored, as in torchvision.
+libjpeg-turbo (simplejpeg) decodes JPEGs. If the crop is large, it decodes at a half, a quarter or an eighth of the
+size, so that the inverse DCT does most of the reduction. Pillow decodes the images that simplejpeg refuses: other
+formats, CMYK, and JPEGs with harmless flaws like stray bytes between markers. EXIF orientation is ignored, as in
+torchvision.
 """
 
 import io
@@ -14,36 +15,36 @@ from PIL import Image
 
 from wcjax.errors import InputError
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit; a few bytes of a forged file could ask for all memory
-MAX_SCANS = 50  # of a progressive JPEG; encoders make some 10, and a few bytes of each could ask for hours
+MAX_PIXELS = 89_478_485  # Pillow's limit; a forged file of a few bytes could ask for all memory
+MAX_SCANS = 50  # in a progressive JPEG; encoders make about 10, and a forged file of small scans could take hours
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits or fewer a channel
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits per channel
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-RESIZE = 256 / 224  # the shorter side before the centre crop, in units of the crop
+RESIZE = 256 / 224  # the shorter side before the centre crop, in units of the size of the crop
 
 
 def train_image(name, content, rng, size=224, flip=True):
     """Returns a random resized crop, mirrored with probability 1/2: uint8 (size, size, 3), RGB.
 
-    The crop is that of `random_crop`, resized with Pillow's antialiased bilinear filter.
+    `random_crop` draws the crop, and Pillow's antialiased bilinear filter resizes it.
 
     Args:
-      name: for errors.
-      content: bytes of an image file; grey ones get three equal channels.
-      rng: NumPy Generator; the result is a function of its state and the other arguments.
+      name: the name of the image in errors.
+      content: bytes of an image file. A grey image gets three equal channels.
+      rng: NumPy Generator. The result is a function of its state and the other arguments.
       size: height and width of the result.
       flip: whether to mirror. The crops are the same either way.
 
     Raises:
-      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, or of a
-        kind that is not in FORMATS, MODES. Its size is looked at before it is decoded.
+      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, or has a format or
+        mode that is not in FORMATS or MODES. Its size is checked before it is decoded.
     """
-    height, width, opened = _open(name, content)
+    height, width, pillow = _open(name, content)
     top, left, h, w = random_crop(rng, height, width)
     mirrored = rng.random() < 0.5
     divisor = max(d for d in (1, 2, 4, 8) if d == 1 or min(h, w) >= d * size)
-    image, divisor = _decode(name, content, height, width, opened, divisor)
-    # Not by the ratio of the sizes: a reduced size is rounded up, and its last row or column stands for less.
+    image, divisor = _decode(name, content, height, width, pillow, divisor)
+    # Not the ratio of the sizes, because a reduced size is rounded up and its last row or column covers less.
     box = (left / divisor, top / divisor, (left + w) / divisor, (top + h) / divisor)
     pixels = _resize(image, box, size)
     return pixels[:, ::-1] if flip and mirrored else pixels
@@ -52,30 +53,30 @@ def train_image(name, content, rng, size=224, flip=True):
 def eval_image(name, content, size=224):
     """Returns the centre of the image, resized so that its shorter side is 256/224·size: uint8 (size, size, 3), RGB.
 
-    As torchvision's Resize and CenterCrop, but resampled once, from the full-size image. Arguments and errors as those
-    of `train_image`.
+    This is torchvision's Resize and CenterCrop, but resampled only once, from the full-size image. The arguments and
+    errors are those of `train_image`.
     """
-    height, width, opened = _open(name, content)
+    height, width, pillow = _open(name, content)
     shorter = round(RESIZE * size)
     resized_h = shorter if height <= width else int(shorter * height / width)
     resized_w = shorter if width <= height else int(shorter * width / height)
     top, left = round((resized_h - size) / 2), round((resized_w - size) / 2)
     y, x = height / resized_h, width / resized_w
-    image, _ = _decode(name, content, height, width, opened, 1)
+    image, _ = _decode(name, content, height, width, pillow, 1)
     return _resize(image, (left * x, top * y, (left + size) * x, (top + size) * y), size)
 
 
 def check_image(name, content):
-    """Raises InputError if `train_image` and `eval_image` would. Decodes all of the image, at an eighth of its size."""
-    height, width, opened = _open(name, content)
-    _decode(name, content, height, width, opened, 8)
+    """Raises InputError if `train_image` and `eval_image` would. Decodes the whole image at an eighth of its size."""
+    height, width, pillow = _open(name, content)
+    _decode(name, content, height, width, pillow, 8)
 
 
 def random_crop(rng, height, width):
-    """Returns (top, left, h, w) of a random window: torchvision's RandomResizedCrop.
+    """Returns (top, left, h, w) of a random window, as torchvision's RandomResizedCrop does.
 
-    Ten tries of an area uniform in AREA (shares of the image's) and a ratio w/h log-uniform in RATIO; where none fits,
-    the largest centred window with a ratio within RATIO.
+    Up to ten times, it draws an area uniform in AREA, as a share of the image's area, and a ratio w/h log-uniform in
+    RATIO. If no window fits, it takes the largest centred window with a ratio within RATIO.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*AREA)
@@ -92,22 +93,24 @@ def random_crop(rng, height, width):
 
 
 def _open(name, content):
-    """(height, width, Pillow's image or None where simplejpeg can decode it); nothing is decoded yet."""
-    opened = None
+    """(height, width, pillow), without decoding. pillow is Pillow's image, or None if simplejpeg can decode it."""
+    pillow = None
     if content.startswith(b"\xff\xd8") and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
-        raise InputError(f"{name}: a JPEG of {scans} scans; at most {MAX_SCANS} are allowed. Convert it, or remove it.")
+        raise InputError(
+            f"{name}: a JPEG with {scans} scans; at most {MAX_SCANS} are allowed. Convert it, or remove it."
+        )
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         colorspace = None
     if colorspace not in ("YCbCr", "RGB", "Gray"):
-        opened = _open_pillow(name, content)
-        width, height = opened.size
+        pillow = _open_pillow(name, content)
+        width, height = pillow.size
     if height * width > MAX_PIXELS:
         raise InputError(
             f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed. Make it smaller, or remove it."
         )
-    return height, width, opened
+    return height, width, pillow
 
 
 def _open_pillow(name, content):
@@ -124,18 +127,17 @@ def _open_pillow(name, content):
     return image
 
 
-def _decode(name, content, height, width, opened, divisor):
-    """(image, divisor): Pillow's, RGB, reduced by `divisor`, or by 1 where it took Pillow."""
-    if opened is None:
+def _decode(name, content, height, width, pillow, divisor):
+    """(RGB image of Pillow, divisor of its size): `divisor`, or 1 if Pillow decoded it."""
+    if pillow is None:
         smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor), "min_factor": divisor}
         try:
             return Image.fromarray(simplejpeg.decode_jpeg(content, **smallest)), divisor
         except ValueError:
-            opened = _open_pillow(name, content)
+            pillow = _open_pillow(name, content)
     try:
-        return opened.convert("RGB"), 1
-    # Damaged bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error and others.
-    except Exception as error:
+        return pillow.convert("RGB"), 1
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, zlib.error and others
         raise _broken(name, content, error) from error
 
 
@@ -143,12 +145,12 @@ def _broken(name, content, error):
     reason = "it is empty" if not content else f"{type(error).__name__}: {error}".partition(" <_io")[0]
     return InputError(
         f"{name}: not an image that can be decoded ({reason}); allowed are {', '.join(FORMATS)}. "
-        "Restore it from where the data came from, or remove it and start anew."
+        "Restore it, or remove it and start a new run."
     )
 
 
 def _resize(image, box, size):
-    """The window box = (left, top, right, bottom) of image, float pixels, resized: uint8 (size, size, 3)."""
+    """Resizes the window box = (left, top, right, bottom) of image, in float pixels: uint8 (size, size, 3)."""
     left, top, right, bottom = box
-    box = (left, top, min(right, image.width), min(bottom, image.height))  # an edge may be an ulp beyond the image
+    box = (left, top, min(right, image.width), min(bottom, image.height))  # rounding may put an edge beyond the image
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

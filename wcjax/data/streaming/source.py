@@ -1,10 +1,10 @@
-"""What streamed data sets consist of: images that are still encoded, read one by one when they are needed."""
+"""The interface of streamed splits: encoded images, which are read one by one when they are needed."""
 
 from typing import NamedTuple, Protocol
 
 
 class Encoded(NamedTuple):
-    """One image as it is stored.
+    """An image as it is stored.
 
     Attributes:
       name: the file or record, for errors.
@@ -18,7 +18,7 @@ class Encoded(NamedTuple):
 
 
 class Source(Protocol):
-    """A split of a streamed data set. It is sent to worker processes, so it pickles small."""
+    """A split of a streamed data set. It is sent to worker processes, so its pickle is small."""
 
     num_images: int
 
@@ -26,7 +26,7 @@ class Source(Protocol):
         """num_images, for Grain."""
 
     def __getitem__(self, index: int) -> Encoded:
-        """Reads one image. Raises InputError, with its name, where it cannot be read."""
+        """Reads one image. Raises InputError, which names the image, if it cannot be read."""
 
     def fingerprint(self) -> dict:
-        """{'images': their number, 'labels': a checksum, 'content': a checksum}, for which few bytes are read."""
+        """{'images': number, 'labels': checksum, 'content': checksum}, computed without reading the images."""

@@ -1,0 +1,139 @@
+"""Batches of streamed images: their images and order, which seed and step alone decide."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.data import pictures
+from wcjax import data
+from wcjax.data.streaming import batches, decode
+from wcjax.data.streaming.source import Encoded
+from wcjax.errors import InputError
+
+N, BATCH = 42, 8  # an epoch has five batches and omits two images
+EPOCH = N // BATCH
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """42 training and 15 val images in three classes."""
+    return data.load("imagenet", pictures.class_folders(tmp_path_factory.mktemp("pictures") / "set"))
+
+
+def take(iterator, count):
+    try:
+        return [next(iterator) for _ in range(count)]
+    finally:
+        iterator.close()
+
+
+def train(dataset, count=EPOCH, **options):
+    return take(batches.train_batches(dataset.train, BATCH, size=SIZE, **options), count)
+
+
+def assert_same(some, others):
+    for batch, other in zip(some, others, strict=True):
+        np.testing.assert_array_equal(batch.images, other.images)
+        np.testing.assert_array_equal(batch.labels, other.labels)
+
+
+class Numbers:
+    """A source whose i-th image shows the number i, and which records the images that are read."""
+
+    num_images = N
+
+    def __init__(self):
+        self.reads = []
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        self.reads.append(i)
+        return Encoded(str(i), pictures.encode(np.full((2, 2, 3), i, np.uint8), "PNG"), i)
+
+
+def test_each_epoch_shows_images_once_in_its_own_order():
+    steps = take(batches.train_batches(Numbers(), BATCH, size=2, seed=5), 3 * EPOCH)
+    epochs = np.array([batch.labels for batch in steps]).reshape(3, EPOCH * BATCH)
+    assert all(len(set(epoch)) == EPOCH * BATCH for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert any(set(epochs[0]) != set(epoch) for epoch in epochs[1:]), "other images are omitted"
+    for batch in steps:
+        np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.labels)
+
+
+def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
+    first, again, other = (train(dataset, 2 * EPOCH, seed=seed) for seed in (0, 0, 1))
+    assert_same(first, again)
+    images = {image.tobytes() for batch in first + other for image in batch.images}
+    assert len(images) > 0.95 * 4 * EPOCH * BATCH, "nearly every crop is new"
+    assert (first[0].images.shape, first[0].images.dtype) == ((BATCH, SIZE, SIZE, 3), np.uint8)
+    assert (first[0].labels.shape, first[0].labels.dtype) == ((BATCH,), np.int32)
+
+
+@pytest.mark.parametrize("first_step", [1, EPOCH, EPOCH + 3])
+def test_a_later_first_step_gives_the_same_batches(dataset, first_step):
+    whole = train(dataset, first_step + 4)
+    assert_same(train(dataset, 4, first_step=first_step), whole[first_step:])
+    iterator = batches.train_batches(dataset.train, BATCH, size=SIZE)
+    for _ in range(first_step):
+        next(iterator)
+    state = iterator.get_state()
+    iterator.close()
+    iterator = batches.train_batches(dataset.train, BATCH, size=SIZE)
+    iterator.set_state(state)
+    assert_same(take(iterator, 4), whole[first_step:])
+
+
+def test_images_before_the_first_step_are_not_decoded():
+    numbers = Numbers()
+    take(batches.train_batches(numbers, BATCH, size=2, first_step=1_000_003), 1)
+    assert len(numbers.reads) <= 4 * BATCH, "one batch, and those that are read ahead"
+
+
+def test_workers_give_the_same_batches_and_name_a_bad_image(dataset, tmp_path):
+    assert_same(train(dataset, 7, workers=2), train(dataset, 7))
+    root = pictures.class_folders(tmp_path / "set", num_train=3)
+    path = root / "train" / "n00000001" / "train_1.JPEG"
+    path.write_bytes(path.read_bytes()[:200])
+    source = data.load("imagenet", root).train
+    with pytest.raises(InputError, match=re.escape(f"{path}: not an image that can be decoded (OSError: ")):
+        take(batches.train_batches(source, 9, size=SIZE, workers=1), 1)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_images_of_the_same_steps(dataset, count):
+    shards = [train(dataset, 6, process_index=i, process_count=count) for i in range(count)]
+    assert all(len(batch.labels) == BATCH // count for shard in shards for batch in shard)
+    for step, whole in enumerate(train(dataset, 6)):
+        for part in ("images", "labels"):
+            joined = np.concatenate([getattr(shard[step], part) for shard in shards])
+            np.testing.assert_array_equal(joined, getattr(whole, part))
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("batch_size", [2, 4, 14, 16, 64])
+def test_evaluation_shows_every_image_once_a_round(dataset, batch_size, process_count):
+    val = dataset.val
+    expected = sorted((decode.eval_image(*val[i][:2], SIZE).tobytes(), val[i].label) for i in range(val.num_images))
+    length = batches.num_eval_batches(val, batch_size)
+    assert length == -(-15 // batch_size)
+    shards = []
+    for i in range(process_count):
+        options = {"size": SIZE, "process_index": i, "process_count": process_count}
+        shards.append(take(batches.eval_batches(val, batch_size, **options), 2 * length))
+    for start in (0, length):
+        shown = [batch for shard in shards for batch in shard[start : start + length]]
+        assert {batch.images.shape for batch in shown} == {(batch_size // process_count, SIZE, SIZE, 3)}
+        images, labels = (np.concatenate([batch[part] for batch in shown]) for part in (0, 1))
+        real = labels != batches.FILLING
+        assert sorted((x.tobytes(), int(y)) for x, y in zip(images[real], labels[real], strict=True)) == expected
+        assert not images[~real].any()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(dataset):
+    with pytest.raises(InputError, match=r"^batch_size 8 cannot be shared by 3 processes: choose a multiple of it\.$"):
+        batches.train_batches(dataset.train, BATCH, process_count=3)

@@ -1,0 +1,259 @@
+"""Directories of tensorflow_datasets: every image and label, the cache, and one clear line for damaged ones."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.data import sets
+from wcjax import data
+from wcjax.errors import InputError
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'wcjax[data]'")
+
+
+@pytest.fixture
+def data_dir(prepared, tmp_path):
+    """A copy of the CIFAR-10 that a test may change."""
+    shutil.copytree(prepared[0] / "cifar10", tmp_path / "sets" / "cifar10")
+    return tmp_path / "sets"
+
+
+@pytest.fixture
+def version_dir(data_dir):
+    (directory,) = (data_dir / "cifar10").iterdir()
+    return directory
+
+
+@pytest.fixture
+def uninstall(monkeypatch):
+    """Makes the import of tensorflow_datasets fail, so that only the cache can give images."""
+    return lambda: monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+
+
+def cache_file(cache_home):
+    (file,) = (cache_home / "wcjax").iterdir()
+    return file
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_images_come_with_fine_labels_in_official_order(prepared, name):
+    root, arrays = prepared
+    dataset = data.load(name, root)
+    for split, parts in (("train", (dataset.train, dataset.val)), ("test", (dataset.test,))):
+        assert sets.pairs(*parts) == sets.pairs((arrays[name][f"x_{split}"], arrays[name][f"y_{split}"]))
+    official = tfds.builder(name, data_dir=root).as_data_source("test")
+    np.testing.assert_array_equal(dataset.test.images, [record["image"] for record in official])
+    np.testing.assert_array_equal(dataset.test.labels, [record["label"] for record in official])
+
+
+def test_tensorflow_is_not_imported_and_a_log_has_no_bar(prepared, tmp_path):
+    # A package of that name is there, so that an import would succeed.
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("__version__ = '2.99.0'")
+    code = (
+        "import sys, wcjax.data\n"
+        f"for _ in range(2): wcjax.data.load('cifar10', {str(prepared[0])!r})\n"
+        "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules)"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert run.stdout.split() == ["True", "False"]
+    assert "decoding" not in run.stderr
+
+
+def test_npz_and_prepared_directories_hold_out_the_same(prepared, tmp_path):
+    root, arrays = prepared
+    np.savez(tmp_path / "cifar10.npz", **arrays["cifar10"])
+    one, other = data.load("cifar10", root), data.load("cifar10", tmp_path)
+    sets.assert_same((one.train, one.val, one.train), (other.train, other.val, other.train))
+    assert one.fingerprint() == other.fingerprint()
+    assert data.load("cifar100", root).fingerprint() != one.fingerprint()
+
+
+def test_the_newest_finished_version_is_read(data_dir, version_dir):
+    version_dir.rename(data_dir / "cifar10" / "10.0.0")
+    for name in ("9.0.0", "incomplete.ABC_11.0.0"):
+        (data_dir / "cifar10" / name).mkdir()
+        (data_dir / "cifar10" / name / "dataset_info.json").write_text("{}")
+    assert data.load("cifar10", data_dir).test.num_images == 7
+
+
+def grow_info(directory):
+    info = directory / "dataset_info.json"
+    stat = info.stat()
+    info.write_text(info.read_text() + "\n")
+    os.utime(info, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def touch_info(directory):
+    stat = (directory / "dataset_info.json").stat()
+    os.utime(directory / "dataset_info.json", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("change", [touch_info, grow_info, lambda directory: (directory / "extra.txt").write_text("")])
+def test_only_an_unchanged_directory_uses_the_cache(data_dir, version_dir, uninstall, change):
+    dataset = data.load("cifar10", data_dir)
+    uninstall()
+    sets.assert_same(dataset, data.load("cifar10", data_dir))
+    change(version_dir)
+    with pytest.raises(InputError, match=r"cannot be imported .* pip install 'wcjax\[data\]'"):
+        data.load("cifar10", data_dir)
+
+
+def flip_a_bit(file, pixels):
+    content = bytearray(file.read_bytes())
+    content[content.index(pixels) + 7] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        lambda file, pixels: os.truncate(file, file.stat().st_size // 2),
+        lambda file, pixels: np.savez(file, x_train=np.zeros((3, 8, 8, 1), np.uint8)),
+        # The leftover of a process that was killed while it wrote the cache.
+        lambda file, pixels: file.rename(file.with_name(f".{file.name}.0123abcd.partial")),
+    ],
+    ids=["flipped bit", "truncated", "other arrays", "killed"],
+)
+def test_a_damaged_cache_is_replaced(prepared, cache_home, uninstall, damage):
+    dataset = data.load("cifar10", prepared[0])
+    damage(cache_file(cache_home), dataset.test.images[0].tobytes())
+    sets.assert_same(dataset, data.load("cifar10", prepared[0]))
+    assert cache_file(cache_home).suffix == ".npz"
+    uninstall()
+    sets.assert_same(dataset, data.load("cifar10", prepared[0]))
+
+
+@pytest.mark.parametrize("reason", ["Not a directory", "No space left on device"])
+def test_a_cache_that_cannot_be_written_is_one_warning(prepared, cache_home, monkeypatch, caplog, reason):
+    def fill_disk(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, reason)
+
+    if reason == "Not a directory":
+        cache_home.write_text("a file where the directory should be")
+    else:
+        monkeypatch.setattr(np, "savez", fill_disk)
+    assert data.load("cifar10", prepared[0]).test.num_images == 7
+    (record,) = (record for record in caplog.records if record.name.startswith("wcjax"))
+    assert record.levelname == "WARNING"
+    assert re.match(rf"Could not cache the decoded images in .*{reason}", record.getMessage())
+    assert not list(cache_home.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "environment, folder",
+    [
+        ({"XDG_CACHE_HOME": "~/elsewhere", "HOME": "home"}, "home/elsewhere"),
+        ({"HOME": "home"}, "home/.cache"),
+        ({}, None),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(prepared, tmp_path, monkeypatch, caplog, environment, folder):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(tmp_path / "home") if name == "HOME" else value)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as for a user without an entry
+    monkeypatch.chdir(tmp_path)
+    assert data.load("cifar10", prepared[0]).test.num_images == 7
+    if folder:
+        assert cache_file(tmp_path / folder).name.startswith("cifar10-")
+    else:
+        assert not list(tmp_path.iterdir()), "no folder called ~"
+        (line,) = (record.getMessage() for record in caplog.records if record.name.startswith("wcjax"))
+        assert line == "There is no home directory to cache decoded images in. Set XDG_CACHE_HOME to a directory."
+
+
+def change_records(change):
+    """Applies change(file) to the file with the test records."""
+    return lambda directory: [change(file) for file in directory.glob("*test.array_record*")]
+
+
+def change_splits(change):
+    """Replaces the list of splits in dataset_info.json by change(splits)."""
+
+    def damage(directory):
+        info = json.loads((directory / "dataset_info.json").read_text())
+        info["splits"] = change(info["splits"])
+        (directory / "dataset_info.json").write_text(json.dumps(info))
+
+    return damage
+
+
+def forge_features(old, new):
+    """Names the module `hostile` in features.json. Its import would end the test."""
+
+    def damage(directory):
+        (directory / "hostile.py").write_text("raise SystemExit('it was imported')")
+        text = (directory / "features.json").read_text().replace(old, new, 1)
+        assert "hostile" in text
+        (directory / "features.json").write_text(text)
+
+    return damage
+
+
+FEATURES = "tensorflow_datasets.core.features."
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "truncated": change_records(lambda file: os.truncate(file, file.stat().st_size - 70_000)),
+        "missing": change_records(os.remove),
+        "noise": change_records(lambda file: file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))),
+        "no features": lambda directory: (directory / "features.json").unlink(),
+        "broken info": lambda directory: (directory / "dataset_info.json").write_text("{"),
+        "too few records": change_splits(lambda splits: [x | {"shardLengths": ["31"]} for x in splits]),
+        "no test split": change_splits(lambda splits: [x for x in splits if x["name"] == "train"]),
+        "a hostile feature": forge_features(f"{FEATURES}text_feature.Text", "hostile.Feature"),
+        "hostile features": forge_features(f"{FEATURES}features_dict.FeaturesDict", "hostile.Feature"),
+        "hostile legacy": forge_features("{", '{"type": "hostile.Feature", "content": {}, '),
+        "hostile twice": forge_features('"text": {}', '"text": {}, "python_class_name": "hostile.Feature"'),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_damaged_directory_is_named_with_the_cure(data_dir, version_dir, cache_home, monkeypatch, damage):
+    monkeypatch.syspath_prepend(version_dir)
+    damage[1](version_dir)
+    message = f"{version_dir}: cannot be read; a file is missing, truncated or damaged ("
+    with pytest.raises(InputError, match="^" + re.escape(message)) as error:
+        data.load("cifar10", data_dir)
+    assert f"tfds.builder('cifar10', data_dir='{data_dir}', file_format='array_record')" in str(error.value)
+    assert not cache_home.exists()
+
+
+def test_tfrecord_is_refused_with_the_command(data_dir, version_dir):
+    for file in version_dir.glob("*.array_record-*"):
+        file.rename(version_dir / file.name.replace("array_record", "tfrecord"))
+    info = (version_dir / "dataset_info.json").read_text()
+    (version_dir / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
+    with pytest.raises(InputError, match="prepared as tfrecord, .*; allowed is array_record") as error:
+        data.load("cifar10", data_dir)
+    assert f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()" in str(error.value)
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    images = np.zeros((4, 28, 30, 3), np.uint8)
+    sets.prepare_cifar("cifar10", tmp_path, sets.cifar_arrays(4, 4) | {"x_train": images, "x_test": images})
+    message = r"/cifar10/3.*, train, train_0: an image of 30 x 28 pixels of mode RGB; allowed"
+    with pytest.raises(InputError, match=message):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.skipif(not os.environ.get("WCJAX_DATA_DIR"), reason="real CIFAR-10: set WCJAX_DATA_DIR to its data_dir")
+def test_the_real_cifar10_has_its_known_statistics():
+    dataset = data.load("cifar10", os.environ["WCJAX_DATA_DIR"])
+    assert [split.num_images for split in dataset[:3]] == [45_000, 5_000, 10_000]
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1_000] * 10)
+    # These are published for the 50,000 official training images; 45,000 of them differ a little.
+    np.testing.assert_allclose(dataset.mean, [0.4914, 0.4822, 0.4465], atol=2e-3)
+    np.testing.assert_allclose(dataset.std, [0.2470, 0.2435, 0.2616], atol=2e-3)

@@ -1,0 +1,155 @@
+"""Paths of a command line, of which unusable ones are refused before any work, and files that are replaced at once."""
+
+import fcntl
+import os
+import pathlib
+import re
+import stat
+
+import numpy as np
+import pytest
+
+from tests.permissions import denied
+from wcjax import training
+from wcjax.errors import InputError, SaveError
+from wcjax.files import local_path, replacing, run_path, write_json
+from wcjax.run_folder.checkpoints import load_tree, save_tree
+
+TREE = {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["exp[lr=0.1]", "a]", "*", "what?", "back\\slash", "[a]/run"])
+def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch, name):
+    letters = " ".join(x for x in "[]*?\\" if x in name)
+    message = f"workdir {tmp_path / name}: the path of a checkpoint cannot contain {letters}. Give another path."
+    with pytest.raises(InputError, match="^" + re.escape(message)):
+        training.train({}, tmp_path / name)
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(InputError, match=re.escape(f"{letters}. Give another path.")):
+        run_path("run", "workdir")
+    assert not list((tmp_path / name).iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["a{b,c}", "%25", "%", "#", "$HOME", "~", " ", "ü", "a&b;c=0.1,d", "'", '"', ":", "\n"]
+)
+def test_checkpoints_work_in_a_folder_of_any_other_name(tmp_path, name):
+    path = run_path(tmp_path / name, "workdir") / "folded"
+    save_tree(path, TREE)
+    np.testing.assert_array_equal(load_tree(path)["w"], TREE["w"])
+
+
+@pytest.mark.parametrize("name", ["r[1]", "r*", "r?", "r\\"])
+def test_checkpoints_can_be_moved_to_a_folder_of_any_name(tmp_path, name):
+    save_tree(tmp_path / "run", TREE)
+    (tmp_path / "run").rename(tmp_path / name)
+    if "\\" in name:
+        with pytest.raises(InputError, match="cannot be read: TensorStore .* backslash"):
+            load_tree(tmp_path / name)
+    else:
+        np.testing.assert_array_equal(load_tree(tmp_path / name)["w"], TREE["w"])
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("", "workdir is empty: give a path."),
+        (" ", "workdir is empty: give a path."),
+        ("gs://bucket/run", "workdir gs://bucket/run: gs:// is not a local path, .* Mount the bucket"),
+        (pathlib.Path("gs://bucket/run"), "workdir gs:/bucket/run: gs:/+ is not a local path, .* Mount the bucket"),
+        ("s3://bucket", "workdir s3://bucket: s3:// is not a local path, "),
+        ("file:///tmp/x", "workdir file:///tmp/x: file:// is not a local path, "),
+        ("~nobody_has_this_name/x", "workdir ~nobody_has_this_name/x: .* Give the whole path"),
+        ("x" * 256, r"workdir x+: cannot be read \(File name too long\)\. Check the path, or give another one\."),
+        ("/".join(["x" * 200] * 25), r"workdir [x/]+: cannot be read \(File name too long\)\. Check the path"),
+        (
+            "link",
+            "workdir link: {}/link is a link to gone, which does not exist. Make that folder, or remove the link.",
+        ),
+        ("link/run", "workdir link/run: {}/link is a link to gone, which does not exist."),
+        ("loop", r"workdir loop: cannot be read \(Too many levels of symbolic links\)\. Check the path"),
+        ("file", "workdir file: {}/file is a file; give a folder."),
+        ("file/run", "workdir file/run: {}/file is a file; give a folder."),
+        ("closed/run", r"workdir closed/run: cannot be read \(Permission denied\)\. Change its permissions \(chmod"),
+    ],
+)
+def test_an_unusable_path_is_named_and_nothing_is_made(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "closed").mkdir(mode=0)
+    for link, target in (("link", "gone"), ("loop", "pool"), ("pool", "loop")):
+        (tmp_path / link).symlink_to(target)
+    with pytest.raises(InputError, match="^" + message.format(tmp_path)):
+        denied(lambda: training.train({}, path))
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["closed", "file", "link", "loop", "pool"]
+    (tmp_path / "gone").mkdir()
+    assert run_path("link/run", "workdir") == pathlib.Path("link/run")
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_path("~/runs/x", "workdir") == tmp_path / "runs" / "x"
+    assert local_path(pathlib.Path("~"), "RUN") == tmp_path
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=f"{tmp_path}/run/config.json is not JSON"):
+        training.train({}, "~/run")
+
+
+def replace(path, content=b"new", before_end=lambda: None):
+    with replacing(path) as file:
+        file.write(content)
+        file.flush()
+        before_end()
+
+
+def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "a[1]*"  # letters of glob
+    path.write_text("old")
+
+    def fail():
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(path, before_end=fail)
+    assert path.read_text() == "old"
+    replace(path)
+    assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {path.name: "new"}
+
+
+def test_leftovers_of_killed_writers_alone_are_removed(tmp_path):
+    for name in ("a[1]", "other"):
+        (tmp_path / f".{name}.01234567.partial").write_text("killed")
+    (tmp_path / ".a[1].89abcdef.partial").write_text("live")
+    with (tmp_path / ".a[1].89abcdef.partial").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        replace(tmp_path / "a[1]")
+    assert sorted(x.name for x in tmp_path.iterdir()) == [".a[1].89abcdef.partial", ".other.01234567.partial", "a[1]"]
+
+
+def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path):
+    replace(tmp_path / "a", b"first", before_end=lambda: replace(tmp_path / "a", b"second"))
+    assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {"a": "first"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_permissions_of_a_new_file_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        replace(tmp_path / "a")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    message = (
+        r"{}/no/a.json cannot be written \(.*No such file or directory.*\)\. Earlier files are intact; fix the cause"
+    )
+    with pytest.raises(SaveError, match="^" + message.format(tmp_path)) as error:
+        write_json(tmp_path / "no" / "a.json", {})
+    assert "\n" not in str(error.value)
+    write_json(tmp_path / "a.json", {"b": 1, "a": [2]})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
