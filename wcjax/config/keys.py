@@ -68,9 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.optimizer = "sgd"  # 'sgd' or 'adam'; the steps of adam are scaled by Ψ′(v)
     config.learning_rate = 0.1  # for adam, try 1e-3
     config.momentum = 0.9  # for sgd
-    config.schedule = Config(
-        {"milestones": (), "factor": 0.1}
-    )  # at each milestone, an epoch, the learning rate is multiplied by factor
+    config.schedule = Config({"milestones": (), "factor": 0.1})  # epochs that multiply the learning rate by factor
     config.weight_decay = 1e-4  # λ: λ·w is added to the gradient of w, for adam too
     config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
 
