@@ -44,7 +44,7 @@ def load_dataset(config) -> data.Dataset:
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """Step count -> learning rate, which the start of each epoch in schedule.milestones multiplies by schedule.factor."""
+    """Step count -> learning rate, multiplied by schedule.factor at the start of each epoch in schedule.milestones."""
     boundaries = {epoch * steps_per_epoch: config.schedule.factor for epoch in config.schedule.milestones}
     return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
 

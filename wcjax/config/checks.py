@@ -57,7 +57,7 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     data_axis, fsdp = full.mesh.data, full.mesh.fsdp
     if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
         raise InputError(
-            f"config.mesh must have sizes of at least 1, and one may be -1; found {shown(full.mesh.to_dict())}."
+            f"config.mesh must have sizes of at least 1, one may be -1, found {shown(full.mesh.to_dict())}."
         )
     milestones = full.schedule.milestones
     if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
