@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -58,10 +59,6 @@ def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
     lines = tables.markdown(rows).splitlines()
     assert "| vgg19_bn | WC |  | 0 |  | 93.33 ± 0.25 |  |  |  |" in lines
     assert {line.count("|") for line in lines} == {10}
-
-
-def test_every_number_of_the_paper_has_a_row(cifar):
-    rows = tables.table([setting for setting in settings(find_runs([cifar])) if setting.dataset == "cifar10"])
     printed = {(row.model, row.method): (row.paper_mean, row.paper_std) for row in rows}
     expected = {(m, method): cell for m, row in paper.ACCURACY["cifar10"].items() for method, cell in row.items()}
     assert expected.items() <= printed.items()
@@ -160,13 +157,10 @@ def test_the_command_writes_text_figures_and_numbers(cifar, tmp_path, capsys):
         pixels = image.imread(out / name)[..., :3]
         assert min(pixels.shape[:2]) > 300
         assert pixels.std() > 0.05, name  # something is drawn
-    with (out / "runs.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows].count("finished") == 9
-    assert [row["state"] for row in rows].count("it does not fit") == 1
+    results, rows = (list(csv.DictReader((out / f"{name}.csv").open(newline=""))) for name in ("results", "runs"))
+    assert results[0].keys() == set(tables.Row._fields)
+    assert sorted(row["state"] for row in rows) == 9 * ["finished"] + ["it does not fit"]
     assert sorted(float(row["test_accuracy"]) for row in rows if row["method"] == "plain") == sorted(PLAIN)
-    with (out / "results.csv").open(newline="") as file:
-        assert next(csv.DictReader(file)).keys() == set(tables.Row._fields)
 
 
 def test_runs_without_weights_in_an_odd_folder_have_tables(tmp_path, write_run):
@@ -211,46 +205,45 @@ def test_links_are_omitted_and_named_with_their_target(tmp_path, write_run, writ
     assert dangling in text and link not in text
 
 
-def edit(file, old, new):
-    return lambda run: (run / file).write_text((run / file).read_text().replace(old, new))
+@pytest.mark.parametrize(
+    "folder, out, message",
+    [
+        ("{}/nowhere", "{}/out", "{}/nowhere is not a folder; give folders of runs."),
+        ("{}/empty", "{}/out", "no run in {}/empty: a run folder holds a config.json."),
+        ("", "{}/out", "RUNS is empty: give a path."),
+        ("{}/runs", "", "--out is empty: give a path."),
+        ("{}/runs", "gs://bucket/report", "--out gs://bucket/report: gs:// is not a local path"),
+        ("{}/runs", "{}/file", "--out {}/file: {}/file is a file; give a folder."),
+        ("{}/runs", "{}/file/out", "--out {}/file/out: {}/file is a file; give a folder."),
+        ("{}/runs", "{}/empty", "{}/empty/psi.png cannot be written ("),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(tmp_path, write_run, capsys, monkeypatch, folder, out, message):
+    write_run("a", "plain", 0, 0.94)
+    (tmp_path / "empty" / "psi.png").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert report.main([folder.format(tmp_path), "--out", out.format(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {message.replace('{}', str(tmp_path))}") and errors.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "empty", "file"}
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["psi.png"]
 
 
 @pytest.mark.parametrize(
-    "arguments, change, message",
+    "file, old, new, message",
     [
-        (["{}/nowhere", "--out", "{}/out"], None, "{}/nowhere is not a folder; give folders of runs."),
-        (["{}/empty", "--out", "{}/out"], None, "no run in {}/empty: a run folder holds a config.json."),
-        (["", "--out", "{}/out"], None, "RUNS is empty: give a path."),
-        (["{}/runs", "--out", ""], None, "--out is empty: give a path."),
-        (["{}/runs", "--out", "gs://bucket/report"], None, "--out gs://bucket/report: gs:// is not a local path"),
-        (["{}/runs", "--out", "{}/file"], None, "--out {}/file: {}/file is a file; give a folder."),
-        (["{}/runs", "--out", "{}/file/out"], None, "--out {}/file/out: {}/file is a file; give a folder."),
-        (["{}/runs", "--out", "{}/empty"], None, "{}/empty/psi.png cannot be written ("),
-        (["{}/runs", "--out", "{}/out"], edit("config.json", "digits", "../evil"), "unknown config.dataset '../evil'."),
-        (["{}/runs", "--out", "{}/out"], edit("config.json", "resnet8", "../evil"), "unknown config.model '../evil'."),
-        (
-            ["{}/runs", "--out", "{}/out"],
-            edit("config.json", "arctan", "/evil"),
-            "unknown config.reparam.name '/evil'.",
-        ),
-        (
-            ["{}/runs", "--out", "{}/out"],
-            edit("config.json", '"none"', '"../x"'),
-            "unknown config.reparam.learn '../x'.",
-        ),
-        (["{}/runs", "--out", "{}/out"], edit("weights.jsonl", '"head"', '"tail"'), "runs/a have the same model, but"),
+        ("config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
+        ("config.json", "resnet8", "../evil", "runs/b: unknown config.model '../evil'. Known: resnet8, "),
+        ("config.json", "arctan", "/evil", "runs/b: unknown config.reparam.name '/evil'. Known: arctan, "),
+        ("config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
+        ("weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(tmp_path, write_run, capsys, monkeypatch, arguments, change, message):
+def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, write_report, file, old, new, message):
     write_run("a", "wc", 0, 0.94)
-    run = write_run("b", "wc", 1, 0.94)
-    (tmp_path / "empty" / "psi.png").mkdir(parents=True)
-    (tmp_path / "file").write_text("mine")
-    if change:
-        change(run)
-    monkeypatch.chdir(tmp_path)
-    assert report.main([argument.format(tmp_path) for argument in arguments]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith("error: ") and message.format(*2 * [tmp_path]) in errors and errors.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "empty", "file", "out"}
-    assert not (tmp_path / "out" / "report.md").exists()
+    path = write_run("b", "wc", 1, 0.94) / file
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_report()
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "out"}
