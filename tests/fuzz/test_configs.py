@@ -1,4 +1,4 @@
-"""Any config, argument and override either makes a complete config or is an InputError."""
+"""Every config, argument and override either makes a complete config or is an InputError."""
 
 import json
 import pathlib
@@ -30,34 +30,33 @@ odd_names = st.text(max_size=8) | st.integers() | st.none() | st.tuples(st.text(
 
 
 def nested(flat):
-    """{'reparam': {'a': 1}} for {'reparam.a': 1}; where 'reparam' is a value too, the one that comes last stays."""
-    out = {}
+    """{'reparam': {'a': 1}} for {'reparam.a': 1}. If 'reparam' has a value too, the later one counts."""
+    config = {}
     for key, value in flat.items():
         outer, _, inner = key.partition(".") if isinstance(key, str) else (key, "", "")
         if inner:
-            below = out[outer] if isinstance(out.get(outer), dict) else {}
-            value = below | {inner: value}
-        out[outer] = value
-    return out
+            value = (config[outer] if isinstance(config.get(outer), dict) else {}) | {inner: value}
+        config[outer] = value
+    return config
 
 
 @given(st.lists(settings, max_size=4).map(dict), st.just({}) | st.dictionaries(odd_names, values, max_size=1))
-def test_a_mapping_becomes_a_complete_config_that_json_keeps(known, odd):
+def test_a_mapping_becomes_a_config_that_json_keeps(known, odd):
     with only_our_errors():
-        found = check_config(nested(known) | odd)
-        assert found.keys() == default_config().keys()
-        assert check_config(json.loads(json.dumps(found.to_dict()))) == found
-        build.make_psi(found)
-        build.make_model(found, num_classes=10)
+        config = check_config(nested(known) | odd)
+        assert config.keys() == default_config().keys()
+        assert check_config(json.loads(json.dumps(config.to_dict()))) == config
+        build.make_psi(config)
+        build.make_model(config, num_classes=10)
 
 
 @given(st.sampled_from(CONFIGS), st.lists(texts, max_size=3).map(",".join) | st.text())
-def test_the_argument_of_a_config_file_names_a_network_and_a_variant(file, argument):
+def test_an_argument_names_a_network_and_a_variant(file, argument):
     with only_our_errors():
-        found = check_config(read_config_file(f"{file}:{argument}"))
+        config = check_config(read_config_file(f"{file}:{argument}"))
         model, _, variant = argument.partition(",")
-        assert found.model == model
-        assert found.reparam.name == keys.VARIANTS[variant or "wc"]["name"]
+        assert config.model == model
+        assert config.reparam.name == keys.VARIANTS[variant or "wc"]["name"]
 
 
 odd_literals = st.text(max_size=12) | st.sampled_from(("(" * 300, "-" * 5000 + "1", "[" * 5000, "1e999", "a,b"))
@@ -69,7 +68,6 @@ def test_an_override_is_a_value_of_its_key_or_is_refused(overrides, odd_keys, ke
     arguments = [f"--config.{key}={text}" for key, text in overrides]
     arguments += [f"--config.{text}" for text in odd_keys] + [f"--noconfig.{key}"] * len(odd_keys)
     with only_our_errors():
-        found = read_config_file(f"{CONFIGS[0]}:resnet18,wc", arguments)
-        flat = traverse_util.flatten_dict(found.to_dict(), sep=".")
-        assert flat.keys() == DEFAULTS.keys()
-        check_config(found)
+        config = read_config_file(f"{CONFIGS[0]}:resnet18,wc", arguments)
+        assert traverse_util.flatten_dict(config.to_dict(), sep=".").keys() == DEFAULTS.keys()
+        check_config(config)

@@ -1,4 +1,4 @@
-"""Finished runs side by side: a Markdown table, and a plot of the weights of their first layer.
+"""Finished runs in one Markdown table, and a plot of the weights of their first layer.
 
 python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """
@@ -14,30 +14,57 @@ from wcjax.errors import InputError, command
 from wcjax.files import check_writable, local_path
 
 
-def finished(folder) -> Run:
-    """The run in a folder. Raises InputError where it is not finished."""
+@command
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--png", metavar="FILE.png", help="file for a plot of the weights of the first layer")
+    args = parser.parse_args(argv)
+    folders = [local_path(run, "RUN") for run in args.runs]
+    png = None if args.png is None else picture_path(args.png)
+    print(table(folders))
+    if png:
+        from wcjax.analysis.plots import plot_weights
+
+        weights = {f"{folder}: {finished_run(folder).reparam}": first_layer(folder) for folder in folders}
+        path = plot_weights(png, weights, "Weights of the first layer after training")
+        print(f"\nWeights of the first layer: {path}")
+
+
+def picture_path(path) -> pathlib.Path:
+    """The path of --png. Raises InputError if no PNG can be written there."""
+    path = local_path(path, "--png")
+    if path.is_dir() or path.suffix.lower() != ".png":
+        kind = "a folder" if path.is_dir() else f"a file with the ending {path.suffix!r}"
+        raise InputError(f"--png {path} is {kind}; the picture is a PNG: give a FILE.png.")
+    check_writable(path.parent, "--png")
+    return path
+
+
+def table(folders) -> str:
+    """Markdown table of the accuracy and time of finished runs, one row for each folder.
+
+    Runs on different data get a table each, under a line that says how the data differ.
+    """
+    by_data = collections.defaultdict(list)
+    for run in map(finished_run, folders):
+        by_data[run.config["dataset"], json.dumps(run.data)].append(run)
+    if len(by_data) == 1:
+        return _table(*by_data.values())
+    differing = data_differences([runs[0] for runs in by_data.values()])
+    parts = []
+    for i, ((dataset, _), runs) in enumerate(by_data.items()):
+        heading = ", ".join([dataset, *(f"{key} {values[i]}" for key, values in differing.items())])
+        parts += [f"{heading}:", _table(runs)]
+    return "\n\n".join(parts)
+
+
+def finished_run(folder) -> Run:
+    """The run in a folder. Raises InputError if it is not finished."""
     run = read_run(folder)
     if run.summary is None:
         raise InputError(f"{folder} holds no summary.json: give the folder of a finished run.")
     return run
-
-
-def table(runs) -> str:
-    """Markdown table of the accuracy and time of finished runs, one row for each folder.
-
-    Runs on different data get a table each, under a line that tells the data apart.
-    """
-    by_data = collections.defaultdict(list)
-    for run in map(finished, runs):
-        by_data[run.config["dataset"], json.dumps(run.data)].append(run)
-    if len(by_data) == 1:
-        return _table(*by_data.values())
-    differing = data_differences([of[0] for of in by_data.values()])
-    heads = (
-        ", ".join([dataset, *(f"{key} {values[i]}" for key, values in differing.items())])
-        for i, (dataset, _) in enumerate(by_data)
-    )
-    return "\n\n".join(f"{head}:\n\n{_table(of)}" for head, of in zip(heads, by_data.values(), strict=True))
 
 
 def _table(runs):
@@ -56,39 +83,12 @@ def _table(runs):
     return "\n".join(lines)
 
 
-def first_layer(run):
+def first_layer(folder):
     """Kernel of the first layer of the folded network of a run: (height, width, channels, features)."""
     from wcjax.training import load_folded, mesh  # here, because they import Orbax and optax
 
     mesh.devices()
-    return load_folded(run)[1]["params"]["stem"]["kernel"]
-
-
-@command
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--png", metavar="FILE.png", help="where to plot the weights of the first layer")
-    args = parser.parse_args(argv)
-    folders = [local_path(run, "RUN") for run in args.runs]
-    png = None if args.png is None else picture_path(args.png)
-    print(table(folders))
-    if png:
-        from wcjax.analysis.plots import plot_weights
-
-        weights = {f"{run}: {finished(run).reparam}": first_layer(run) for run in folders}
-        path = plot_weights(png, weights, "Weights of the first layer after training")
-        print(f"\nWeights of the first layer: {path}")
-
-
-def picture_path(path) -> pathlib.Path:
-    """The path of --png. Raises InputError if no PNG can be written there."""
-    path = local_path(path, "--png")
-    if path.is_dir() or path.suffix.lower() != ".png":
-        kind = "a folder" if path.is_dir() else f"a file with the ending {path.suffix!r}"
-        raise InputError(f"--png {path} is {kind}; the picture is a PNG: give a FILE.png.")
-    check_writable(path.parent, "--png")
-    return path
+    return load_folded(folder)[1]["params"]["stem"]["kernel"]
 
 
 if __name__ == "__main__":

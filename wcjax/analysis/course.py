@@ -1,4 +1,4 @@
-"""How the weights, and learned a and b, of a run went: what its weights.jsonl and metrics.jsonl tell."""
+"""The course of the weights, and of learned a and b, over the epochs of a run: its weights.jsonl and metrics.jsonl."""
 
 import math
 import re
@@ -19,12 +19,28 @@ class Course(NamedTuple):
     epochs: np.ndarray  # int (t,), 0 is before training
     counts: np.ndarray  # int (t, len(EDGES) + 1), as in weights.jsonl
     largest: np.ndarray  # |w|, (t,)
-    bound: float  # of |w| under Ψ, inf where there is none or where it is learned
+    bound: float  # of |w| under Ψ; inf if there is none or if it is learned
 
     def density(self, bins) -> np.ndarray:
-        """Share of the weights per unit of w in bins (m + 1 edges, rising), (t, m); even within a bin of EDGES."""
+        """Share of the weights per unit of w in bins (m + 1 rising edges), (t, m); even within a bin of EDGES."""
         below = np.cumsum(self.counts[:, :-1], axis=1) / self.counts.sum(axis=1, keepdims=True)
-        return np.diff([np.interp(bins, EDGES, of) for of in below], axis=1) / np.diff(bins)
+        return np.diff([np.interp(bins, EDGES, shares) for shares in below], axis=1) / np.diff(bins)
+
+
+def first_layer_course(run) -> Course | None:
+    """The course of the first layer of a run (`runs.Run`); None if the run kept no weights."""
+    lines = run_folder.read_lines(run.path, "weights.jsonl")
+    if not lines:
+        return None
+    layer = layers_in_order(lines[0]["layers"])[0]
+    psi = make_psi(check_config(run.config))
+    fixed = run.config["reparam"]["learn"] == "none" and hasattr(psi, "bound")
+    return Course(
+        epochs=np.array([line["epoch"] for line in lines]),
+        counts=np.array([line["layers"][layer]["histogram"] for line in lines]),
+        largest=np.array([line["layers"][layer]["max"] for line in lines]),
+        bound=float(psi.bound) if fixed else math.inf,
+    )
 
 
 def layers_in_order(names) -> list[str]:
@@ -33,25 +49,8 @@ def layers_in_order(names) -> list[str]:
     return sorted(names, key=lambda name: (name != "stem", name == "head", numbers(name)))
 
 
-def first_layer_course(run) -> Course | None:
-    """The course of the first layer of a run (`runs.Run`); None where the run kept no weights."""
-    lines = run_folder.read_lines(run.path, "weights.jsonl")
-    if not lines:
-        return None
-    layer = layers_in_order(lines[0]["layers"])[0]
-    of = [line["layers"][layer] for line in lines]
-    psi = make_psi(check_config(run.config))
-    fixed = run.config["reparam"]["learn"] == "none" and hasattr(psi, "bound")
-    return Course(
-        epochs=np.array([line["epoch"] for line in lines]),
-        counts=np.array([numbers["histogram"] for numbers in of]),
-        largest=np.array([numbers["max"] for numbers in of]),
-        bound=float(psi.bound) if fixed else math.inf,
-    )
-
-
 def last_layers(runs) -> dict[str, dict] | None:
-    """{layer: {number: mean over runs}} after the last epoch, from input to output; None where no run kept weights."""
+    """{layer: {number: mean over runs}} after the last epoch, from input to output; None if no run kept weights."""
     ends = {
         run.path: lines[-1]["layers"] for run in runs if (lines := run_folder.read_lines(run.path, "weights.jsonl"))
     }
@@ -67,10 +66,10 @@ def last_layers(runs) -> dict[str, dict] | None:
     }
 
 
-def learned_pairs(run) -> tuple[list[int], dict[str, dict[str, list[float]]]] | None:
-    """(epochs, {layer: {'a': one for each epoch, 'b': ...}}) of a run that learned them, else None.
+def learned_pairs(run) -> tuple[list[int], dict[str, dict[str, list]]] | None:
+    """(epochs, {layer: {'a': [value after each epoch], 'b': ...}}) of a run that learned them, else None.
 
-    Where a layer has a pair for each channel, one is the list of their quantiles.
+    The value of a layer that has a pair for each channel is a list of quantiles.
     """
     lines = [line for line in run_folder.read_lines(run.path) if "pairs" in line]
     if not lines:

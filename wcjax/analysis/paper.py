@@ -1,18 +1,17 @@
-"""What the paper reports, arXiv 2306.16993: test accuracy in %, for the tables of a report to stand beside.
+"""The numbers of the paper, arXiv 2306.16993, which a report prints next to its own: test accuracy in %.
 
-Tables II to VII of the paper, one dict for all: {data set: {model: {method: (mean, std or None)}}}. Five runs each,
-three for TinyImageNet and ImageNet. A method is what `runs.method` calls it.
-
-What SLIPS lists is noted and not copied.
+Tables II to VII of the paper in one dict: {data set: {model: {method: (mean, std or None)}}}. Five runs each, three for
+TinyImageNet and ImageNet. Methods have the names of `runs.method`. Errors of the paper are listed in SLIPS and not
+copied.
 """
 
-# In the order of a table. The paper has no tuned plain network, and of learned coarse no number.
-LEARNED = ("WC learned fine", "WC learned coarse", "WC learned channel")  # the last is ours
+# In the order of a table. The paper has no tuned plain network, and no number for learned coarse.
+LEARNED = ("WC learned fine", "WC learned coarse", "WC learned channel")  # the last one is not in the paper
 METHODS = ("plain", "plain tuned", "PP", "WN", "WC", "WC arsinh", "WC erf", *LEARNED)
 
 SLIPS = (
-    "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is left out.",
-    "Its text says that WN beats WC for ResNet18 on CIFAR-10; by its tables that is so on CIFAR-100.",
+    "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is omitted.",
+    "Its text says that WN beats WC for ResNet18 on CIFAR-10; by its tables, it does on CIFAR-100.",
 )
 
 

@@ -22,9 +22,9 @@ LINES = ("-", "--", "-.", ":")
 
 
 def plot_psi(path, *psis) -> pathlib.Path:
-    """Ψ and Ψ′ over v in (−5, 5) beside the identity: figure 2 of the paper, and docs/psi.png.
+    """Ψ and Ψ′ over v in (−5, 5), next to the identity: figure 2 of the paper, and docs/psi.png.
 
-    psis: Arctan() where left out. The bounds of the first are drawn too.
+    psis: by default Arctan(). The bounds of the first one are drawn too.
     """
     psis = psis or (Arctan(),)
     v = np.linspace(-5, 5, 501, dtype=np.float32)
@@ -104,8 +104,10 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
     names = list(next(iter(layers.values())))
     figure = Figure(figsize=(max(7, 1.5 + 0.25 * len(names)), 7), layout="constrained")
     for axes, (number, text) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
-        for (label, of), colour, marker in zip(layers.items(), itertools.cycle(COLOURS), itertools.cycle("os^vDPX*")):
-            y = [of[name][number] for name in names]
+        for (label, stats), colour, marker in zip(
+            layers.items(), itertools.cycle(COLOURS), itertools.cycle("os^vDPX*")
+        ):
+            y = [stats[name][number] for name in names]
             axes.plot(range(len(names)), y, label=label, color=colour, marker=marker, markersize=4, linewidth=1)
         axes.set(ylabel=text)
         axes.yaxis.label.set_fontsize(8)
@@ -118,17 +120,16 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
 
 
 def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], title: str) -> pathlib.Path:
-    """Learned a and b of each layer after each epoch. pairs: {layer: {'a': one for each epoch, 'b': ...}}.
+    """Learned a and b of each layer after each epoch. pairs: from `course.learned_pairs`.
 
-    Where one is a list of quantiles over channels (`weights.QUANTILES`), the line is their median, the band their
-    quartiles.
+    If a value is a list of quantiles over channels, the line is at their median and the band between their quartiles.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(pairs)))
     for axes, letter in zip(figure.subplots(1, 2), "ab", strict=True):
-        for i, (layer, path_of) in enumerate(pairs.items()):
+        for i, (layer, pair) in enumerate(pairs.items()):
             line = LINES[i % len(LINES)]
-            low, middle, high = np.transpose([np.quantile(x, (0.25, 0.5, 0.75)) for x in path_of[letter]])
+            low, middle, high = np.transpose([np.quantile(x, (0.25, 0.5, 0.75)) for x in pair[letter]])
             axes.plot(epochs, middle, label=layer, color=colours[i], linestyle=line, marker=".", linewidth=1)
             axes.fill_between(epochs, low, high, color=colours[i], alpha=0.15, linewidth=0)
         axes.set(xlabel="epoch", ylabel=letter)
@@ -146,7 +147,7 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for (label, w), colour in zip(flat.items(), itertools.cycle(COLOURS)):
-        label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")  # which would begin a formula
+        label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")  # a $ would begin a formula
         axes.hist(w, bins, density=True, histtype="step", linewidth=1.5, label=label, color=colour)
     axes.set(xlabel="w", ylabel="density", title=title)
     axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""A report on runs: the paper's tables beside what was found, and its figures, in one folder of Markdown, CSV and PNG.
+"""Writes a report on runs: the paper's tables next to the results, and its figures, as Markdown, CSV and PNG.
 
 python -m wcjax.analysis.report RUNS [RUNS ...] --out DIR
 """
@@ -18,18 +18,30 @@ from wcjax.files import check_writable, folder_path, saving, write_text
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import mesh
 
-EXPLANATION = """Accuracies are of the test split, of the epoch that is best on val. n: finished runs, each of another
-seed; mean ± standard deviation over them. Difference: in percentage points, with Welch's 95 % interval. p:
-permutation test of that difference, two-sided, exact where that is feasible; p (Holm): corrected for all tests of the
-table. An empty cell: too few runs. Paper: tables II to VII of arXiv 2306.16993. Where a method was run with several
-Ψ, the one with the most runs is shown, and of equals the best on val. Plain tuned: the plain network with another
-learning rate and decay than all the others, chosen among several like a Ψ."""
+EXPLANATION = """Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
+runs, each with another seed, which mean ± standard deviation are taken over. Difference: in percentage points, with
+Welch's 95 % interval. p: two-sided permutation test of that difference, exact if that is feasible. p (Holm): corrected
+for all tests of the table. An empty cell: too few runs. Paper: tables II to VII of arXiv 2306.16993. If a method was
+run with several Ψ, the one with the most runs is shown, and of equals the best on val. Plain tuned: the plain network
+with another learning rate and decay than all other methods, chosen among several in the same way as a Ψ."""
+
+
+@command
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.md, and its files"
+    )
+    args = parser.parse_args(argv)
+    mesh.devices()  # the plots of Ψ need a device
+    print(write_report(args.runs, args.out))
 
 
 def write_report(folders, out) -> pathlib.Path:
     """Writes report.md, results.csv, runs.csv and the figures to the folder `out`; returns the path of report.md.
 
-    folders: of runs, searched deeply. Raises InputError where there is none, or a file is damaged.
+    folders: run folders, or folders that contain them. Raises InputError if there are no runs, or a file is damaged.
     """
     runs = find_runs(folders)
     groups = settings(runs)
@@ -39,27 +51,27 @@ def write_report(folders, out) -> pathlib.Path:
         out.mkdir(parents=True, exist_ok=True)
 
     parts, results = ["# Weight compander: a report", _header(groups)], []
-    for dataset, of in itertools.groupby(groups, key=lambda s: s.dataset):
-        of = list(of)
-        rows = table(of)
-        to_tuned = [row for row in table(of, baseline="plain tuned") if row.difference is not None]
+    for dataset, members in itertools.groupby(groups, key=lambda s: s.dataset):
+        members = list(members)
+        rows = table(members)
+        to_tuned = [row for row in table(members, baseline="plain tuned") if row.difference is not None]
         parts += [f"## Test accuracy on {dataset}", markdown(rows)]
         parts += ["The same runs against the tuned plain network:", markdown(to_tuned)] if to_tuned else []
         results += rows + to_tuned
     parts += [" ".join(EXPLANATION.split()), "Slips of the paper: " + " ".join(paper.SLIPS)]
     parts += _data_that_differ(groups) + _other_psis(groups) + _settings_that_differ(groups)
-    parts += _unfinished(runs) + _repeats(groups) + _left_out(folders)
+    parts += _unfinished(runs) + _repeats(groups) + _omitted(folders)
     parts += ["## Figures", _figure_2(out)]
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
         parts += _figures(setting, letter, out)
     parts.append(
-        "Every number as CSV: [results.csv](results.csv) (the tables), [runs.csv](runs.csv) (one row for a run)."
+        "All numbers as CSV: [results.csv](results.csv) (the tables), [runs.csv](runs.csv) (one row for a run)."
     )
 
     write_csv(out / "results.csv", Row._fields, results)
     _write_runs(out / "runs.csv", groups)
     text = "\n\n".join(parts) + "\n"
-    write_text(out / "report.md", text.encode(errors="backslashreplace").decode())  # of paths that are no UTF-8
+    write_text(out / "report.md", text.encode(errors="backslashreplace").decode())  # of paths that are not UTF-8
     return out / "report.md"
 
 
@@ -79,51 +91,51 @@ def _header(groups):
     )
 
 
-def _name(setting, letter):
-    return f"{setting.model} on {setting.dataset}" + (f" ({letter})" if letter else "")
+def _data_that_differ(groups):
+    runs = defaultdict(list)  # {'cifar10-data-1': runs}
+    for setting in groups:
+        runs[setting.dataset] += setting.runs
+    tables = {}
+    for name, datasets in itertools.groupby(sorted(runs), lambda dataset: runs[dataset][0].config["dataset"]):
+        datasets = list(datasets)
+        first = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in datasets]
+        tables[name] = datasets, data_differences(first), [len(runs[dataset]) for dataset in datasets]
+    explanation = "Runs on different data of one name are not compared. From the runs' `data.json`; '-' is not known."
+    return _that_differ("## Data that differ", explanation, tables)
+
+
+def _settings_that_differ(groups):
+    tables = {}
+    for (dataset, model), members in itertools.groupby(groups, key=lambda s: (s.dataset, s.model)):
+        members = list(members)
+        counts = [len(setting.runs) for setting in members]
+        tables[f"{model} on {dataset}"] = setting_letters(members), differences(members), counts
+    explanation = "Runs whose configs differ in more than Ψ and seed (and in plain tuned's two keys) are not compared."
+    return _that_differ("## Settings that differ", explanation, tables)
+
+
+def _that_differ(heading, explanation, tables):
+    """A section with those of tables, {name: (columns, {key: values}, numbers of runs)}, that have several columns."""
+    parts = []
+    for name, (columns, rows, counts) in tables.items():
+        if len(columns) > 1:
+            lines = [f"| key | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+            lines += [f"| {key} | {' | '.join(values)} |" for key, values in rows.items()]
+            lines.append(f"| runs | {' | '.join(map(str, counts))} |")
+            parts += [f"{name}:", "\n".join(lines)]
+    return [heading, explanation, *parts] if parts else []
 
 
 def _other_psis(groups):
     lines = []
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
         runs = [run for run in setting.runs if run.summary]
-        shown = {of[0].reparam for of in chosen_runs(runs).values()}
-        for reparam in sorted({run.reparam for run in runs} - shown):
+        in_table = {chosen[0].reparam for chosen in chosen_runs(runs).values()}
+        for reparam in sorted({run.reparam for run in runs} - in_table):
             val = [run.summary["best_val_accuracy"] for run in runs if run.reparam == reparam]
             lines.append(f"| {_name(setting, letter)} | {reparam} | {len(val)} | {100 * sum(val) / len(val):.2f} |")
     head = ["| network | Ψ | n | val accuracy (%) |", "| --- | --- | --- | --- |"]
     return ["## Other Ψ, and other tunings of plain, that were run", "\n".join(head + lines)] if lines else []
-
-
-def _data_that_differ(groups):
-    parts, runs = [], defaultdict(list)
-    for setting in groups:
-        runs[setting.dataset] += setting.runs
-    for name, of in itertools.groupby(sorted(runs), lambda dataset: runs[dataset][0].config["dataset"]):
-        of = list(of)
-        if len(of) > 1:
-            first = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in of]
-            lines = [f"| key | {' | '.join(of)} |", "| --- " * (1 + len(of)) + "|"]
-            lines += [f"| {key} | {' | '.join(values)} |" for key, values in data_differences(first).items()]
-            lines.append(f"| runs | {' | '.join(str(len(runs[dataset])) for dataset in of)} |")
-            parts += [f"{name}:", "\n".join(lines)]
-    explained = "Runs on different data of one name are not compared. From the runs' `data.json`; '-' is not known."
-    return ["## Data that differ", explained, *parts] if parts else []
-
-
-def _settings_that_differ(groups):
-    parts = []
-    key = lambda s: (s.dataset, s.model)
-    for (dataset, model), of in itertools.groupby(groups, key=key):
-        of = list(of)
-        if len(of) > 1:
-            letters = setting_letters(of)
-            lines = [f"| key | {' | '.join(letters)} |", "| --- " * (1 + len(of)) + "|"]
-            lines += [f"| {name} | {' | '.join(values)} |" for name, values in differences(of).items()]
-            lines.append(f"| runs | {' | '.join(str(len(s.runs)) for s in of)} |")
-            parts += [f"{model} on {dataset}:", "\n".join(lines)]
-    explained = "Runs whose configs differ in more than Ψ and seed (and in plain tuned's two keys) are not compared."
-    return ["## Settings that differ", explained, *parts] if parts else []
 
 
 def _unfinished(runs):
@@ -134,55 +146,63 @@ def _unfinished(runs):
 def _repeats(groups):
     repeats = [run for setting in groups for run in without_repeats([r for r in setting.runs if r.summary])[1]]
     lines = [f"- {run.path}" for run in repeats]
-    return ["## Left out: the same config and seed as another run", "\n".join(lines)] if lines else []
+    return ["## Omitted: the same config and seed as another run", "\n".join(lines)] if lines else []
 
 
-def _left_out(folders):
+def _omitted(folders):
     lines = [f"- {path}: {why}" for path, why in sorted(search(folders)[1].items())]
-    return ["## Left out: links and what cannot be read", "\n".join(lines)] if lines else []
+    return ["## Omitted: links and unreadable folders", "\n".join(lines)] if lines else []
 
 
 def _figure_2(out):
     plots.plot_psi(out / "psi.png", Arctan(), Arsinh(), Erf(), PowerProp())
-    return _image("psi.png", "Ψ and Ψ′ for a = b = 1 and α = 2 (the paper's figure 2); dotted, the bound of arctan.")
+    return _image("psi.png", "Ψ and Ψ′ for a = b = 1 and α = 2 (the paper's figure 2). Dotted: the bound of arctan.")
 
 
 def _figures(setting: Setting, letter: str, out) -> list[str]:
-    """Writes the figures of one setting and returns their Markdown; of a method, the runs that the table shows."""
+    """Writes the figures of one setting and returns their Markdown. They show the runs that the table shows."""
     name = _name(setting, letter)
     stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
     order = {method: i for i, method in enumerate(paper.METHODS)}
     chosen = dict(sorted(chosen_runs(setting.runs).items(), key=lambda item: order.get(item[0], len(order))))
+    one_seed = {method: min(runs, key=lambda run: run.config["seed"]) for method, runs in chosen.items()}
     parts = []
 
-    one_seed = {of[0].method: min(of, key=lambda run: run.config["seed"]) for of in chosen.values()}
     courses = {
-        f"{method}\n{run.reparam}, seed {run.config['seed']}": found
+        f"{method}\n{run.reparam}, seed {run.config['seed']}": weights
         for method, run in one_seed.items()
-        if (found := course.first_layer_course(run))
+        if (weights := course.first_layer_course(run))
     }
     if courses:
         title = f"{name}: weights of the first layer, one run each (n = 1)"
         plots.plot_course(out / f"{stem}_course.png", courses, title)
-        caption = "Distribution of the first layer's weights over the epochs (figure 3); dashed, the bound of Ψ."
+        caption = "Distribution of the first layer's weights over the epochs (figure 3). Dashed: the bound of Ψ."
         parts.append(_image(f"{stem}_course.png", caption))
         plots.plot_near_zero(out / f"{stem}_near_zero.png", courses, title + ", after the last epoch")
         caption = "The first layer's weights around zero after training (figure 4)."
         parts.append(_image(f"{stem}_near_zero.png", caption))
 
-    layers = {f"{method} (n = {len(of)})": found for method, of in chosen.items() if (found := course.last_layers(of))}
+    layers = {
+        f"{method} (n = {len(runs)})": numbers
+        for method, runs in chosen.items()
+        if (numbers := course.last_layers(runs))
+    }
     if layers:
         plots.plot_layers(out / f"{stem}_layers.png", layers, f"{name}: weights after the last epoch, mean over n runs")
         caption = "Share of near-zero weights, by two measures, and kurtosis of each layer's w after training."
         parts.append(_image(f"{stem}_layers.png", caption))
 
     for method, run in one_seed.items():
-        if found := course.learned_pairs(run):
+        if pairs := course.learned_pairs(run):
             file = f"{stem}_{run.config['reparam']['name']}_{run.config['reparam']['learn']}_pairs.png"
             title = f"{name}: a and b of {method}, seed {run.config['seed']} (n = 1)"
-            plots.plot_pairs(out / file, *found, title)
+            plots.plot_pairs(out / file, *pairs, title)
             parts.append(_image(file, f"The learned a and b after each epoch, {method}, from input to output."))
     return [f"### {name}", *parts] if parts else []
+
+
+def _name(setting, letter):
+    return f"{setting.model} on {setting.dataset}" + (f" ({letter})" if letter else "")
 
 
 def _image(file, caption):
@@ -199,16 +219,6 @@ def _write_runs(path, groups):
             state = "finished" if run.summary else run.failure or "unfinished"
             rows.append((*place, state, *((run.summary or {}).get(name) for name in names)))
     write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "seed", "state", *names), rows)
-
-
-@command
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders with run folders in them")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the report goes: DIR/report.md and more")
-    args = parser.parse_args(argv)
-    mesh.devices()  # which the plots of Psi need
-    print(write_report(args.runs, args.out))
 
 
 if __name__ == "__main__":

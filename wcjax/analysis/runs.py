@@ -15,26 +15,26 @@ from wcjax.errors import InputError
 from wcjax.files import local_path, reading
 from wcjax.reparam import BY_NAME
 
-_FREE = ("seed", "reparam", *MAY_DIFFER)  # what may differ between runs of one setting
-_TUNED = ("learning_rate", "weight_decay")  # and what may for the plain network, as a and b may for WC
+_FREE = ("seed", "reparam", *MAY_DIFFER)  # keys that may differ between the runs of one setting
+_TUNED = ("learning_rate", "weight_decay")  # keys that may also differ for the plain network, as a and b may for WC
 
 
 class Run(NamedTuple):
-    """One run folder. A run that diverged or could not start has a failure, one that is not finished has no summary."""
+    """One run folder. A run that diverged or could not start has a failure, an unfinished run has no summary."""
 
     path: pathlib.Path
     config: dict
     summary: dict | None
     failure: str | None  # why it will never finish
-    data: dict | None = None  # the fingerprint of its data; None if it saw none, or is older than data.json
+    data: dict | None = None  # the fingerprint of its data; None if it never read them, or is older than data.json
     tuned: bool = False  # a plain network with another learning rate or decay than the rest of its setting
 
     @property
     def reparam(self) -> str:
-        described = describe_reparam(self.config["reparam"])
+        text = describe_reparam(self.config["reparam"])
         if self.tuned:
-            described += f", lr {self.config['learning_rate']:g}, decay {self.config['weight_decay']:g}"
-        return described
+            text += f", lr {self.config['learning_rate']:g}, decay {self.config['weight_decay']:g}"
+        return text
 
     @property
     def method(self) -> str:
@@ -42,52 +42,52 @@ class Run(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Runs that differ in Ψ and seed alone, so that their accuracies can be compared, and tuned plain ones."""
+    """Runs that differ in Ψ and seed alone, so that their accuracies can be compared, and tuned plain runs."""
 
-    dataset: str  # 'cifar10', or 'cifar10-data-1' if there are runs on several data of that name
+    dataset: str  # 'cifar10', or 'cifar10-data-1' if there are runs on different data of that name
     model: str
     others: tuple  # ((key, value as JSON), ...) of every other key of the config
     runs: list[Run]
 
 
 def find_runs(folders) -> list[Run]:
-    """The runs in folders and below, sorted by path; a folder of a run is not searched further.
+    """The runs in folders and their subfolders, sorted by path. A run folder is not searched further.
 
     Raises InputError for a folder that does not exist or cannot be read, and if there is no run at all.
     """
-    found, left_out = search(folders)
-    if not found:
-        reasons = "".join(f" {path} was left out: {why}." for path, why in left_out.items())
+    paths, omitted = search(folders)
+    if not paths:
+        reasons = "".join(f" {path} was omitted: {why}." for path, why in omitted.items())
         raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.{reasons}")
-    return sorted(read_run(at) for at in found)
+    return sorted(read_run(path) for path in paths)
 
 
 def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
-    """(run folders in folders and below, {path below that was left out: why}): links and what cannot be read."""
-    found, left_out = {}, {}
+    """(run folders in folders and their subfolders, {omitted path: why}). Links and unreadable paths are omitted."""
+    paths, omitted = {}, {}
     for folder in (local_path(folder, "RUNS") for folder in folders):
         with reading(folder):
             if not folder.is_dir():
-                raise InputError(f"{folder} is no folder; give folders of runs.")
+                raise InputError(f"{folder} is not a folder; give folders of runs.")
             os.listdir(folder)
-        for at, below, files in os.walk(folder):
-            at = pathlib.Path(at)
+        for path, subfolders, files in os.walk(folder):
+            path = pathlib.Path(path)
             if "config.json" in files or "failed.json" in files:
-                below.clear()
-                if denied := [at / name for name in files if ".json" in name and not os.access(at / name, os.R_OK)]:
-                    left_out[at] = f"{denied[0]} cannot be read: permission denied"
+                subfolders.clear()
+                if denied := [path / name for name in files if ".json" in name and not os.access(path / name, os.R_OK)]:
+                    omitted[path] = f"{denied[0]} cannot be read: permission denied"
                 else:
-                    found[at.resolve()] = at
-            for path in (at / name for name in below + files):
-                if path.is_symlink() and not path.is_file():
-                    left_out[path] = f"a link to {os.readlink(path)}; give that folder too if its runs belong here"
-                elif path.name in below and not os.access(path, os.R_OK | os.X_OK):
-                    left_out[path] = "cannot be read: permission denied"
-    return list(found.values()), {path: why for path, why in left_out.items() if path.resolve() not in found}
+                    paths[path.resolve()] = path
+            for entry in (path / name for name in subfolders + files):
+                if entry.is_symlink() and not entry.is_file():
+                    omitted[entry] = f"a link to {os.readlink(entry)}; give that folder too if its runs belong here"
+                elif entry.name in subfolders and not os.access(entry, os.R_OK | os.X_OK):
+                    omitted[entry] = "cannot be read: permission denied"
+    return list(paths.values()), {path: why for path, why in omitted.items() if path.resolve() not in paths}
 
 
 def read_run(folder) -> Run:
-    """The run in a folder, with config.json, or with failed.json alone if it could not start."""
+    """The run in a folder that has a config.json, or a failed.json alone if the run could not start."""
     folder = pathlib.Path(folder)
     config, summary, failed, data = (
         run_folder.read(folder, f"{name}.json") for name in ("config", "summary", "failed", "data")
@@ -102,61 +102,69 @@ def read_run(folder) -> Run:
 def settings(runs: list[Run]) -> list[Setting]:
     """runs in groups that may be compared, sorted by data set and model.
 
-    Plain runs that differ in learning rate and decay alone from one group with a Ψ join it as tuned ones. A run that
-    ended before it saw its data joins any group of its config.
+    Plain runs that differ from exactly one group with a Ψ in learning rate and decay alone join it as tuned ones. A run
+    that ended before it read its data joins any group of its config.
     """
-    groups = collections.defaultdict(list)
+    groups = collections.defaultdict(list)  # {(config without _FREE, data): runs}
     for run in sorted(runs, key=lambda run: run.data is None):
         config = _flat({key: value for key, value in run.config.items() if key not in _FREE})
-        key = (*config, ("data", json.dumps(run.data)))
+        data = json.dumps(run.data)
         if run.data is None and run.summary is None:
-            key = next((other for other in groups if other[:-1] == config), key)
-        groups[key].append(run)
-    plain = [key for key, of in groups.items() if {run.method for run in of} == {"plain"}]
-    for key in plain:
-        beside = [other for other in groups if other not in plain and _without_tuned(other) == _without_tuned(key)]
-        if len(beside) == 1:
-            groups[beside[0]] += [run._replace(tuned=True) for run in groups.pop(key)]
-    data = collections.defaultdict(list)
-    for key, of in groups.items():
-        if key[-1] not in data[of[0].config["dataset"]]:
-            data[of[0].config["dataset"]].append(key[-1])
+            data = next((known for other, known in groups if other == config), data)
+        groups[config, data].append(run)
+    _add_tuned(groups)
 
-    def setting(key, of):
-        name = of[0].config["dataset"]
-        number = f"-data-{1 + data[name].index(key[-1])}" if len(data[name]) > 1 else ""
-        return Setting(name + number, of[0].config["model"], key[:-1], of)
+    fingerprints = collections.defaultdict(list)  # {data set: its data, in the order of the groups}
+    for (_, data), members in groups.items():
+        known = fingerprints[members[0].config["dataset"]]
+        if data not in known:
+            known.append(data)
 
-    return sorted(setting(key, of) for key, of in groups.items())
+    def setting(config, data, members):
+        dataset = members[0].config["dataset"]
+        known = fingerprints[dataset]
+        number = f"-data-{1 + known.index(data)}" if len(known) > 1 else ""
+        return Setting(dataset + number, members[0].config["model"], config, members)
+
+    return sorted(setting(config, data, members) for (config, data), members in groups.items())
 
 
-def _flat(nested):
+def _add_tuned(groups) -> None:
+    """Moves the runs of each group that is plain alone to the group with a Ψ that they are tuned plain runs of."""
+
+    def untuned(group):
+        config, data = group
+        return [(key, value) for key, value in config if key not in _TUNED], data
+
+    plain = [group for group, runs in groups.items() if {run.method for run in runs} == {"plain"}]
+    for group in plain:
+        matches = [other for other in groups if other not in plain and untuned(other) == untuned(group)]
+        if len(matches) == 1:
+            groups[matches[0]] += [run._replace(tuned=True) for run in groups.pop(group)]
+
+
+def _flat(nested) -> tuple:
     flat = traverse_util.flatten_dict(nested, sep=".")
     return tuple((key, json.dumps(flat[key])) for key in sorted(flat))
 
 
-def _without_tuned(others):
-    return [(key, value) for key, value in others if key not in _TUNED]
-
-
-def differences(of: list[Setting]) -> dict[str, list[str]]:
+def differences(settings: list[Setting]) -> dict[str, list[str]]:
     """{key: its values, one for each setting} for every key of the config in which settings differ."""
-    return _differing([dict(setting.others) for setting in of])
+    return _differing([dict(setting.others) for setting in settings])
 
 
 def data_differences(runs: list[Run]) -> dict[str, list[str]]:
-    """The same of the data of runs, with keys like 'train.images'."""
+    """{key: its values, one for each run} for every key such as 'train.images' in which the data of runs differ."""
     return _differing([dict(_flat(run.data or {})) for run in runs])
 
 
-def _differing(values):
-    keys = sorted(set().union(*values)) if values else []
-    rows = {key: [x.get(key, "-") for x in values] for key in keys}
+def _differing(columns: list[dict[str, str]]) -> dict[str, list[str]]:
+    rows = {key: [column.get(key, "-") for column in columns] for key in sorted(set().union(*columns))}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
 
 
 def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """(runs, repeats): of runs with the same Ψ and seed, which are no new evidence, the first one stays."""
+    """(runs, repeats): of runs with the same Ψ and seed, which are no new evidence, all but the first are repeats."""
     first, repeats = {}, []
     for run in runs:
         if first.setdefault((run.reparam, run.config["seed"]), run) is not run:

@@ -1,4 +1,4 @@
-"""What n runs of a method and n plain ones say: difference of means, its interval, p-values."""
+"""Statistics of n runs of a method against n plain runs: difference of means, its interval, p-values."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ RESAMPLES = 9_999
 
 
 def mean_and_std(x: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation of a sample (/ (n − 1)); None where there are too few for it."""
+    """Mean and standard deviation of a sample (/ (n − 1)); None with too few runs."""
     return (float(np.mean(x)) if len(x) else None, float(np.std(x, ddof=1)) if len(x) > 1 else None)
 
 
@@ -25,11 +25,11 @@ def welch_interval(x: Sequence[float], plain: Sequence[float]) -> tuple[float, f
 def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
     """Two-sided p of the difference of means if the labels meant nothing; None with fewer than 2 runs on a side.
 
-    Exact where there are no more than RESAMPLES ways to deal the runs out, else from that many random ones (seed 0).
+    Exact if there are no more than RESAMPLES ways to deal the runs out, else from that many random ones (seed 0).
     """
     if min(len(x), len(plain)) < 2:
         return None
-    # Rounded, because accuracies are few numbers: differences that are equal must not differ in their last bits.
+    # Rounded, because accuracies take few values: equal differences must not differ in their last bits.
     difference = lambda x, y, axis: np.round(np.mean(x, axis=axis) - np.mean(y, axis=axis), 9)
     rng = np.random.default_rng(0)
     return float(scipy.stats.permutation_test((x, plain), difference, n_resamples=RESAMPLES, rng=rng).pvalue)

@@ -1,4 +1,4 @@
-"""Tables II to VII of the paper beside what runs found, as rows, Markdown and CSV. Accuracies are of test, in %."""
+"""Tables II to VII of the paper next to the results of runs, as rows, Markdown and CSV. Accuracies: on test, in %."""
 
 import collections
 import csv
@@ -13,9 +13,9 @@ from wcjax.files import saving
 
 
 class Row(NamedTuple):
-    """One cell of the paper's tables and what runs found for it; None where there is nothing to say."""
+    """One cell of the paper's tables and the result of runs for it. A number that is not known is None."""
 
-    setting: str  # '' where there is one for this data set and network, else 'A', 'B', ...
+    setting: str  # '' if it is the only one of this data set and network, else 'A', 'B', ...
     dataset: str
     model: str
     method: str
@@ -36,8 +36,8 @@ class Row(NamedTuple):
 def chosen_runs(runs: list[Run]) -> dict[str, list[Run]]:
     """{method: its finished runs} of one setting.
 
-    Of several (a, b) or α of a method the one with the most runs counts, and of equals the best on val: a grid on one
-    seed leaves all pairs with one run, and the best pair with more.
+    If a method was run with several (a, b) or α, the one with the most runs counts, and of equals the best on val.
+    After a grid every pair has one run, and the best pair has more.
     """
     by_method = collections.defaultdict(lambda: collections.defaultdict(list))
     for run in without_repeats([run for run in runs if run.summary])[0]:
@@ -54,28 +54,28 @@ def accuracies(runs: list[Run]) -> list[float]:
     return [100 * run.summary["test_accuracy"] for run in runs]
 
 
-def table(of: list[Setting], baseline: str = "plain") -> list[Row]:
-    """The rows of one data set: each network and method that was run or that the paper has. of: its settings."""
-    dataset = of[0].dataset
-    reported = paper.ACCURACY.get(of[0].runs[0].config["dataset"], {})
-    letters = setting_letters(of)
-    cells = [(letters[i], s.model, chosen_runs(s.runs), {run.method for run in s.runs}) for i, s in enumerate(of)]
-    cells += [("", model, {}, set()) for model in reported if model not in {s.model for s in of}]
+def table(settings: list[Setting], baseline: str = "plain") -> list[Row]:
+    """The rows of the settings of one data set: each network and method that was run or that the paper has."""
+    dataset = settings[0].dataset
+    reported = paper.ACCURACY.get(settings[0].runs[0].config["dataset"], {})
+    networks = [(letter, s.model, s.runs) for letter, s in zip(setting_letters(settings), settings, strict=True)]
+    networks += [("", model, []) for model in reported if model not in {s.model for s in settings}]
     rows = []
-    for letter, model, chosen, tried in cells:
-        against = accuracies(chosen.get(baseline, []))
+    for letter, model, runs in networks:
+        chosen, tried = chosen_runs(runs), {run.method for run in runs}
+        baseline_accuracies = accuracies(chosen.get(baseline, []))
         for method in (*paper.METHODS, *sorted(tried - set(paper.METHODS))):
             printed = reported.get(model, {}).get(method)
             if method in tried or printed:
-                place, found = (letter, dataset, model, method), chosen.get(method, [])
-                rows.append(_row(place, found, printed or (None, None), baseline, against))
+                place, runs_of_method = (letter, dataset, model, method), chosen.get(method, [])
+                rows.append(_row(place, runs_of_method, printed or (None, None), baseline, baseline_accuracies))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
 
 
-def setting_letters(of: list[Setting]) -> list[str]:
-    """For each setting 'A', 'B', ... where its data set and network occur in more than one, else ''."""
-    places = [(s.dataset, s.model) for s in of]
+def setting_letters(settings: list[Setting]) -> list[str]:
+    """For each setting 'A', 'B', ... if there are several of its data set and network, else ''."""
+    places = [(s.dataset, s.model) for s in settings]
     return [_letter(places[:i].count(p)) if places.count(p) > 1 else "" for i, p in enumerate(places)]
 
 
@@ -83,20 +83,20 @@ def _letter(i):
     return chr(ord("A") + i) if i < 26 else str(i + 1)
 
 
-def _row(place, runs, printed, baseline, against):
-    found = accuracies(runs)
-    mean, std = mean_and_std(found)
+def _row(place, runs, printed, baseline, baseline_accuracies):
+    x = accuracies(runs)
+    mean, std = mean_and_std(x)
     difference = interval = p = None
-    if place[-1] != baseline and found and against:
-        difference = mean - mean_and_std(against)[0]
-        interval, p = welch_interval(found, against), permutation_p(found, against)
+    if place[-1] != baseline and x and baseline_accuracies:
+        difference = mean - mean_and_std(baseline_accuracies)[0]
+        interval, p = welch_interval(x, baseline_accuracies), permutation_p(x, baseline_accuracies)
     low, high = interval or (None, None)
     reparam = runs[0].reparam if runs else None
-    return Row(*place, reparam, len(found), mean, std, *printed, baseline, difference, low, high, p, None)
+    return Row(*place, reparam, len(x), mean, std, *printed, baseline, difference, low, high, p, None)
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table of a report."""
+    """The table of a report."""
     difference = f"difference to {rows[0].baseline} (95 % interval)"
     lines = [
         f"| network | method | Ψ | n | accuracy (%) | paper (%) | {difference} | p | p (Holm) |",
@@ -125,7 +125,7 @@ def _plus_minus(mean, std):
 
 
 def write_csv(path, names, rows) -> pathlib.Path:
-    """A CSV file with a line of names and one for each row; None is an empty cell."""
+    """Writes a CSV file with a line of names and one line for each row. None becomes an empty cell."""
     path = pathlib.Path(path)
     with saving(path), path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""What a configuration asks for: its Ψ, network, optimizer and data set."""
+"""Builds the Ψ, the network, the optimizer and the data set that a configuration describes."""
 
 import dataclasses
 
@@ -13,7 +13,10 @@ from wcjax.reparam import BY_NAME
 
 
 def make_psi(config):
-    """The Ψ that config.reparam names: Arctan, Arsinh, Erf, PowerProp, WeightNorm or None. ValueError: out of range."""
+    """The Ψ that config.reparam names: Arctan, Arsinh, Erf, PowerProp, WeightNorm or None.
+
+    Raises ValueError for a number that is out of range.
+    """
     if config.reparam.name == "none":
         return None
     cls = BY_NAME[config.reparam.name]
@@ -21,51 +24,50 @@ def make_psi(config):
 
 
 def make_model(config, num_classes: int, plain: bool = False):
-    """The network of config; plain=True leaves Ψ out, for folded weights."""
+    """The network of config. plain=True omits Ψ, for folded weights."""
     options = {name: config[name] for name in models.options(config.model) if config[name] is not None}
     psi, learn = (None, "none") if plain else (make_psi(config), config.reparam.learn)
     return models.create(config.model, num_classes, psi, learn, jnp.dtype(config.dtype), **options)
 
 
 def load_dataset(config) -> data.Dataset:
-    """The data set of config. Raises InputError where it cannot be read or is smaller than a batch."""
+    """The data set of config. Raises InputError if it cannot be read or is smaller than a batch."""
     dataset = data.load(
         config.dataset,
         config.data_dir or None,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
     )
-    found = dataset.train.num_images
-    if found < config.batch_size:
-        raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {found} training images.")
+    if (n := dataset.train.num_images) < config.batch_size:
+        raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {n} training images.")
     return dataset
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """Step count -> learning rate: times schedule.factor from the start of each epoch in schedule.milestones on."""
+    """Step count -> learning rate, multiplied by schedule.factor at the start of each epoch in schedule.milestones."""
     boundaries = {epoch * steps_per_epoch: config.schedule.factor for epoch in config.schedule.milestones}
     return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
 
 
 def make_optimizer(config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimizer of config, with decay on w and, for the adaptive ones, steps on w scaled by Ψ′(v)."""
+    """The optimizer of config, with decay on w. Adam's steps on w are scaled by Ψ′(v)."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
     mask = None if config.decay_norm_and_bias else _weights_alone
     decay_on_w = optim.add_decayed_weights(config.weight_decay, mask)
     if config.optimizer == "sgd":
         return optax.chain(decay_on_w, optax.sgd(schedule, momentum=config.momentum))
     adam = optax.adam(schedule)
-    if config.reparam.learn == "none":  # as below, but Ψ′ is not multiplied in to be divided out again
+    if config.reparam.learn == "none":  # the same as below, without multiplying by Ψ′ first and dividing by it again
         return optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(config.weight_decay, mask), adam))
     return optax.chain(decay_on_w, optim.scale_by_derivative(adam))
 
 
 def _weights_alone(params):
-    """Which leaves decay if biases and batch norm do not: v or the kernel, but not a, b and g beside v."""
+    """Which leaves decay if biases and batch norm do not: v or the kernel, but not the a, b and g of a v."""
 
-    def of(x):
+    def decays(x):
         if is_weight(x):
             return Reparameterized(jax.tree.map(lambda _: True, x.v), jax.tree.map(lambda _: False, x.psi))
         return jnp.ndim(x) > 1
 
-    return jax.tree.map(of, params, is_leaf=is_weight)
+    return jax.tree.map(decays, params, is_leaf=is_weight)

@@ -1,4 +1,4 @@
-"""The checks of a configuration, which come before any work."""
+"""Checks of a configuration, before any work."""
 
 import math
 from collections.abc import Mapping
@@ -16,15 +16,29 @@ REPARAMS = (*BY_NAME, "none")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
 
-INT32 = 2**31 - 1  # of steps and images
-HIGHEST = {"image_size": 4096, "data_workers": 1024, "augment.padding": 4096}  # a config may come with a run folder
+INT32 = 2**31 - 1  # steps and images are counted in int32
+RANGES = {  # with both ends
+    "epochs": (1, INT32),
+    "batch_size": (1, INT32),
+    "split_seed": (0, INT32),
+    "seed": (0, 2**32 - 1),  # jax.random.key takes 32 bits
+    "checkpoint_every": (0, INT32),
+    "keep_checkpoints": (1, INT32),
+    "augment.padding": (0, 4096),  # this and the next two are bounded because a run folder may come from anyone
+    "image_size": (1, 4096),
+    "data_workers": (0, 1024),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+}
+OPEN_RANGES = {"val_fraction": (0, 1), "learning_rate": (0, math.inf), "schedule.factor": (0, math.inf)}
+PSI_RANGE = (1e-6, 1e6)  # beyond it, float32 cannot represent Ψ
 
 
 def check_config(config: Mapping) -> ml_collections.ConfigDict:
     """A complete copy of config: missing keys get their defaults.
 
     Raises:
-      InputError: a key or a name that does not exist (with the nearest), a wrong type, or a number out of range.
+      InputError: a key or a name that does not exist (with the nearest one), a wrong type, or a number out of range.
     """
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     full = default_config()
@@ -36,21 +50,15 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _one_of(full, "dtype", DTYPES)
     _one_of(full, "reparam.name", REPARAMS)
     _one_of(full, "reparam.learn", LEARN_NETWORK)
-    lowest = {"epochs": 1, "batch_size": 1, "split_seed": 0, "augment.padding": 0}
-    lowest |= {"image_size": 1, "data_workers": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
-    for key, least in lowest.items():
-        _in_range(full, key, least, HIGHEST.get(key, INT32))
+    for key, (lowest, highest) in RANGES.items():
+        _in_range(full, key, lowest, highest)
+    for key, (lowest, highest) in OPEN_RANGES.items():
+        _in_range(full, key, lowest, highest, open_ends=True)
     data_axis, fsdp = full.mesh.data, full.mesh.fsdp
     if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
         raise InputError(
             f"config.mesh must have sizes of at least 1, one may be -1, found {shown(full.mesh.to_dict())}."
         )
-    _in_range(full, "seed", 0, 2**32 - 1)  # jax.random.key takes no more bits
-    _in_range(full, "val_fraction", 0, 1, open_ends=True)
-    _in_range(full, "learning_rate", 0, math.inf, open_ends=True)
-    _in_range(full, "schedule.factor", 0, math.inf, open_ends=True)
-    _in_range(full, "momentum", 0, 1)
-    _in_range(full, "weight_decay", 0, math.inf)
     milestones = full.schedule.milestones
     if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
         raise InputError(
@@ -64,23 +72,24 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     except ValueError as error:
         raise InputError(str(error)) from error
     for key in ("reparam.a", "reparam.b", "reparam.alpha"):
-        _in_range(full, key, 1e-6, 1e6)  # beyond, float32 does not carry Ψ
+        _in_range(full, key, *PSI_RANGE)
     return full
 
 
-def _merge(full, given, prefix):
-    for key, value in given.items():
+def _merge(full, changes, prefix):
+    """Sets the keys of full that changes has, with their types checked."""
+    for key, value in changes.items():
         if key not in full:
             raise unknown("config key", f"{prefix}{key}", [prefix + known for known in full])
         default, value = full[key], plain(value)
         if isinstance(default, ml_collections.ConfigDict):
             if not isinstance(value, Mapping):
                 keys = ", ".join(default)
-                raise InputError(f"config.{prefix}{key} has keys of its own ({keys}), found {shown(value)}.")
+                raise InputError(f"config.{prefix}{key} has its own keys ({keys}), found {shown(value)}.")
             _merge(default, value, prefix=f"{prefix}{key}.")
             continue
         if full.get_type(key) is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value) if abs(value) < 2**53 else math.inf  # float(10**400) raises, and so on
+            value = float(value) if abs(value) < 2**53 else math.inf  # float(10**400) raises
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
         kind = full.get_type(key)

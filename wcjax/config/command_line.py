@@ -1,4 +1,4 @@
-"""A config file and --config.key=value on a command line, with the same checks and errors of one line everywhere."""
+"""Config files, and --config.key=value on a command line. Every mistake is an InputError of one line."""
 
 import re
 import runpy
@@ -16,12 +16,12 @@ EXPECTED = "A config file defines get_config(), which returns wcjax.config.defau
 
 def overridden(argument: str) -> str | None:
     """The key that an argument like --config.reparam.a=0.5 sets, or None."""
-    found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-    return found and found[1]
+    match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+    return match and match[1]
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(other arguments, overrides) of a command line; --config.key value becomes --config.key=value."""
+    """(other arguments, overrides) of a command line. `--config.key value` becomes `--config.key=value`."""
     rest, overrides, arguments = [], [], iter(argv)
     for argument in arguments:
         if (key := overridden(argument)) is None:
@@ -34,14 +34,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of FILE.py or FILE.py:argument with overrides like '--config.epochs=5' in their type.
+    """The config of FILE.py or FILE.py:argument with overrides like '--config.epochs=5', each in the type of its key.
 
     Raises InputError if the file cannot be read, is not a config file, or an override does not fit.
     """
     config = _load(file)
     keys = [overridden(override) for override in overrides]
     check_keys(key for key in keys if key)
-    for key in {key for key in keys if key and _default(key) is None}:  # to ml_collections None is not a number
+    for key in {key for key in keys if key and _default(key) is None}:  # ml_collections does not take None for a number
         *_, last = (override for override in overrides if overridden(override) == key)
         overrides = [override for override in overrides if overridden(override) != key]
         if last.partition("=")[2] == "None":
@@ -59,7 +59,7 @@ def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _default(key: str):
-    """The default value of a key like 'reparam.a', '' for an unknown key."""
+    """The default value of a key like 'reparam.a'; '' for an unknown key."""
     value = default_config()
     for part in key.split("."):
         value = value[part] if isinstance(value, ConfigDict) and part in value else ""
@@ -67,11 +67,11 @@ def _default(key: str):
 
 
 def _load(file: str) -> ConfigDict:
-    """What get_config of FILE.py or FILE.py:argument returns."""
+    """The result of get_config in FILE.py or FILE.py:argument."""
     path, *argument = file.split(":", 1)
     line = None
     try:
-        with open(path, "rb"):  # where runpy also takes a folder
+        with open(path, "rb"):  # runpy would also take a folder
             names = runpy.run_path(path, run_name="config")
         if "get_config" not in names:
             raise InputError(f"{path} has no get_config(). {EXPECTED}")

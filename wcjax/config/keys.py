@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from wcjax.errors import InputError, unknown
 
-# Say where and how; mesh changes roundings only.
+# Keys that may change when a run resumes: they say where and how it runs. Of them, mesh alone changes roundings.
 MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "keep_checkpoints", "mesh")
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 class Config(ml_collections.ConfigDict):
-    """A ConfigDict that takes numbers and bools of NumPy for those of Python."""
+    """A ConfigDict that converts numbers and bools of NumPy to those of Python."""
 
     def __setitem__(self, key, value):
         super().__setitem__(key, plain(value))
@@ -49,42 +49,42 @@ def default_config() -> ml_collections.ConfigDict:
     config = Config()
 
     config.dataset = "digits"  # one of wcjax.data.NAMES
-    config.data_dir = ""  # where it lies: see wcjax.data.load
+    config.data_dir = ""  # its folder or file: see wcjax.data.load
     config.val_fraction = 0.1  # share of the training images that is held out for validation
-    config.split_seed = 0  # which images are held out; apart from `seed`, so that runs of other seeds are comparable
-    config.augment = Config({"padding": 4, "flip": True})  # pixels of zeros around a random crop; horizontal flips
-    # Of streamed sets (tiny_imagenet, imagenet), which have no held out part and no padding:
+    config.split_seed = 0  # which images are held out: not `seed`, so that runs with different seeds are comparable
+    config.augment = Config({"padding": 4, "flip": True})  # zeros around the image before a random crop, in pixels
+    # For streamed data sets (tiny_imagenet, imagenet), which have no held-out part and no padding:
     config.image_size = 224  # height and width of the random resized crop, and of the centre crop of 256/224 of it
-    config.data_workers = 0  # processes that decode; 0: a thread. The results do not depend on it
+    config.data_workers = 0  # processes that decode images; 0: a thread. The results are the same
 
     config.model = "resnet8"  # one of wcjax.models.NAMES
-    config.stem = "cifar"  # of ResNets: 'cifar' or 'imagenet'
-    config.kernel_init = "kaiming"  # of ResNets and WRN: 'kaiming' (uniform, gain √2, fan-in) or 'torch' (its default)
-    config.dropout = config_dict.placeholder(float)  # of WRN and VGG; None: the network's own, 0.3 and 0.5
+    config.stem = "cifar"  # for ResNets: 'cifar' or 'imagenet'
+    config.kernel_init = "kaiming"  # for ResNets and WRN: 'kaiming' (uniform, gain √2, fan-in) or 'torch' (its default)
+    config.dropout = config_dict.placeholder(float)  # for WRN and VGG; None: the network's default, 0.3 and 0.5
     config.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
 
     config.reparam = Config({"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"})
 
-    config.optimizer = "sgd"  # 'sgd', or 'adam', whose steps are scaled by Ψ′(v)
-    config.learning_rate = 0.1  # for adam say 1e-3
-    config.momentum = 0.9  # of sgd
-    config.schedule = Config({"milestones": (), "factor": 0.1})  # the rate is times factor from each milestone on
-    config.weight_decay = 1e-4  # λ: the gradient of w gets λ·w, before the step also with adam
+    config.optimizer = "sgd"  # 'sgd' or 'adam'; the steps of adam are scaled by Ψ′(v)
+    config.learning_rate = 0.1  # for adam, try 1e-3
+    config.momentum = 0.9  # for sgd
+    config.schedule = Config({"milestones": (), "factor": 0.1})  # epochs that multiply the learning rate by factor
+    config.weight_decay = 1e-4  # λ: λ·w is added to the gradient of w, for adam too
     config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
 
     config.epochs = 10
     config.batch_size = 128
-    config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: only at its end
-    config.keep_checkpoints = 2  # the newest ones that are kept, beside the two best on val
-    config.seed = 0  # of the initial weights, the order of the images and their augmentation
+    config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: only at the end of each epoch
+    config.keep_checkpoints = 2  # how many of the newest are kept, in addition to the two best on val
+    config.seed = 0  # for the initial weights, the order of the images and their augmentation
 
-    # Devices along each axis; -1: all that are left. Batches are sharded over both, large parameters over fsdp
+    # Devices along each axis; -1: all remaining ones. Batches are sharded over both axes, large parameters over fsdp.
     config.mesh = Config({"data": -1, "fsdp": 1})
     return config
 
 
 def with_variant(config: ml_collections.ConfigDict, argument: str) -> ml_collections.ConfigDict:
-    """config with the variant that stands after the comma of 'model,variant'; `wc` where there is none.
+    """config with the variant that follows the comma in 'model,variant'; by default `wc`.
 
     Raises InputError for an unknown variant.
     """
@@ -97,10 +97,10 @@ def with_variant(config: ml_collections.ConfigDict, argument: str) -> ml_collect
 
 
 def check_keys(keys: Iterable[str]) -> None:
-    """Raises InputError for a key like 'reparam.aa' that no config has, with the nearest."""
+    """Raises InputError for a key like 'reparam.aa' that no config has. The message names the nearest key."""
     known = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
     for key in keys:
         if inner := [k for k in known if k.startswith(f"{key}.")]:
-            raise InputError(f"config.{key} has keys of its own: {', '.join(inner)}.")
+            raise InputError(f"config.{key} has its own keys: {', '.join(inner)}.")
         if key not in known:
             raise unknown("config key", key, known)

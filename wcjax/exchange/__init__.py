@@ -1,7 +1,7 @@
-"""Weights to and from files of other programs: safetensors, and torchvision's ResNets.
+"""Exchange of weights with other programs: safetensors files, and torchvision's ResNets.
 
-A run keeps its best network, folded to plain weights, in the Orbax folder `folded/`, which
-`wcjax.training.load_folded` reads. To hand those weights on:
+A run keeps its best network, folded to plain weights, in the Orbax folder `folded/`. `wcjax.training.load_folded` reads
+it. To export those weights:
 
     model, variables = wcjax.training.load_folded(run)
     exchange.save_safetensors("weights.safetensors", variables)    # for JAX

@@ -37,7 +37,7 @@ def unflatten(arrays: Mapping, source) -> dict:
         for folder in folders:
             inside = inside.setdefault(folder, {})
             if not isinstance(inside, dict):
-                raise InputError(f"{source}: {name} lies below an array.")
+                raise InputError(f"{source}: {name} is below the name of another array.")
         if last in inside:
             raise InputError(f"{source}: {name} is both an array and a folder of arrays.")
         inside[last] = x
@@ -47,29 +47,29 @@ def unflatten(arrays: Mapping, source) -> dict:
 def check_like(variables, like, source="the variables") -> None:
     """Raises InputError unless variables has exactly the names, shapes and dtypes of `like` and neither nan nor inf.
 
-    like: arrays, or shapes alone: jax.eval_shape(model.init, jax.random.key(0), images). variables may be shapes too.
-    source: where they come from, for the error.
+    like: arrays, or only shapes: jax.eval_shape(model.init, jax.random.key(0), images). variables may be shapes too.
+    source: what the error calls the variables.
     """
     check_same(flatten(variables), flatten(like), f"{source} do not fit the network")
 
 
-def check_same(found: Mapping, expected: Mapping, sentence: str) -> None:
-    """Raises InputError, which begins with `sentence`, where found is not like expected; {name: array} both."""
-    common = [name for name in expected if name in found]
+def check_same(arrays: Mapping, expected: Mapping, sentence: str) -> None:
+    """Raises InputError, which begins with `sentence`, if arrays is not like expected. Both are {name: array}."""
+    common = [name for name in expected if name in arrays]
     wrong = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in arrays],
+        "unexpected": [name for name in arrays if name not in expected],
         "different": [
-            f"{name} is {_describe(found[name])}, expected {_describe(expected[name])}"
+            f"{name} is {_describe(arrays[name])}, expected {_describe(expected[name])}"
             for name in common
-            if _describe(found[name]) != _describe(expected[name])
+            if _describe(arrays[name]) != _describe(expected[name])
         ],
         "with nan or inf": [
             name
             for name in common
-            if not isinstance(found[name], jax.ShapeDtypeStruct)
-            and jnp.issubdtype(found[name].dtype, jnp.inexact)
-            and not np.all(np.isfinite(np.asarray(found[name])))
+            if not isinstance(arrays[name], jax.ShapeDtypeStruct)
+            and jnp.issubdtype(arrays[name].dtype, jnp.inexact)
+            and not np.all(np.isfinite(np.asarray(arrays[name])))
         ],
     }
     if any(wrong.values()):

@@ -10,15 +10,16 @@ from wcjax.files import replacing
 def save_safetensors(path, variables) -> None:
     """Writes nested mappings of arrays to one file, under names such as 'params/stem/kernel'; no pickle.
 
-    Shapes, dtypes (bfloat16 too) and bits are kept. The file appears by one rename, so a failure leaves an older one as
-    it was.
+    Shapes, dtypes (including bfloat16) and bits are kept. The file appears by one rename, so a failure leaves an older
+    file as it was.
 
     Raises:
-      InputError: a leaf is no array or of a dtype that the format lacks; a name is empty or has a '/' in it;
-        safetensors is not installed. OSError: the file cannot be written.
+      InputError: a leaf is not an array or has a dtype that the format lacks; a name is empty or contains a '/';
+        safetensors is not installed.
+      OSError: the file cannot be written.
     """
     safetensors = _safetensors()
-    # safetensors writes the memory as it lies, so a transposed view has to be copied; order='C' keeps the shape ()
+    # safetensors writes memory in its order, so a transposed view has to be copied; order='C' keeps the shape ()
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten(variables).items()}
     try:
         content = safetensors.numpy.save(arrays)
@@ -31,7 +32,7 @@ def save_safetensors(path, variables) -> None:
 def load_safetensors(path, like=None) -> dict:
     """Nested dicts of NumPy arrays from any safetensors file, its names split at '/'.
 
-    like: where given, the result has passed `check_like(result, like)`.
+    like: if not None, the result has passed `check_like(result, like)`.
 
     Raises:
       InputError: the file does not exist or is damaged; it does not fit `like`; safetensors is not installed.

@@ -1,4 +1,4 @@
-"""Weights to and from torchvision's ResNets."""
+"""Conversion of weights to and from torchvision's ResNets."""
 
 from collections.abc import Iterable
 
@@ -34,20 +34,20 @@ def to_torchvision(variables) -> dict[str, np.ndarray]:
 
     Args:
       variables: {'params', 'batch_stats'} of the plain ResNet-18, -34 or -50 of `wcjax.models` with stem='imagenet',
-        float32. The depth is found from the names.
+        float32. The names give the depth.
 
     Returns:
-      Arrays of their own memory under torchvision's names (models/resnet.py), convolutions OIHW, fc.weight (out, in);
+      Arrays with their own memory under torchvision's names (models/resnet.py), convolutions OIHW, fc.weight (out, in);
       num_batches_tracked, which wcjax does not count, is 0.
 
     Raises:
-      InputError: the weights are companded; names, shapes or dtypes are of another network; nan or inf.
+      InputError: the weights are companded; names, shapes or dtypes belong to another network; nan or inf.
     """
-    found = flatten(variables)
-    like = flatten(_shapes(found, found.get("params/head/bias")))
-    check_same(found, like, "these are not the variables of a ResNet-18, -34 or -50 with stem='imagenet'")
+    leaves = flatten(variables)
+    like = flatten(_shapes(leaves, leaves.get("params/head/bias")))
+    check_same(leaves, like, "these are not the variables of a ResNet-18, -34 or -50 with stem='imagenet'")
     out = {}
-    for name, leaf in found.items():
+    for name, leaf in leaves.items():
         out[_torch_name(name)] = np.array(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]), order="C")
         if name.endswith("/mean"):
             out[_torch_name(name).replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
@@ -58,31 +58,33 @@ def from_torchvision(state_dict) -> dict:
     """The variables for `wcjax.models.create(name, num_classes, stem='imagenet')` from torchvision's state dict.
 
     Args:
-      state_dict: of torchvision's resnet18, resnet34 or resnet50, float32: torch tensors or NumPy arrays. The depth is
-        found from the names; num_classes is the length of 'fc.bias'; num_batches_tracked is ignored.
+      state_dict: torch tensors or NumPy arrays, float32, of torchvision's resnet18, resnet34 or resnet50. The names
+        give the depth, and 'fc.bias' gives num_classes. num_batches_tracked is ignored.
 
     Returns:
-      {'params', 'batch_stats'}, NumPy arrays of their own memory; plain weights, ready for `wcjax.reparameterize`.
+      {'params', 'batch_stats'}, NumPy arrays with their own memory; plain weights, ready for `wcjax.reparameterize`.
 
     Raises:
-      InputError: names, shapes or dtypes are of another network; nan or inf.
+      InputError: names, shapes or dtypes belong to another network; nan or inf.
     """
-    found = {name: _from_torch(name, x) for name, x in state_dict.items() if not name.endswith(".num_batches_tracked")}
-    like = flatten(_shapes(found, found.get("fc.bias")))
+    tensors = {
+        name: _from_torch(name, x) for name, x in state_dict.items() if not name.endswith(".num_batches_tracked")
+    }
+    like = flatten(_shapes(tensors, tensors.get("fc.bias")))
     expected = {
         _torch_name(name): jax.ShapeDtypeStruct([x.shape[i] for i in _TO_TORCH[x.ndim]], x.dtype)
         for name, x in like.items()
     }
-    check_same(found, expected, "this is not the state dict of torchvision's resnet18, resnet34 or resnet50")
+    check_same(tensors, expected, "this is not the state dict of torchvision's resnet18, resnet34 or resnet50")
     arrays = {
-        name: np.array(np.asarray(found[_torch_name(name)]).transpose(_TO_JAX[x.ndim]), order="C")
+        name: np.array(np.asarray(tensors[_torch_name(name)]).transpose(_TO_JAX[x.ndim]), order="C")
         for name, x in like.items()
     }
     return unflatten(arrays, "the state dict")
 
 
 def _shapes(names: Iterable[str], head_bias):
-    """Shapes of the plain ResNet that names, ours or torchvision's, come nearest to."""
+    """Shapes of the plain ResNet whose depth the names, ours or torchvision's, suggest."""
     from wcjax import models  # here, so that this file imports no Flax
 
     network = "resnet18"
@@ -111,5 +113,5 @@ def _from_torch(name: str, x):
         return x
     try:
         return x.detach().cpu().numpy()
-    except TypeError as error:  # bfloat16, for one
+    except TypeError as error:  # for example bfloat16
         raise InputError(f"{name}: NumPy has no {x.dtype}; convert it with .float().") from error

@@ -1,9 +1,14 @@
-"""Which runs a sweep has: a grid over config keys, or networks × variants × seeds."""
+"""The runs of a sweep: a grid over config keys, or networks × variants × seeds."""
 
 import itertools
+import pathlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
+from wcjax.config import check_config
 from wcjax.config.command_line import read_config_file
 from wcjax.errors import InputError
 from wcjax.reparam import BY_NAME, Sigmoid
@@ -11,46 +16,62 @@ from wcjax.reparam import BY_NAME, Sigmoid
 PAPERS_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 
 
+class Setup(NamedTuple):
+    """Where and how the runs of a sweep are trained. Times are in seconds."""
+
+    out: pathlib.Path  # the folder of the run folders
+    storage: str | None = None  # address of the database that records the runs; None: sweep.db in `out`
+    jobs: int = 1  # number of runs at a time
+    poll: float = 1.0  # between two looks at the database and the run folders
+    slow: float = 5.0  # without an answer of the database, after which the table says so
+    patience: float = 600.0  # for which SQLite waits for a lock
+    heartbeat: int = 5  # between two signs of life of a worker
+    grace: int = 30  # without a sign of life, after which other workers may take the run
+
+    @property
+    def database(self):
+        """The address or file of the database, for messages."""
+        return self.storage or self.out / "sweep.db"
+
+
 class Plan(NamedTuple):
-    """Runs for every point of a grid."""
+    """One run for every point of a grid."""
 
     kind: str  # 'grid', 'best' or 'runs'
-    space: dict[str, list]
-    runs: dict[tuple, tuple[str, object]]  # {values of a point: (name of the run folder, config)}
-
-    @classmethod
-    def of(cls, kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, object]]):
-        """configure: point -> (name, config)."""
-        points = itertools.product(*space.values())
-        return cls(kind, space, {values: configure(dict(zip(space, values, strict=True))) for values in points})
+    space: dict[str, list]  # {key: its values}
+    names: dict[tuple, str]  # {values of a point: name of its run folder}
+    configs: dict[str, ConfigDict]  # {name: the complete config of the run}
 
     def name(self, point: dict) -> str:
-        """The run folder of a point."""
-        return self.runs[tuple(point[key] for key in self.space)][0]
+        """The name of the run folder of a point."""
+        return self.names[tuple(point[key] for key in self.space)]
 
 
-def plan_grid(args, overrides):
-    """The Plan of every point of args.over with the first seed."""
-    return Plan.of("grid", args.over, lambda point: grid_run(args, overrides, point, args.seeds[0]))
+def plan_grid(args, overrides) -> Plan:
+    """Every point of args.over, with the first seed."""
+    return make_plan("grid", args.over, lambda point: grid_run(args, overrides, point, args.seeds[0]))
 
 
-def plan_best(args, overrides, point):
-    """The Plan of one point with the other seeds."""
-    return Plan.of("best", {"seed": args.seeds[1:]}, lambda p: grid_run(args, overrides, point, p["seed"]))
+def plan_best(args, overrides, best: dict) -> Plan:
+    """The point `best` of the grid, with the other seeds."""
+    return make_plan("best", {"seed": args.seeds[1:]}, lambda point: grid_run(args, overrides, best, point["seed"]))
 
 
-def grid_run(args, overrides, point, seed):
-    """(name, config) of one run of a grid; the name says the values of point, {key: text}."""
+def grid_run(args, overrides, point, seed) -> tuple[str, ConfigDict]:
+    """(name, config) of one run of a grid. The name contains the values of point, {key: text}."""
     config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
     psi = config.reparam.name
     if point.keys() & PAPERS_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Sigmoid):
-        raise InputError(f"a grid is over a and b, which {psi!r} has not; choose wc, arsinh or erf, or give --over.")
+        raise InputError(
+            f"the grid varies a and b, and reparam {psi!r} has neither. Choose wc, arsinh or erf, or give --over "
+            "another key."
+        )
     config.seed = seed
     return "_".join([*(key.rpartition(".")[2] + text for key, text in point.items()), f"seed{seed}"]), config
 
 
-def plan_runs(args, overrides):
-    """The Plan of models × variants × seeds."""
+def plan_runs(args, overrides) -> Plan:
+    """All of models × variants × seeds."""
 
     def configure(point):
         model, variant, seed = point["model"], point["variant"], point["seed"]
@@ -58,4 +79,23 @@ def plan_runs(args, overrides):
         config.seed = seed
         return f"{model}_{variant}_seed{seed}", config
 
-    return Plan.of("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
+    return make_plan("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
+
+
+def make_plan(kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, ConfigDict]]) -> Plan:
+    """The plan of every point of space. configure: point -> (name, config).
+
+    Raises InputError for a name that is not safe as a folder's, a config that is not valid, and two equal runs.
+    """
+    plan = Plan(kind, space, {}, {})
+    for values in itertools.product(*space.values()):
+        name, config = configure(dict(zip(space, values, strict=True)))
+        if not re.fullmatch(r"\w[\w.,=+-]*", name):  # a config file need not check the model that it is called with
+            raise InputError(
+                f"a run folder would be called {name!r}: its name may contain only letters, digits and _ . , = + -."
+            )
+        plan.names[values] = name
+        plan.configs[name] = check_config(config)
+    if len({config.to_json(sort_keys=True) for config in plan.configs.values()}) != len(plan.names):
+        raise InputError("two runs of the sweep are the same; give each value once.")
+    return plan

@@ -1,100 +1,54 @@
-"""The Optuna study that the workers of a sweep share, on one machine or on several, and the database that holds it."""
+"""The Optuna study of a sweep, which its workers share on one machine or on several.
 
+The study records which worker trains which run, and the run folders hold the results. A trial is one attempt at one
+run. If a worker dies, another takes up its run, in the same folder, once the trial has shown no sign of life for
+`Setup.grace` seconds. A run that diverged, or whose initial weights do not fit under the bound, has failed and is not
+tried again.
+"""
+
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import re
-import time
 import uuid
-import warnings
+from typing import NamedTuple
 
 import optuna
-import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
 
 from wcjax.config.keys import MAY_DIFFER
-from wcjax.errors import InputError, cause
 from wcjax.files import saving
-from wcjax.sweep.plan import Plan
-
-HEARTBEAT, GRACE = 5, 30  # seconds
-PATIENCE = 600.0  # seconds for which SQLite waits for a lock
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+from wcjax.sweep.database import OPENING_ERRORS, database_error, open_database
+from wcjax.sweep.plan import Plan, Setup
 
 
-def open_study(plan: Plan, configs, storage: str | None, out) -> optuna.Study:
-    """The study of exactly these runs in the storage: made if it is not there, else joined.
+def open_study(plan: Plan, setup: Setup) -> optuna.Study:
+    """The study of exactly these runs: a new one, or one that another worker or an earlier sweep has made.
 
-    storage: None for a database in the folder out. Elsewhere the study also has the `identity` of that folder.
+    In a database outside the folder of the sweep, the study belongs to the `identity` of that folder.
     """
-    same = {name: {k: v for k, v in c.to_dict().items() if k not in MAY_DIFFER} for name, c in configs.items()}
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    name = f"{out.resolve().name}/{plan.kind}/{digest}" + (f"/{identity(out)}" if storage else "")
+    configs = {
+        name: {key: value for key, value in config.to_dict().items() if key not in MAY_DIFFER}
+        for name, config in plan.configs.items()
+    }
+    digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:12]
     try:
-        url = storage or sqlalchemy.URL.create("sqlite", database=str((out / "sweep.db").resolve())).render_as_string()
         return optuna.create_study(
-            study_name=name,
-            storage=open_database(url),
+            study_name=f"{setup.out.resolve().name}/{plan.kind}/{digest}"
+            + (f"/{identity(setup.out)}" if setup.storage else ""),
+            storage=open_database(setup),
             sampler=optuna.samplers.GridSampler(plan.space, seed=0),
             direction="maximize",
             load_if_exists=True,
         )
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
-        raise database_error(storage or out / "sweep.db", error) from error
-
-
-class Database(optuna.storages.RDBStorage):
-    def record_heartbeat(self, trial_id: int) -> None:
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
-            super().record_heartbeat(trial_id)  # another one follows
-
-
-def open_database(url: str) -> Database:
-    # SQLite has one writer at a time, for whom the others wait; every thread needs a connection.
-    engine = {"connect_args": {"timeout": PATIENCE}, "pool_size": 0} if url.startswith("sqlite") else {}
-    connect = lambda: Database(url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-    for seconds in (2, 1):
-        try:
-            return connect()
-        except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            # If workers start at the same moment, one makes the tables, and the others fail at making them too.
-            if re.search("locked|unable to open", reason(error)):
-                raise
-            time.sleep(seconds)
-    return connect()
-
-
-def database_error(storage, error) -> InputError:
-    """What to say of an error from the database at the address or file `storage`."""
-    storage = re.sub(r":[^:/@]*@", ":***@", str(storage))
-    if isinstance(error, ImportError):
-        return InputError(
-            f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "
-            "postgresql://, pip install pymysql for mysql+pymysql://."
-        )
-    if "locked" in reason(error):
-        return InputError(
-            f"the sweep's database {storage} has been locked by another process for {PATIENCE / 60:g} minutes. End "
-            "that process; the same command resumes the sweep."
-        )
-    fix = "Give an address like sqlite:///FILE."
-    if re.search("unable to open|readonly", reason(error)):
-        fix = "Check that its folder exists and the permissions of both."
-    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {fix}")
-
-
-def reason(error) -> str:
-    """What the database or its driver said, in one line; Optuna puts another error around it."""
-    if isinstance(error, optuna.exceptions.StorageInternalError | ImportError) and error.__cause__:
-        error = error.__cause__
-    return error.name if isinstance(error, ImportError) and error.name else cause(error)
+    except OPENING_ERRORS as error:
+        raise database_error(setup, error) from error
 
 
 def identity(out: pathlib.Path) -> str:
-    """The random text in the file .sweep of a folder, made if it is not there: the same under every path to it."""
+    """The random text in the file .sweep of a folder, which is made if it is missing: the same by every path to it."""
     path, new = out / ".sweep", out / f".sweep.{uuid.uuid4().hex}"
     with saving(path):
         if not path.exists():
@@ -103,3 +57,103 @@ def identity(out: pathlib.Path) -> str:
                 os.link(new, path)
             new.unlink()
         return path.read_text()
+
+
+class Outcome(NamedTuple):
+    """What has become of the runs of a plan so far, by the names of their folders."""
+
+    plan: Plan
+    accuracy: dict[str, float]  # on val, of finished runs
+    failed: dict[str, str]  # reasons of runs that cannot finish
+    lost: dict[str, str]  # reasons of runs that ended in any other way; the next sweep resumes them
+    running: set[str]
+
+    def best(self) -> dict | None:
+        """The point with the highest accuracy on val, the first of equals; None if no run is finished."""
+        finished = {values: self.accuracy[name] for values, name in self.plan.names.items() if name in self.accuracy}
+        return dict(zip(self.plan.space, max(finished, key=finished.get), strict=True)) if finished else None
+
+    def exit_code(self) -> int:
+        return 1 if self.lost else 0
+
+
+class Trials:
+    """The trials of a study, by the number of their point in the grid.
+
+    Attributes:
+      lost: {number: reason} of runs that ended in this process without a result; the next sweep resumes them.
+    """
+
+    def __init__(self, study: optuna.Study, plan: Plan, out: pathlib.Path):
+        self.study, self.plan, self.lost = study, plan, {}
+        # A result does not count if its run folder has been deleted since. This is looked up once, because on a network
+        # file system another machine sees a new folder late.
+        self.deleted = {
+            trial.number
+            for trial in study.get_trials(deepcopy=False)
+            if has_ended(trial) and not (out / plan.name(trial.params) / result_file(trial)).exists()
+        }
+
+    def by_point(self) -> dict[int, list[FrozenTrial]]:
+        """{number of a point: its trials}, without trials that ended before they had a point."""
+        trials = collections.defaultdict(list)
+        for trial in self.study.get_trials(deepcopy=False):
+            if "grid_id" in trial.system_attrs:
+                trials[trial.system_attrs["grid_id"]].append(trial)
+        return trials
+
+    def settles(self, trial: FrozenTrial) -> bool:
+        """Whether nothing is left to do for the point of a trial."""
+        return has_ended(trial) and trial.number not in self.deleted
+
+    def requeue(self) -> tuple[int, int]:
+        """Queues the runs that have lost their worker. Returns the numbers of unclaimed and of running runs."""
+        optuna.storages.fail_stale_trials(self.study)
+        trials = self.by_point()
+        settled = {number for number, tries in trials.items() if any(map(self.settles, tries))}
+        running = {number for number, tries in trials.items() if any(map(is_running, tries))} - settled
+        taken = settled | running | self.lost.keys()
+        for number in trials.keys() - taken:
+            if not any(trial.state == TrialState.WAITING for trial in trials[number]):
+                last = trials[number][-1]
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.WAITING,
+                        params=last.params,
+                        distributions=last.distributions,
+                        system_attrs=last.system_attrs,
+                    )
+                )
+        return len(self.plan.names) - len(taken), len(running)
+
+    def outcome(self) -> Outcome:
+        outcome = Outcome(self.plan, {}, {}, {}, set())
+        for number, tries in self.by_point().items():
+            tries = [trial for trial in tries if trial.params.keys() == self.plan.space.keys()]
+            if not tries:  # the first worker has not yet recorded the point
+                continue
+            name = self.plan.name(tries[0].params)
+            results = [trial for trial in tries if self.settles(trial)]
+            if accuracies := [trial.value for trial in results if trial.state == TrialState.COMPLETE]:
+                outcome.accuracy[name] = accuracies[0]
+            elif results:
+                outcome.failed[name] = results[0].user_attrs["reason"]
+            elif number in self.lost:
+                outcome.lost[name] = self.lost[number]
+            elif any(map(is_running, tries)):
+                outcome.running.add(name)
+        return outcome
+
+
+def has_ended(trial: FrozenTrial) -> bool:
+    """Whether the run of a trial is finished or cannot finish."""
+    return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "reason" in trial.user_attrs)
+
+
+def result_file(trial: FrozenTrial) -> str:
+    """The file in the run folder that holds the result of a trial that `has_ended`."""
+    return "summary.json" if trial.state == TrialState.COMPLETE else "failed.json"
+
+
+def is_running(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING

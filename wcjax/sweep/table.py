@@ -1,15 +1,36 @@
-"""The table of a sweep while it runs: redrawn in place on a terminal; elsewhere a line for each change."""
+"""The table of a sweep while it runs: redrawn in place on a terminal, elsewhere one line for each change."""
 
 import collections
 import shutil
 import sys
 
+from wcjax import run_folder
+
 HEAD = ["| run | state | epoch | val accuracy | note |", "| --- | --- | --- | --- | --- |"]
 ORDER = ("running", "lost", "failed", "finished", "to do")
 
 
+def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
+    """{name: (state, epoch, accuracy on val, note)} from the `study.Outcome` of the runs in the folder `out`."""
+    rows = {}
+    for name, config in outcome.plan.configs.items():
+        lines = run_folder.read_lines(out / name)
+        epoch = f"{len(lines)}/{config.epochs}"
+        if name in outcome.accuracy:
+            rows[name] = ("finished", epoch, f"{outcome.accuracy[name]:.2%}", "")
+        elif name in outcome.failed:
+            rows[name] = ("failed", epoch, "", outcome.failed[name])
+        elif name in outcome.lost:
+            rows[name] = ("lost", epoch, "", outcome.lost[name])
+        elif name in outcome.running:
+            rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", "")
+        else:
+            rows[name] = ("to do", epoch if lines else "", "", "")
+    return rows
+
+
 class LiveTable:
-    """Prints {name: (state, epoch, accuracy on val, note)} to a stream, standard output where left out."""
+    """Prints {name: (state, epoch, accuracy on val, note)} to a stream, by default standard output."""
 
     def __init__(self, names, stream=None):
         self._stream = stream or sys.stdout
@@ -17,15 +38,8 @@ class LiveTable:
         self._drawn = 0  # lines on the terminal that the next table replaces
         self._waiting = False
 
-    def wait(self) -> None:
-        """Says, once until the next table, that the database does not answer."""
-        if not self._waiting:
-            self._print("waiting for the sweep's database; another process may keep it locked")
-            self._drawn += self._stream.isatty()
-        self._waiting = True
-
     def show(self, rows: dict[str, tuple[str, str, str, str]], last: bool = False) -> None:
-        """last: the whole table, for good."""
+        """Prints the rows, or the changes. last: prints the whole table, which is not replaced."""
         self._waiting = False
         if last or self._stream.isatty():
             self._draw(rows, last)
@@ -35,20 +49,27 @@ class LiveTable:
                     self._print(f"{name}: {', '.join(cell for cell in row if cell)}")
         self._states = {name: row[0] for name, row in rows.items()}
 
+    def wait(self) -> None:
+        """Says, once until the next table, that the database does not answer."""
+        if not self._waiting:
+            self._print("waiting for the sweep's database; another process may keep it locked")
+            self._drawn += self._stream.isatty()
+        self._waiting = True
+
     def _draw(self, rows, last):
         names = list(rows)
-        left_out = 0
-        if not last:  # what moves comes first, and no more than the terminal holds
+        omitted = 0
+        if not last:  # running runs come first, and no more rows are drawn than the terminal holds
             names.sort(key=lambda name: ORDER.index(rows[name][0]))
             room = max(1, shutil.get_terminal_size().lines - 6)
-            left_out = max(0, len(names) - room)
+            omitted = max(0, len(names) - room)
             names = names[:room]
         counts = collections.Counter(row[0] for row in rows.values())
         lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), "", *HEAD]
         lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in (name, *rows[name])) + " |" for name in names]
-        if left_out:
-            lines.append(f"... and {left_out} more")
-        if not last:  # a line that is wider than the terminal would take two
+        if omitted:
+            lines.append(f"... and {omitted} more")
+        if not last:  # a line wider than the terminal would take two
             width = shutil.get_terminal_size().columns - 1
             lines = [line[:width] for line in lines]
         up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""

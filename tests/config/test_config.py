@@ -1,0 +1,233 @@
+"""A mistake in a config is found before any work starts; the message names the value and what is allowed."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from wcjax import Arctan, reparameterize, training
+from wcjax.config import check_config, default_config, keys, with_variant
+from wcjax.errors import InputError
+
+NUMBERS = [
+    ("epochs", 0, "between 1 and 2147483647"),
+    ("epochs", 2**31, "between 1 and 2147483647"),
+    ("keep_checkpoints", 0, "between 1 and 2147483647"),
+    ("batch_size", 0, "between 1 and 2147483647"),
+    ("batch_size", 10**400, "between 1 and 2147483647"),
+    ("val_fraction", 0.0, "strictly between 0 and 1"),
+    ("val_fraction", 1.0, "strictly between 0 and 1"),
+    ("learning_rate", 0.0, "strictly between 0 and inf"),
+    ("learning_rate", float("inf"), "strictly between 0 and inf"),
+    ("learning_rate", float("nan"), "strictly between 0 and inf"),
+    ("momentum", 1.5, "between 0 and 1"),
+    ("weight_decay", -1e-4, "between 0 and inf"),
+    ("seed", -1, "between 0 and 4294967295"),
+    ("seed", 2**32, "between 0 and 4294967295"),  # the same bits as seed 0
+    ("augment.padding", -1, "between 0 and 4096"),
+    ("schedule.factor", 0.0, "strictly between 0 and inf"),
+    ("image_size", 4097, "between 1 and 4096"),
+    ("data_workers", 1025, "between 0 and 1024"),
+    ("reparam.a", 1e7, "between 1e-06 and 1000000.0"),
+    ("reparam.b", 1e-7, "between 1e-06 and 1000000.0"),
+    ("epochs", "ten", "of type int"),
+    ("epochs", 2.0, "of type int"),
+    ("epochs", True, "of type int"),
+    ("learning_rate", "0.1", "of type float"),
+    ("seed", None, "of type int"),
+    ("reparam.a", [0.5], "of type float"),
+    ("dropout", "0.3", "of type float"),
+]
+PSI = "Known: arctan, arsinh, erf, powerprop, weightnorm, none."
+OTHERS = [
+    ("reparam", {"a": 0.0}, "Arctan: a must be finite and greater than 0, found a=0.0."),
+    ("reparam", {"a": -1.0, "name": "erf"}, "Erf: a must be finite and greater than 0, found a=-1.0."),
+    ("reparam", {"b": 0}, "Arctan: b must be finite and greater than 0, found b=0.0."),
+    ("reparam", {"b": float("nan")}, "Arctan: b must be finite and greater than 0, found b=nan."),
+    (
+        "reparam",
+        {"alpha": 0.5, "name": "powerprop"},
+        "PowerProp: alpha must be finite and at least 1, found alpha=0.5.",
+    ),
+    ("reparam", {"name": "powerprop", "learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
+    ("reparam", {"name": "weightnorm", "learn": "coarse"}, "WeightNorm has no a and b to learn: use learn='none'."),
+    ("reparam", {"name": "none", "learn": "fine"}, "None has no a and b to learn: use learn='none'."),
+    ("reparam", "arctan", "config.reparam has its own keys (a, alpha, b, learn, name), found 'arctan'."),
+    ("reparam.name", "atan", f"unknown config.reparam.name 'atan'. Did you mean 'arctan'? {PSI}"),
+    ("reparam.learn", "yes", "unknown config.reparam.learn 'yes'. Known: none, fine, channel, coarse."),
+    ("reparam.aa", 0.5, "unknown config key 'reparam.aa'. Did you mean 'reparam.a'? Known: reparam.a, reparam.alpha, "),
+    (
+        "learning_rat",
+        0.1,
+        "unknown config key 'learning_rat'. Did you mean 'learning_rate'? Known: augment, batch_size,",
+    ),
+    ("model", "resnt8", "unknown config.model 'resnt8'. Did you mean 'resnet8'? Known: resnet8, resnet20, "),
+    ("dataset", "cifar", "unknown config.dataset 'cifar'. Did you mean 'cifar10'? Known: digits, cifar10, cifar100, "),
+    ("optimizer", "adamw", "unknown config.optimizer 'adamw'. Did you mean 'adam'? Known: sgd, adam."),
+    ("dtype", "float16", "unknown config.dtype 'float16'. Did you mean 'bfloat16'? Known: float32, bfloat16."),
+    ("stem", "mnist", "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
+    ("kernel_init", "he", "kernel_init must be one of 'kaiming', 'torch', found 'he'."),
+    ("dropout", 0.1, "config.dropout must stay None: resnet8 has no such option."),
+    *(
+        ("schedule.milestones", milestones, f"epochs in rising order, like (60, 120), found {tuple(milestones)!r}.")
+        for milestones in ((5, 3), [3, 3], (1.5,), (0, 3))
+    ),
+]
+PAIRS = [
+    ({"model": "wrn28_10", "stem": "imagenet"}, "config.stem must stay 'cifar': wrn28_10 has no such option."),
+    ({"model": "vgg16_bn", "dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1.0."),
+]
+WRONG = [(key, value, f"config.{key} must be {allowed}, found {repr(value)[:4]}") for key, value, allowed in NUMBERS]
+WRONG = [({key: value}, message) for key, value, message in WRONG + OTHERS] + PAIRS
+
+
+def nested(changes):
+    """{'reparam': {'a': 1}} for {'reparam.a': 1}."""
+    outer_inner = {key: key.partition(".")[::2] for key in changes}
+    return {outer: {inner: changes[key]} if inner else changes[key] for key, (outer, inner) in outer_inner.items()}
+
+
+@pytest.mark.parametrize("changes, message", WRONG, ids=[str(changes)[:60] for changes, _ in WRONG])
+def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path):
+    config = {"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")} | nested(changes)
+    with pytest.raises(InputError, match=re.escape(message)):
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """A folder with 40 and 6 random images in the form of CIFAR-10, and a file of it that is cut off."""
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    sizes = {"train": 40, "test": 6}
+    images = {f"x_{split}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in sizes.items()}
+    labels = {f"y_{split}": rng.integers(0, 10, n, np.int32) for split, n in sizes.items()}
+    np.savez(folder / "cifar10.npz", **images, **labels)
+    content = (folder / "cifar10.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dataset": "digits", "batch_size": 1294}, "config.batch_size is 1294, but digits has 1293 training images."),
+        ({"val_fraction": 0.5, "batch_size": 21}, "config.batch_size is 21, but cifar10 has 20 training images."),
+        ({"data_dir": ""}, "cifar10 needs data_dir. Prepare it once"),
+        ({"data_dir": "{}/cut.npz", "batch_size": 8}, "cut.npz: not a readable .npz file"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named_before_any_work(cifar, tmp_path, changes, message):
+    config = {"dataset": "cifar10", "data_dir": "{}"} | changes
+    config["data_dir"] = config["data_dir"].format(cifar)
+    with pytest.raises(InputError, match=re.escape(message)):
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_initial_weights_beyond_the_bound_are_refused(tmp_path):
+    with pytest.raises(InputError) as error:
+        training.train({"reparam": {"a": 0.4, "learn": "coarse"}}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    message = (
+        r"initial weights: stem/kernel: largest \|w\| is (0\.\d+), but Arctan\(a=0\.4, b=1\) only reaches \|w\| < "
+    )
+    largest = float(re.match(message, str(error.value))[1])
+    bound = np.sqrt(6 / 9)  # of Kaiming's uniform weights, whose fan-in is 3·3·1
+    assert 0.9 * bound < largest < bound
+    a = float(re.search(r"Choose a >= ([\d.]+), or smaller weights\.", str(error.value))[1])
+    assert 1 < a / (largest / (np.pi / 2)) < 1.1
+    reparameterize({"kernel": np.full((2, 2), largest, np.float32)}, Arctan(a))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, {}),
+        ({"learning_rate": 1, "schedule.milestones": [3, 5]}, {"learning_rate": 1.0, "schedule.milestones": (3, 5)}),
+        ({"epochs": np.int64(3), "learning_rate": np.float32(0.5)}, {"epochs": 3, "learning_rate": 0.5}),
+        ({"augment.flip": np.bool_(False), "reparam.a": np.array(0.75)}, {"augment.flip": False, "reparam.a": 0.75}),
+        ({"schedule.milestones": [np.int32(1), np.int32(2)]}, {"schedule.milestones": (1, 2)}),
+    ],
+)
+def test_a_config_is_completed_and_numbers_take_their_type(changes, expected):
+    config = default_config()
+    for key, value in expected.items():
+        config.update(nested({key: value}))
+    checked = check_config(nested(changes))
+    assert json.dumps(checked.to_dict()) == json.dumps(config.to_dict())
+    checked.epochs = 99
+    assert check_config(config) == config, "it is copied"
+
+
+@pytest.mark.parametrize("variant", ["", *keys.VARIANTS])
+def test_a_variant_changes_only_the_reparameterization(variant):
+    config = with_variant(default_config(), f"resnet8,{variant}")
+    assert config.reparam.to_dict() == default_config().reparam.to_dict() | keys.VARIANTS[variant or "wc"]
+    config.reparam = default_config().reparam
+    assert config == default_config()
+
+
+def test_an_unknown_variant_or_key_is_named():
+    known = "wc, arsinh, erf, learned, coarse, channel, pp, wn, plain"
+    message = f"unknown variant 'plane'. Did you mean 'plain'? Known: {known}."
+    with pytest.raises(InputError, match=re.escape(message)):
+        with_variant(default_config(), "resnet8,plane")
+    keys.check_keys(["epochs", "reparam.a", "schedule.milestones"])
+    with pytest.raises(InputError, match=re.escape("unknown config key 'reparam.alfa'. Did you mean 'reparam.alpha'?")):
+        keys.check_keys(["epochs", "reparam.alfa"])
+    with pytest.raises(InputError, match=re.escape("config.augment has its own keys: augment.flip, augment.padding.")):
+        keys.check_keys(["augment"])
+
+
+def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"dataset": "cifar10", "data_dir": "gone", "reparam": {"a": 1.0}}
+    (run / "config.json").write_text(json.dumps(check_config(config).to_dict()))
+    changes = {"seed": 7, "learning_rate": 0.2, "reparam": {"a": 0.9}, "data_dir": "moved"}
+    with pytest.raises(InputError) as error:
+        training.train(config | changes, run)
+    assert str(error.value).splitlines() == [
+        f"workdir {run} holds a run with another config:",
+        "  learning_rate: 0.1 in the folder, 0.2 asked for",
+        "  reparam.a: 1.0 in the folder, 0.9 asked for",
+        "  seed: 0 in the folder, 7 asked for",
+        "Give a new folder, or that config.",
+    ]
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+
+    summary = {"best_epoch": 1, "best_val_accuracy": 0.5, "test_accuracy": 0.5, "epochs": 10, "train_seconds": 1}
+    summary |= {"images_per_second": 1, "device": "cpu", "jax_version": "0"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert training.train(config | {"data_dir": "moved"}, run) == summary, "the data of a run may have moved"
+
+
+@pytest.mark.parametrize(
+    "workdir, message",
+    [
+        ("{}/file", "workdir {}/file: {}/file is a file; give a folder."),
+        ("{}/file/run", "workdir {}/file/run: {}/file is a file; give a folder."),
+        ("{}/run[lr=0.1]", "the path of a checkpoint cannot contain [ ]. Give another path."),
+        ("gs://bucket/run", "workdir gs://bucket/run: gs:// is not a local path"),
+        ("{}/orphans", "workdir {}/orphans holds checkpoints but no config.json; give a new folder."),
+        ("{}/brace", "{}/brace/config.json is not JSON"),
+        ("{}/list", "{}/list/config.json is not what a run writes: a JSON object is needed, found []."),
+        ("{}/empty", "{}/empty/config.json is not JSON"),
+    ],
+)
+def test_a_workdir_that_cannot_be_used_is_named_and_kept(tmp_path, workdir, message):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "orphans" / "checkpoints" / "3").mkdir(parents=True)
+    for name, text in {"brace": "{", "list": "[]", "empty": ""}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=re.escape(message.replace("{}", str(tmp_path)))):
+        training.train({"dataset": "cifar10", "data_dir": "gone"}, workdir.format(tmp_path))
+    if "config.json is not" in message:
+        with pytest.raises(InputError, match=re.escape(message.replace("{}", str(tmp_path)))):
+            training.evaluate_folded(workdir.format(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -1,0 +1,241 @@
+"""Weights of other programs: safetensors files bit for bit, torchvision's ResNets with the logits of torch."""
+
+import functools
+import json
+import resource
+import sys
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wcjax
+from tests import record_torch_case as record
+from wcjax import exchange, models
+from wcjax.errors import InputError
+
+SMALL = {
+    "params": {
+        "conv": {"kernel": np.random.RandomState(1).normal(size=(3, 2, 4, 5)).astype(np.float32)},
+        "head": {"kernel": jnp.linspace(-1, 1, 6, dtype=jnp.bfloat16).reshape(2, 3), "bias": np.zeros(3, np.float16)},
+    },
+    "step": np.array(7, np.int64),
+    "empty": np.zeros((0, 2), np.float64),
+}
+ODD = {"values": np.array([np.nan, -np.inf, -0.0, 1e-45], np.float32), "transposed": np.arange(6.0).reshape(2, 3).T}
+
+
+@functools.cache
+def recorded(name):
+    """(state dict, torchvision's logits) of one network in the recorded file."""
+    case = json.loads(record.FILE.read_text(encoding="utf-8"))["cases"][name]
+    return record.state_dict(case["shapes"]), np.array(case["logits"], np.float32)
+
+
+@functools.cache
+def apply(name, reparam=None):
+    model = models.create(name, record.CLASSES, stem="imagenet", reparam=reparam)
+    return jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+
+
+def assert_close_logits(logits, expected):
+    """Equal within float32 rounding through 18 to 50 layers; a wrong weight or padding is off by far more."""
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def assert_same_bits(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+
+
+@pytest.mark.parametrize("tree", [SMALL, ODD])
+def test_a_file_keeps_bits_shapes_and_dtypes(tmp_path, tree):
+    exchange.save_safetensors(tmp_path / "w.safetensors", tree)
+    assert_same_bits(exchange.load_safetensors(tmp_path / "w.safetensors"), tree)
+
+
+def test_other_programs_read_paths_as_names(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra 'exchange'")
+    exchange.save_safetensors(tmp_path / "w", flax.core.freeze(SMALL))
+    names = {"params/conv/kernel", "params/head/kernel", "params/head/bias", "step", "empty"}
+    assert set(safetensors.load_file(tmp_path / "w")) == names
+    safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, tmp_path / "w")
+    with pytest.raises(
+        InputError, match="w: a/b is below the name of another array|w: a is both an array and a folder"
+    ):
+        exchange.load_safetensors(tmp_path / "w")
+
+
+@pytest.mark.parametrize("length", [None, 0, 5, 30, -1])
+def test_a_missing_or_damaged_file_is_named(tmp_path, length):
+    exchange.save_safetensors(tmp_path / "w", SMALL)
+    content = (tmp_path / "w").read_bytes()
+    (tmp_path / "w").unlink() if length is None else (tmp_path / "w").write_bytes(content[:length])
+    with pytest.raises(InputError, match=f"{tmp_path}/w cannot be read as safetensors"):
+        exchange.load_safetensors(tmp_path / "w")
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
+    exchange.save_safetensors(tmp_path / "w", {"x": np.ones(3)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # bytes in a file, as if the disk were full
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            exchange.save_safetensors(tmp_path / "w", {"x": np.zeros(3)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+    np.testing.assert_array_equal(exchange.load_safetensors(tmp_path / "w")["x"], np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({"a/b": np.ones(1)}, "'a/b'"),
+        ({"a": {"": np.ones(1)}}, "a has the name ''"),
+        ({"a": {3: np.ones(1)}}, "a has the name 3"),
+        ({"a": {"b": [1.0]}}, "a/b is a list"),
+        ({"a": {"b": None}}, "a/b is a NoneType"),
+        (np.ones(3), "the tree is a ndarray"),
+        ({"a": np.ones(1, np.complex128)}, "complex128"),
+        ({"a": np.array([object()])}, "object"),
+    ],
+)
+def test_a_leaf_or_name_that_cannot_be_saved_is_named(tmp_path, tree, message):
+    with pytest.raises(InputError, match=message):
+        exchange.save_safetensors(tmp_path / "w", tree)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", [lambda path: exchange.save_safetensors(path, SMALL), exchange.load_safetensors])
+def test_missing_safetensors_says_how_to_install_it(tmp_path, monkeypatch, call):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(InputError, match=r"pip install 'wcjax\[exchange\]'"):
+        call(tmp_path / "w")
+
+
+HEAD, CONV = SMALL["params"]["head"], SMALL["params"]["conv"]
+NAN = CONV["kernel"].copy()
+NAN[0, 1, 2, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"conv": CONV, "head": {"kernel": HEAD["kernel"]}}, "1 missing: head/bias"),
+        (SMALL["params"] | {"extra": np.ones(1)}, "1 unexpected: extra"),
+        ({"conv": CONV, "head": HEAD | {"bias": np.zeros(4, np.float16)}}, r"float16\(4,\), expected float16\(3,\)"),
+        ({"conv": CONV, "head": HEAD | {"bias": np.zeros(3, np.float32)}}, r"float32\(3,\), expected float16"),
+        ({"conv": {"kernel": NAN}, "head": HEAD}, "1 with nan or inf: conv/kernel"),
+        ({"conv": CONV, "head": HEAD | {"kernel": HEAD["kernel"].at[1, 2].set(-np.inf)}}, "nan or inf: head/kernel"),
+        ({f"x{i}": np.ones(1) for i in range(9)} | SMALL["params"], "9 unexpected: x0, x1, x2, x3, …"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_network_are_named(tmp_path, params, message):
+    like = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, SMALL["params"]))
+    exchange.check_like(SMALL["params"], like)
+    exchange.save_safetensors(tmp_path / "w", params)
+    for call in (exchange.check_like, lambda _, like: exchange.load_safetensors(tmp_path / "w", like=like)):
+        with pytest.raises(InputError, match=message):
+            call(params, like)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_logits_are_those_that_torch_computed(name):
+    state_dict, expected = recorded(name)
+    assert_close_logits(apply(name)(exchange.from_torchvision(state_dict), record.images()), expected)
+
+
+@pytest.mark.parametrize("name", record.NAMES)
+def test_a_state_dict_becomes_variables_and_the_same_again(name):
+    state_dict, _ = recorded(name)
+    variables = exchange.from_torchvision(state_dict)
+    model = models.create(name, record.CLASSES, stem="imagenet")
+    exchange.check_like(variables, jax.eval_shape(model.init, jax.random.key(0), record.images()))
+    back = exchange.to_torchvision(variables)
+    assert_same_bits(back, state_dict)
+    uncounted = {key: x for key, x in state_dict.items() if "num_batches" not in key}
+    assert_same_bits(exchange.from_torchvision(uncounted), variables)
+    for x, y in ((variables, state_dict), (back, variables)):
+        assert not any(np.shares_memory(a, b) for a in jax.tree.leaves(x) for b in jax.tree.leaves(y))
+
+
+@pytest.mark.long
+def test_a_folded_network_is_exported_with_its_logits(tmp_path):
+    state_dict, expected = recorded("resnet18")
+    variables = exchange.from_torchvision(state_dict)
+    psi = wcjax.Arctan(a=2.0, b=1.5)
+    companded = variables | {"params": wcjax.reparameterize(variables["params"], psi)}
+    assert_close_logits(apply("resnet18", psi)(companded, record.images()), expected)
+
+    with pytest.raises(InputError, match="params/head/kernel is Reparameterized: fold first"):
+        exchange.to_torchvision(companded)
+    folded = companded | {"params": wcjax.fold(companded["params"])}
+    exchange.save_safetensors(tmp_path / "torch.safetensors", exchange.to_torchvision(folded))
+    exported = exchange.from_torchvision(exchange.load_safetensors(tmp_path / "torch.safetensors"))
+    assert_same_bits(exported, jax.tree.map(np.asarray, folded))
+    assert_close_logits(apply("resnet18")(exported, record.images()), expected)
+
+
+@pytest.mark.parametrize(
+    "removed, added, message",
+    [
+        ("layer2.0.bn1.bias", {}, "1 missing: layer2.0.bn1.bias"),
+        ("fc.bias", {}, r"1 missing: fc.bias. 1 different: fc.weight is float32\(7, 512\)"),
+        (None, {"layer1.0.conv9.weight": np.ones(1)}, "1 unexpected: layer1.0.conv9.weight"),
+        (
+            None,
+            {"conv1.weight": np.ones((64, 3, 3, 3), np.float32)},
+            r"\(64, 3, 3, 3\), expected float32\(64, 3, 7, 7\)",
+        ),
+        (None, {"fc.bias": np.ones(7, np.float16)}, r"fc.bias is float16\(7,\), expected float32"),
+        (None, {"fc.bias": np.full(7, np.nan, np.float32)}, "1 with nan or inf: fc.bias"),
+        (None, {"fc.bias": [0.0] * 7}, "fc.bias is a list"),
+    ],
+)
+def test_another_state_dict_is_refused_with_the_difference(removed, added, message):
+    state_dict = {key: x for key, x in recorded("resnet18")[0].items() if key != removed} | added
+    with pytest.raises(InputError, match=message):
+        exchange.from_torchvision(state_dict)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet8", "55 missing: batch_stats/stage1_block2/norm1/mean, "),
+        ("resnet18", r"1 different: params/stem/kernel is float32\(3, 3, .*expected float32\(7, 7, 3, 64\)"),
+    ],
+)
+def test_a_network_that_torchvision_lacks_is_refused(name, message):
+    model = models.create(name, 10, stem="cifar")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    with pytest.raises(InputError, match=message):
+        exchange.to_torchvision(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+
+
+@pytest.mark.parametrize("name", record.NAMES)
+def test_torchvision_computes_the_same_logits_both_ways(name):
+    reason = "compares with torchvision itself: pip install 'wcjax[torch]'"
+    torchvision = pytest.importorskip("torchvision", reason=reason)
+    torch = pytest.importorskip("torch", reason=reason)
+    images = record.images()
+
+    def theirs(model):
+        with torch.no_grad():
+            return model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+    source, target = (getattr(torchvision.models, name)(num_classes=record.CLASSES) for _ in range(2))
+    shapes = {key: x.shape for key, x in source.state_dict().items()}
+    source.load_state_dict({key: torch.from_numpy(x) for key, x in record.state_dict(shapes).items()})
+    variables, expected = exchange.from_torchvision(source.state_dict()), theirs(source)
+    assert_close_logits(apply(name)(variables, images), expected)
+
+    target.load_state_dict({key: torch.from_numpy(x) for key, x in exchange.to_torchvision(variables).items()})
+    np.testing.assert_array_equal(theirs(target), expected)
+
+    with pytest.raises(InputError, match=r"conv1.weight: NumPy has no torch.bfloat16.*\.float\(\)"):
+        exchange.from_torchvision({key: x.bfloat16() for key, x in source.state_dict().items()})

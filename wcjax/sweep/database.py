@@ -1,0 +1,71 @@
+"""The database that holds the study of a sweep: SQLite in the folder of the sweep, or any that SQLAlchemy can reach."""
+
+import contextlib
+import re
+import time
+import warnings
+
+import optuna
+import sqlalchemy
+
+from wcjax.errors import InputError, cause
+from wcjax.sweep.plan import Setup
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+
+OPENING_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError)
+ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)  # of a database that is open
+
+
+class Database(optuna.storages.RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(*ERRORS):
+            super().record_heartbeat(trial_id)  # another heartbeat follows
+
+
+def open_database(setup: Setup) -> Database:
+    url = setup.storage
+    if url is None:
+        url = sqlalchemy.URL.create("sqlite", database=str(setup.database.resolve())).render_as_string()
+    # SQLite lets one connection write at a time, and the others wait. Every thread needs a connection.
+    engine = {"connect_args": {"timeout": setup.patience}, "pool_size": 0} if url.startswith("sqlite") else {}
+
+    def connect():
+        return Database(url, engine_kwargs=engine, heartbeat_interval=setup.heartbeat, grace_period=setup.grace)
+
+    for seconds in (2, 1):
+        try:
+            return connect()
+        except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            # If several workers start at the same moment, one of them makes the tables, and the others fail to.
+            if re.search("locked|unable to open", reason(error)):
+                raise
+            time.sleep(seconds)
+    return connect()
+
+
+def database_error(setup: Setup, error) -> InputError:
+    """The error to report for an error that the database, its driver or Optuna raised."""
+    storage = re.sub(r":[^:/@]*@", ":***@", str(setup.database))
+    if isinstance(error, ImportError):
+        return InputError(
+            f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "
+            "postgresql://, pip install pymysql for mysql+pymysql://."
+        )
+    if "locked" in reason(error):
+        return InputError(
+            f"another process has locked the sweep's database {storage} for {setup.patience / 60:g} minutes. End that "
+            "process and run the same command to resume."
+        )
+    fix = "Give an address such as sqlite:///FILE."
+    if re.search("unable to open|readonly", reason(error)):
+        fix = "Check that its folder exists, and the permissions of both."
+    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {fix}")
+
+
+def reason(error) -> str:
+    """The message of the database or its driver, in one line; Optuna wraps it in another error."""
+    if isinstance(error, optuna.exceptions.StorageInternalError | ImportError) and error.__cause__:
+        error = error.__cause__
+    return error.name if isinstance(error, ImportError) and error.name else cause(error)

@@ -1,0 +1,64 @@
+"""The process of one run, `python -m wcjax.sweep one FOLDER`: how a sweep starts it, and what it does."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from wcjax import run_folder
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
+from wcjax.training.preemption import START_AGAIN
+
+CANNOT_FINISH = 3  # exit code of a run that has a failed.json
+
+FIND_DEVICES = """import sys
+from wcjax.errors import command
+from wcjax.training import mesh
+sys.exit(command(lambda argv: 0 * len(mesh.devices()))())"""
+
+
+def check_devices() -> None:
+    """Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names, so that no run could start.
+
+    Another process looks for the devices, because a TPU that this process held would be missing in the runs.
+    """
+    if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
+        return
+    search = subprocess.run([sys.executable, "-c", FIND_DEVICES], capture_output=True, text=True)
+    if search.returncode:
+        raise InputError(search.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
+
+
+def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:
+    """Starts the process of a run. Its output is appended to the file `log`. jobs: runs that share the accelerator."""
+    defaults = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in train.py
+    if jobs > 1:
+        defaults["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.2f}"
+    command = [sys.executable, "-m", "wcjax.sweep", "one", str(folder)]
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env=defaults | os.environ
+        )
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(json.dumps(config))
+    return process
+
+
+def train_one(folder: pathlib.Path, config: dict) -> int:
+    """Trains a run in this process and returns its exit code.
+
+    START_AGAIN: the run was stopped, or another process trains in the folder, which may yet be killed.
+    """
+    from wcjax.training import train
+
+    try:
+        train(config, folder)
+    except (DivergedError, InitialWeightsError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write(folder, "failed.json", {"reason": str(error), "config": config})
+        return CANNOT_FINISH
+    except (InUseError, Preempted, KeyboardInterrupt):
+        return START_AGAIN
+    return 0
