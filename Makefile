@@ -15,9 +15,10 @@ demo: .venv/installed  ## Trains a companded ResNet-8 and its plain twin on digi
 	$(BIN)/python train.py --config configs/digits.py:resnet8,plain --workdir runs/demo/plain
 	$(BIN)/python -m wcjax.analysis.compare runs/demo/wc runs/demo/plain --png runs/demo/first_layer.png
 
-test: .venv/installed-test  ## Runs ruff and pytest
+test: .venv/installed-test  ## Runs ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
 
 test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks

@@ -1,6 +1,7 @@
-"""Weight compander, w = Ψ(v) = a·arctan(v / b), and its kin for JAX."""
+"""Weight compander, w = Ψ(v) = a·arctan(v / b), and other weight reparameterizations for JAX."""
 
 import importlib
+import types
 
 from wcjax import optim
 from wcjax.companding import compand
@@ -8,7 +9,7 @@ from wcjax.description import describe
 from wcjax.params import Reparameterized, fold, is_kernel, reparameterize
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
-_LATER = ("analysis", "data", "io", "linen", "models", "training")  # these import Flax, or more
+_LAZY = ("analysis", "data", "io", "linen", "models", "training")  # imported on first use: they import Flax, or more
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,11 +25,11 @@ __all__ = [
     "is_kernel",
     "optim",
     "reparameterize",
-    *_LATER,
+    *_LAZY,
 ]
 
 
-def __getattr__(name):
-    if name not in _LATER:
+def __getattr__(name: str) -> types.ModuleType:
+    if name not in _LAZY:
         raise AttributeError(f"module 'wcjax' has no attribute {name!r}")
     return importlib.import_module(f"wcjax.{name}")

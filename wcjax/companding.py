@@ -1,7 +1,7 @@
 """compand: WC for any model, as an optax optimizer around another one. The parameters stay plain w.
 
-Under optax.inject_hyperparams every argument but the rates belongs in static_args (inner, psi, adaptive, where, learn),
-because a Ψ and a `where` are callable and would pass for schedules.
+Under optax.inject_hyperparams every argument except the rates belongs in static_args (inner, psi, adaptive, where,
+learn), because a Ψ and a `where` are callable and would be taken for schedules.
 
 Source: Cakaj et al. 2023, arXiv 2306.16993. docs/two_doors.md derives the step.
 """
@@ -17,8 +17,9 @@ import optax.contrib
 
 from wcjax import checks, serialization
 from wcjax.optim import LARGEST, scale, scale_step
-from wcjax.params import is_kernel, is_unit, is_weight, selected, unboxed
-from wcjax.psi import Elementwise, Psi, wide_dtype
+from wcjax.params import is_kernel, is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
+from wcjax.psi import Elementwise, Psi, PyTree, Where, wide_dtype
+from wcjax.reparam import Sigmoid
 
 
 class CompandState(NamedTuple):
@@ -28,15 +29,15 @@ class CompandState(NamedTuple):
       inner: the state of the inner optimizer.
       decay: the state of optax.add_decayed_weights.
       psis: in the structure of the params, the Ψ of each companded leaf and None elsewhere: which leaves `where`
-        selected. It has no leaves of its own, unless a Ψ with arrays was given.
+        selected. It has no leaves, unless psi holds arrays.
       pairs: None if nothing is learned. With learn='coarse' the pair {'a': (), 'b': ()} of all weights. Otherwise, in
         the structure of the params, {'a', 'b'} of each companded leaf, arrays of its rank, and None elsewhere.
     """
 
     inner: optax.OptState
     decay: optax.OptState
-    psis: Any
-    pairs: Any
+    psis: PyTree
+    pairs: PyTree
 
 
 def compand(
@@ -45,16 +46,16 @@ def compand(
     *,
     adaptive: bool = False,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: Any | Callable[[Any], Any] | None = None,
-    where: Callable[[Any, Any], bool] = is_kernel,
+    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    where: Where | None = None,
     learn: str = "none",
 ) -> optax.GradientTransformationExtraArgs:
     """Trains any model as if its weights were w = Ψ(v), while its parameters stay plain w.
 
-    Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. Nothing is swapped
-    in the model, nothing is folded afterwards, and the forward and backward pass cost what they did before. v is not
-    kept, so w may be loaded, averaged or clipped between updates. If a w is beyond the bound, because it was put there
-    or because init ran under jit, which cannot look at values, the next update takes it just inside.
+    Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. The model stays as
+    it is, nothing is folded after training, and the forward and backward pass cost what they did before. v is not
+    stored, so w may be loaded, averaged or clipped between updates. A w can be beyond the bound, if it was changed
+    outside, or if init ran under jit, which cannot look at values. Then the next update takes it just inside.
 
         tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(0.6, 0.6), weight_decay=1e-4)
         tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(0.6, 0.6), adaptive=True)
@@ -62,37 +63,40 @@ def compand(
     Args:
       inner: an optax optimizer. Its update is the step u in v.
       psi: Arctan, Arsinh, Erf or PowerProp.
-      adaptive: False: inner sees dL/dv = Ψ′(v)·dL/dw, and v as its params. True, for optimizers that normalize
-        gradients (adam, lion, rmsprop, lamb, muon): inner sees dL/dw and w, and u is its step times Ψ′(v).
+      adaptive: whether inner normalizes gradients (adam, lion, rmsprop, lamb, muon). If so, it sees dL/dw and w, and u
+        is its step times Ψ′(v): see `wcjax.optim.scale_by_derivative`. If not, it sees dL/dv = Ψ′(v)·dL/dw and v.
       weight_decay: λ or a schedule of it. dL/dw gets λ·w before inner sees it, the gradient of any other leaf λ·p. If a
-        and b are learned, dL/dv gets λ·v instead, and they get nothing.
+        and b are learned, dL/dv gets λ·v instead, and the gradients of a and b nothing.
       mask: bools in the structure of the params (or a prefix of it), or a function from params to them; True decays.
-      where: (key path, leaf) -> bool, the leaves that are companded; asked once, by init. The others are left to inner.
+      where: (key path, leaf) -> bool, the leaves that are companded; None: `is_kernel`. init asks it once for each
+        leaf. The other leaves are left to inner.
       learn: 'fine', a learned (a, b) for each companded leaf; 'channel', one for each index of its last axis; 'coarse',
-        one for all. They start at psi's, are kept in the state and stepped by inner, which then sees the tuple (params,
-        pairs); w follows them. Masks and labels of inner must be of that tuple, and its own decay (adamw's) acts on the
-        pairs too.
+        one for all. They start at psi's a and b, are stored in the state and stepped by inner, which then sees the
+        tuple (params, pairs); w follows them. Masks and labels of inner must have the structure of that tuple, and
+        inner's own decay (as in adamw) acts on the pairs too.
 
     Returns:
       A transform with a `CompandState`. Updates of companded leaves have the dtype of their leaf. A step that would
       carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError, by init: nothing is selected; a selected leaf is not an array of floats; |w| >= psi.bound (with the a
-        that fits); adaptive=True around an inner that returns to weights it keeps (sam, schedule_free, madgrad,
-        mechanic, cocob), because its way back would be scaled too.
+      ValueError, by init: nothing is selected; a selected leaf is not an array of floats; |w| >= psi.bound (the message
+        has an a that fits); inner is lookahead, or adaptive=True and inner keeps weights and returns to them (see
+        `wcjax.optim.scale_by_derivative`).
       ValueError, by update: no params; a function among the extra arguments (a line search's value_fn), which inner
         would call with v, unless adaptive=True and nothing is learned.
     """
     checks.check_psi(psi, Elementwise)
-    checks.check_learn(psi, learn, checks.LEARN_NETWORK)
+    checks.check_learn(psi, learn, of_network=True)
     inner = optax.with_extra_args_support(inner)
     decay = optax.add_decayed_weights(weight_decay, mask)
     learned = learn != "none"
+    # The default is not is_kernel itself, because optax.inject_hyperparams would call it as a schedule.
+    where = is_kernel if where is None else where
 
     def init_fn(params):
-        psis, pairs = _selection(params, psi, where, learn)
-        start_psis = _with_pairs(psis, pairs, learn)
+        psis, pairs = _initial_psis(params, psi, where, learn)
+        start_psis = _current_psis(psis, pairs, learn)
         inner_params = _map(_inside if adaptive else lambda psi, w: psi.inverse(_inside(psi, w)), start_psis, params)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
         checks.check_inner(inner_state, adaptive)
@@ -100,7 +104,7 @@ def compand(
 
     def update_fn(updates, state, params=None, **extra_args):
         checks.check_update(params, {} if adaptive and not learned else extra_args)
-        psis = _with_pairs(state.psis, state.pairs, learn)
+        psis = _current_psis(state.psis, state.pairs, learn)
         weights = _map(_inside, psis, params)
         slopes = _map(lambda psi, w: psi.slope(w), psis, weights)
         v = _map(lambda psi, w: psi.inverse(w), psis, weights)
@@ -120,7 +124,7 @@ def compand(
                 (grads, pair_grads), state.inner, (inner_params, state.pairs), **extra_args
             )
             pairs = jax.tree.map(_nonzero, optax.apply_updates(state.pairs, pair_steps))
-            new_psis = _with_pairs(state.psis, pairs, learn)
+            new_psis = _current_psis(state.psis, pairs, learn)
         else:
             steps, inner_state = inner.update(grads, state.inner, inner_params, **extra_args)
             pairs, new_psis = None, psis
@@ -132,11 +136,16 @@ def compand(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def schedule_free_eval_params(state: CompandState, params):
+def schedule_free_eval_params(state: CompandState, params: PyTree) -> PyTree:
     """The w at which to evaluate a network that compand(optax.contrib.schedule_free(...), psi) trains.
 
-    optax's function of this name averages what the inner optimizer sees, which is v. state, params: after any update.
-    Raises ValueError if a and b are learned, or for another state.
+    optax's function of this name averages the params that the inner optimizer sees, which are v.
+
+    Args:
+      state, params: as they are after any update.
+
+    Raises:
+      ValueError: a and b are learned, or state is not the state of such an optimizer.
     """
     if not (isinstance(state, CompandState) and isinstance(state.inner, optax.contrib.ScheduleFreeState)):
         raise ValueError("this takes the CompandState of compand(schedule_free(...), psi) itself, not one around it.")
@@ -146,11 +155,11 @@ def schedule_free_eval_params(state: CompandState, params):
     return _map(lambda psi, v: psi(v), state.psis, optax.contrib.schedule_free_eval_params(state.inner, v))
 
 
-def _selection(params, psi, where, learn):
+def _initial_psis(params, psi, where, learn):
     """(psis, pairs) of `CompandState` at the start."""
     serialization.register(type(psi))
-    structure = jax.tree.structure(params)
-    if structure.num_nodes == 1 and structure.num_leaves == 0:  # stands for any tree, in optax.tree.map_params
+    structure: Any = jax.tree.structure(params)
+    if structure.num_nodes == 1 and structure.num_leaves == 0:  # optax.tree.map_params calls init with a placeholder
         any_tree = jnp.zeros(())
         return any_tree, {"none": None, "coarse": _pair(psi, any_tree, learn)}.get(learn, any_tree)
     if any(map(is_weight, jax.tree.leaves(params, is_leaf=is_weight))):
@@ -163,8 +172,8 @@ def _selection(params, psi, where, learn):
     checks.check_weights(weights, psi)
 
     def at_weights(make):
-        of_leaf = lambda path, _: make(weights[path]) if path in weights else None
-        return jax.tree_util.tree_map_with_path(of_leaf, params, is_leaf=is_unit)
+        make_at = lambda path, _: make(weights[path]) if path in weights else None
+        return jax.tree_util.tree_map_with_path(make_at, params, is_leaf=is_weight_or_box)
 
     if learn == "none":
         return at_weights(lambda w: psi.for_weight(w, learn, axes=())), None
@@ -176,38 +185,43 @@ def _selection(params, psi, where, learn):
 
 
 def _pair(psi, w, learn):
-    """{'a', 'b'} of the weight w, or for learn='coarse' of all, if w is a scalar."""
-    own = psi.for_weight(w, learn, axes={w.ndim - 1})
-    return {name: getattr(own, name) for name in own.learned}
+    """{'a', 'b'} of the weight w. With learn='coarse' w is a scalar, and the pair is for all weights."""
+    own_psi = psi.for_weight(w, learn, axes={w.ndim - 1})
+    return {name: getattr(own_psi, name) for name in own_psi.learned}
 
 
-def _with_pairs(psis, pairs, learn):
+def _current_psis(psis, pairs, learn):
     """psis of a `CompandState` with the learned pairs in them."""
     if learn == "none":
         return psis
-    of_leaf = lambda psi, pair: dataclasses.replace(psi, **pair) if isinstance(psi, Psi) else psi
-    pairs = jax.tree.map(lambda _: pairs, psis, is_leaf=_is_psi) if learn == "coarse" else pairs
-    return jax.tree.map(of_leaf, psis, pairs, is_leaf=_is_psi_or_none)
+    insert = lambda psi, pair: dataclasses.replace(psi, **pair) if isinstance(psi, Psi) else psi
+    if learn == "coarse":
+        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(insert, psis, pairs, is_leaf=is_weight_psi_or_none)
 
 
 def _pair_gradients(state, psis, weights, grads, learn):
     """dL/da and dL/db = Σ dL/dw·dw/da, dL/dw·dw/db at fixed v, in the structure of state.pairs."""
 
     def linear(psi, w, g, new):
-        if not isinstance(psi, Psi) or g is None:
+        if not isinstance(psi, Sigmoid) or g is None:
             return 0.0
         w, g = (jnp.asarray(x, wide_dtype(x.dtype)) for x in (unboxed(w), unboxed(g)))
         return jnp.sum(g * w * (1 / psi.a) * new.a + g * psi.derivative_b(w) * new.b)
 
     def total(pairs):  # automatic differentiation sums over the weights that share an a and b
-        new_psis = _with_pairs(state.psis, pairs, learn)
-        return sum(jax.tree.leaves(jax.tree.map(linear, psis, weights, grads, new_psis, is_leaf=_is_psi_or_none)), 0.0)
+        new_psis = _current_psis(state.psis, pairs, learn)
+        terms = jax.tree.map(linear, psis, weights, grads, new_psis, is_leaf=is_weight_psi_or_none)
+        return sum(jax.tree.leaves(terms), 0.0)
 
     return jax.grad(total)(state.pairs)
 
 
 def _change_of_w(psi, u, w, start, new):
-    """What takes start to new(Ψ⁻¹(w) + u), kept just inside the bound of new. w: start, kept inside that of psi."""
+    """The difference between new(Ψ⁻¹(w) + u), kept just inside the bound of new, and start.
+
+    w: start, kept just inside the bound of psi.
+    """
     dtype = jnp.asarray(start).dtype
     u, w, start = (jnp.asarray(x, wide_dtype(dtype)) for x in (u, w, start))
     limit = _limit(new, dtype)
@@ -216,7 +230,7 @@ def _change_of_w(psi, u, w, start, new):
 
 
 def _inside(psi, w):
-    """w, cut at the limit."""
+    """w, clipped to the limit."""
     if isinstance(w, jax.ShapeDtypeStruct):
         return w
     w = jnp.asarray(w)
@@ -230,26 +244,18 @@ def _limit(psi, dtype):
     return jnp.minimum(limit, float(jnp.finfo(dtype).max) / 2)
 
 
-def _map(f, psis, tree, *more):
-    """tree with f(Ψ, x, ...) in the place of each leaf x that has a Ψ; a gradient of None stays."""
+def _map(f, psis, tree, *trees):
+    """tree with f(Ψ, x, ...) instead of each leaf x that has a Ψ. A gradient of None stays."""
 
-    def of_leaf(psi, x, *rest):
+    def apply(psi, x, *others):
         if not isinstance(psi, Psi):
             return x
-        rest = [unboxed(y) for y in rest]
-        return jax.tree.map(lambda x: f(psi, x, *rest), x)  # x may be None, or in a box
+        arrays = [unboxed(y) for y in others]
+        return jax.tree.map(lambda x: f(psi, x, *arrays), x)  # x may be None, or in a box
 
-    return jax.tree.map(of_leaf, psis, tree, *more, is_leaf=_is_psi_or_none)
-
-
-def _is_psi(x):
-    return isinstance(x, Psi)
-
-
-def _is_psi_or_none(x):
-    return x is None or isinstance(x, Psi)
+    return jax.tree.map(apply, psis, tree, *trees, is_leaf=is_weight_psi_or_none)
 
 
 def _nonzero(x):
-    """x, or a small number in the place of an exact 0, at which w no longer determines v."""
+    """x, with a small number instead of an exact 0, because at a = 0 or b = 0 w does not determine v."""
     return jnp.where(x == 0, 1e-8, x).astype(x.dtype)

@@ -1,40 +1,38 @@
 """A table of what is companded in a tree of parameters."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import numpy as np
 
 from wcjax import checks
-from wcjax.params import is_kernel, is_unit, is_weight, unboxed, with_pairs
-from wcjax.psi import Psi
+from wcjax.params import is_kernel, is_weight, is_weight_or_box, unboxed, with_shared_pair
+from wcjax.psi import Psi, PyTree, Where
 
 
-def describe(params, where: Callable[[Any, Any], bool] = is_kernel, psi: Psi | None = None) -> None:
-    """Prints which leaves are companded, with their largest |w| and its share of the bound, and how many they are.
+def describe(params: PyTree, where: Where = is_kernel, psi: Psi | None = None) -> None:
+    """Prints which leaves are companded, with their largest |w| and its share of the bound, and their number.
 
     Args:
-      params: any pytree: of plain arrays, of which `where` selects, or with Reparameterized weights.
+      params: any pytree, either of plain arrays, from which `where` selects, or with Reparameterized weights.
       where: (key path, leaf) -> bool, as for `reparameterize` and `compand`.
-      psi: the Ψ to be used for the selected leaves; without it their share of the bound is left out.
+      psi: the Ψ to be used for the selected leaves. Without it their share of the bound is omitted.
     """
     checks.check_where(where)
     if psi is not None:
         checks.check_psi(psi)
     rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]
-    sizes = {True: [], False: []}
-    for path, x in jax.tree_util.tree_leaves_with_path(with_pairs(params), is_leaf=is_unit):
-        w, of_w = (unboxed(x.w), x.psi) if is_weight(x) else (unboxed(x), psi)
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for path, x in jax.tree_util.tree_leaves_with_path(with_shared_pair(params), is_leaf=is_weight_or_box):
+        w, own_psi = (unboxed(x.w), x.psi) if is_weight(x) else (unboxed(x), psi)
         companded = is_weight(x) or bool(where(path, w))
         sizes[companded].append(getattr(w, "size", 0))
-        row = (checks.path_str(path), str(getattr(w, "shape", "")), "yes" if companded else "")
-        rows.append((*row, *(_largest(w, of_w) if companded else ("", ""))))
+        largest, share = _largest(w, own_psi) if companded else ("", "")
+        shape = str(getattr(w, "shape", ""))
+        rows.append((checks.path_str(path), shape, "yes" if companded else "", largest, share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    selected, total = sum(sizes[True]), sum(sizes[True] + sizes[False])
-    print(f"{len(sizes[True])} of {len(rows) - 1} leaves companded: {selected:,} of {total:,} parameters.")
+    num_companded, total = sum(sizes[True]), sum(sizes[True] + sizes[False])
+    print(f"{len(sizes[True])} of {len(rows) - 1} leaves companded: {num_companded:,} of {total:,} parameters.")
 
 
 def _largest(w, psi):

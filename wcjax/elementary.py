@@ -1,11 +1,11 @@
 """The arctangent, and the squares and the product of sine and cosine, in float32 by polynomials.
 
-XLA's CPU back end spends 10 to 20 ns an element on its own. These cost less than one, with a relative error below 3e-7.
-In every other dtype they are jax.numpy's. The coefficients are close to the minimax of the relative error.
+XLA's own functions take 10 to 20 ns per element on a CPU. These take less than 1 ns, with a relative error below 3e-7.
+For every other dtype they call jax.numpy. The coefficients nearly minimize the largest relative error.
 
-The rest of the cost is memory: an array that one loop writes and the next loop reads costs as much as a polynomial. XLA
-recomputes a value in every loop that needs it only if its last operation takes one array and no quotient is in it,
-hence the minimum and the clip below.
+Most of the remaining cost is memory: an array that one loop writes and the next loop reads costs as much as a
+polynomial. XLA recomputes a value in each loop that needs it only if its last operation takes one array and it contains
+no quotient. The minimum and the clip below are there for that reason.
 """
 
 import math
@@ -36,19 +36,19 @@ _HALF_PI = float(np.float32(math.pi / 2))
 _HALF_PI_REST = math.pi / 2 - _HALF_PI
 
 
-def sin_squared(x):
+def sin_squared(x: jax.Array) -> jax.Array:
     """sin² x for |x| <= π/2."""
     if x.dtype != jnp.float32:
         return jnp.square(jnp.sin(x))
     return jnp.minimum(x * x * _polynomial(_S, x * x), 1)
 
 
-def cos_squared(x):
+def cos_squared(x: jax.Array) -> jax.Array:
     """cos² x for |x| <= π/2, with a small relative error up to its zero; 0 beyond."""
     return sin_squared(_to_zero_of_cos(x)) if x.dtype == jnp.float32 else jnp.square(jnp.maximum(jnp.cos(x), 0))
 
 
-def sin_cos(x):
+def sin_cos(x: jax.Array) -> jax.Array:
     """sin x·cos x for |x| <= π/2, with a small relative error up to its zeros; 0 beyond."""
     if x.dtype != jnp.float32:
         return jnp.sin(x) * jnp.maximum(jnp.cos(x), 0)
@@ -58,12 +58,12 @@ def sin_cos(x):
 
 def _to_zero_of_cos(x):
     """π/2 − |x| to the last bit, 0 where that is negative."""
-    # The inner maximum keeps XLA from adding the two constants first.
+    # The inner maximum prevents XLA from adding the two constants first.
     return jnp.maximum(jnp.maximum(_HALF_PI - jnp.abs(x), 0) + _HALF_PI_REST, 0)
 
 
 @jax.custom_jvp
-def arctan(x):
+def arctan(x: jax.Array) -> jax.Array:
     """The angle in [−π/2, π/2] whose tangent is x."""
     return _arctan2(x, jnp.ones_like(x)) if x.dtype == jnp.float32 else jnp.arctan(x)
 
@@ -75,14 +75,14 @@ def _arctan_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def arctan2(y, x):
+def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
     """The angle of the point (x, y) in (−π, π], 0 where y = 0 and x > 0. nan at (0, 0) and where both are infinite."""
     return _arctan2(y, x) if x.dtype == jnp.float32 else jnp.arctan2(y, x)
 
 
 @arctan2.defjvp
 def _arctan2_jvp(primals, tangents):
-    # Not through the polynomial: its maximum and minimum have no derivative where |y| = |x|.
+    # The polynomial is not differentiated, because its maximum and minimum have no derivative where |y| = |x|.
     ((y, x), (dy, dx)) = primals, tangents
     length = jnp.maximum(jnp.abs(x), jnp.abs(y))  # so that no square overflows
     across, along = y / length, x / length
@@ -91,7 +91,7 @@ def _arctan2_jvp(primals, tangents):
 
 def _arctan2(y, x):
     long, short = jnp.maximum(jnp.abs(x), jnp.abs(y)), jnp.minimum(jnp.abs(x), jnp.abs(y))
-    # Not short / long, a quotient that is used twice. Scaled, 1 / long is never denormal.
+    # short / long would be a quotient that is used twice. The scale keeps 1 / long from being denormal.
     scale = jnp.where(long > 1e30, 2.0**-60, 1)
     ratio = scale * short * (1 / (scale * long))
     angle = ratio * _polynomial(_A, ratio * ratio)

@@ -7,9 +7,9 @@
     Dense(10, reparam=WeightNorm())                          a norm g for each output channel
     Dense(10)                                                exactly flax.linen.Dense
 
-The parameter 'kernel' is a `wcjax.Reparameterized`. The initial w is what the plain layer would draw from the same key,
-up to the rounding of Ψ(Ψ⁻¹(w)). A drawn w beyond the bound of Ψ gives nan in v, because nothing can be raised inside
-jit; `wcjax.reparameterize` raises there.
+The parameter 'kernel' is a `wcjax.Reparameterized`. The initial w is the one that the plain layer would draw from the
+same key, up to the rounding of Ψ(Ψ⁻¹(w)). If a drawn w is beyond the bound of Ψ, its v is nan, because no error can be
+raised inside jit. `wcjax.reparameterize` raises one.
 """
 
 import copyreg
@@ -17,7 +17,6 @@ import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.serialization  # noqa: F401  for wcjax.serialization
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +29,7 @@ OWN_KERNEL = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral
 
 
 class SharedPsi(NamedTuple):
-    """The Ψ of a LearnedPair, as layers get it."""
+    """The Ψ of a LearnedPair, in the form that layers get."""
 
     psi: Psi
 
@@ -38,9 +37,9 @@ class SharedPsi(NamedTuple):
 class LearnedPair(nn.Module):
     """One learned (a, b), shared by all layers that get this module as their reparam (the paper's coarse form).
 
-    Make it once in the parent module and hand it to every layer. Its parameter 'psi' is the Ψ, whose a and b are of
+    Make it once in the parent module and hand it to every layer. Its parameter 'psi' is the Ψ, whose a and b have
     param_dtype and shape (). Under nn.scan hand `pair()` to the scanned module as an argument with
-    in_axes=nn.broadcast: as an attribute of it each layer would get its own pair.
+    in_axes=nn.broadcast. If the pair were an attribute of that module, each layer would get its own pair.
     """
 
     psi: Sigmoid
@@ -53,31 +52,36 @@ class LearnedPair(nn.Module):
         if self.psi.learned:
             raise ValueError(f"LearnedPair starts from numbers a and b, found {self.psi!r}.")
         start = lambda: self.psi.for_weight(jnp.zeros((), self.param_dtype), "fine", ())
-        # Not self.param, which would draw a key: the initial weights would differ from the plain network's.
+        # self.param would draw a key, so that the initial weights would differ from the plain network's.
         return SharedPsi(self.variable("params", "psi", start).value)
 
 
 class _Companded(type):
-    """The class of a class of `companded`: it pickles as the call that made it."""
+    """The metaclass of the classes that `companded` makes."""
 
 
-copyreg.pickle(_Companded, lambda layer: (companded, layer.__bases__))
+def _reduce(layer: _Companded) -> Any:
+    """Pickles a class as the call that made it."""
+    return companded, layer.__bases__
+
+
+copyreg.pickle(_Companded, _reduce)
 
 
 @functools.cache
-def companded(cls: type[nn.Module]) -> type[nn.Module]:
+def companded(cls: type[nn.Module]) -> type[Any]:
     """The Flax layer class `cls`, with two more arguments. Its parameter 'kernel' must be its own, not a submodule's.
 
     reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm, a LearnedPair, or None for the plain layer.
-    learn: 'none'; 'fine', for a learned (a, b) of this layer, which starts at reparam's; 'channel', for one of each
-      output channel.
+    learn: 'none'; 'fine', the layer learns its own (a, b), which starts at reparam's; 'channel', it learns a pair for
+      each output channel.
 
     The class keeps its name, so that automatic module names equal the plain network's.
 
     Raises:
-      ValueError: here, for a class of flax.linen without a kernel of its own (Embed, attention, recurrent cells); when
-        a layer is initialized or applied, for any other class without one, an unknown reparam or learn, a kernel that
-        is not of floats, and params that do not go with reparam.
+      ValueError: the class is in flax.linen and has no kernel itself (Embed, attention, recurrent cells).
+      ValueError, when a layer is initialized or applied: any other class that has no kernel itself; an unknown reparam
+        or learn; a kernel that does not hold floats; params that do not fit reparam.
     """
     _check_class(cls)
 
@@ -87,23 +91,24 @@ def companded(cls: type[nn.Module]) -> type[nn.Module]:
             if name == "kernel" and is_weight(value):
                 raise ValueError(f"{_place(self)} is Reparameterized, but the layer has reparam=None: fold the params.")
             return value
-        shared = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
+        reparam = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
 
         def make(w):  # w may be in a box with the names of its axes, as nn.with_partitioning makes it
             checks.check_float(_place(self), unboxed(w))
-            if isinstance(shared, SharedPsi):
-                return Reparameterized(jax.tree.map(shared.psi.inverse, w), None)
-            return reparameterized(w, shared, self.learn, _output_axes(self, unboxed(w).ndim))
+            if isinstance(reparam, SharedPsi):
+                return Reparameterized(jax.tree.map(reparam.psi.inverse, w), None)
+            return reparameterized(w, reparam, self.learn, _output_axes(self, unboxed(w).ndim))
 
         init = lambda *args, **kwargs: make(init_fn(*args, **kwargs))
         weight = super(layer, self).param(name, init, *args, unbox=False, **kwargs)
-        if not is_weight(weight) or jax.tree.structure(weight) != jax.tree.structure(jax.eval_shape(make, weight.v)):
+        structure: Any = jax.tree.structure(weight)
+        if not is_weight(weight) or structure != jax.tree.structure(jax.eval_shape(make, weight.v)):
             kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_weight(weight) else "not Reparameterized"
             raise ValueError(
                 f"{_place(self)} is {kind}, but the layer has reparam={self.reparam!r} and learn={self.learn!r}: fold "
                 "the params, and reparameterize them for this layer."
             )
-        w = Reparameterized(weight.v, shared.psi).w if isinstance(shared, SharedPsi) else weight.w
+        w = Reparameterized(weight.v, reparam.psi).w if isinstance(reparam, SharedPsi) else weight.w
         return nn.meta.unbox(w) if unbox else w
 
     def call(self, *args, **kwargs):
@@ -119,7 +124,8 @@ def companded(cls: type[nn.Module]) -> type[nn.Module]:
             raise ValueError(f"{cls.__name__} has no parameter 'kernel' of its own, so that nothing was companded.")
         return outputs
 
-    layer = (_Companded if type(cls) is type else type(cls))(
+    metaclass: Any = _Companded if type(cls) is type else type(cls)
+    layer = metaclass(
         cls.__name__,
         (cls,),
         {
@@ -148,7 +154,7 @@ def _place(layer):
 
 
 def _output_axes(layer, ndim):
-    """The axes of a layer's kernel along which its outputs lie."""
+    """The axes of a layer's kernel that count its outputs."""
     if getattr(layer, "transpose_kernel", False):
         return (-2,)
     if isinstance(layer, nn.DenseGeneral):

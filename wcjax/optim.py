@@ -3,35 +3,35 @@
     SGD    optax.chain(add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
     Adam   optax.chain(add_decayed_weights(1e-4), scale_by_derivative(optax.adam(1e-3)))
 
-Both find each weight and its Ψ by type, so that one transform serves plain, companded and weight-normalized networks.
+Both recognize each weight and its Ψ by type, so one transform serves plain, companded and weight-normalized networks.
 `wcjax.compand` does the same work for a network that holds plain w.
 
-Source: Cakaj et al. 2023, arXiv 2306.16993; the scaling of adaptive steps is that of Powerpropagation, Schwarz et al.
-2021, arXiv 2110.00296.
+Sources: Cakaj et al. 2023, arXiv 2306.16993; for the scaling of adaptive steps, Powerpropagation, Schwarz et al. 2021,
+arXiv 2110.00296.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from wcjax import checks
-from wcjax.params import is_weight, with_pairs
-from wcjax.psi import Elementwise, Psi, wide_dtype
+from wcjax.params import is_weight, is_weight_psi_or_none, with_shared_pair
+from wcjax.psi import Elementwise, Psi, PyTree, wide_dtype
 
 LARGEST = 1e30  # a larger step is as good as infinite, and its products would overflow in float32
 
 
 def add_decayed_weights(
-    weight_decay: optax.ScalarOrSchedule, mask: Any | Callable[[Any], Any] | None = None
+    weight_decay: optax.ScalarOrSchedule, mask: PyTree | Callable[[PyTree], PyTree] | None = None
 ) -> optax.GradientTransformation:
     """Adds the gradient of the penalty λ/2·‖w‖² to the gradients: decay acts on w = Ψ(v), not on v.
 
-    With a constant Ψ the gradient of v gets λ·Ψ(v)·Ψ′(v). If a and b are learned, it gets λ·v, and theirs nothing.
-    Every other leaf p gets λ·p: biases, norms, and v and g of WeightNorm; the mask can exempt them.
+    If Ψ is constant, the gradient of v gets λ·Ψ(v)·Ψ′(v). If a and b are learned, the gradient of v gets λ·v, and the
+    gradients of a and b nothing. The gradient of every other leaf p gets λ·p: biases, norms, and v and g of WeightNorm.
+    The mask can exempt them.
 
     Args:
       weight_decay: λ, or a schedule of it over the count of updates.
@@ -53,9 +53,9 @@ def add_decayed_weights(
 
 
 def _penalized(params):
-    """params with the gradient of 1/2·‖w‖² in the place of each leaf."""
+    """params with the gradient of 1/2·‖w‖² instead of each leaf."""
 
-    def of(x):
+    def gradient(x):
         if isinstance(x, Psi):  # a pair that layers share
             return jax.tree.map(jnp.zeros_like, x)
         if not is_weight(x) or not isinstance(x.psi, Elementwise | None):
@@ -64,25 +64,31 @@ def _penalized(params):
             return dataclasses.replace(x, psi=jax.tree.map(jnp.zeros_like, x.psi))
         return dataclasses.replace(x, v=jax.tree.map(lambda v: x.psi(v) * x.psi.derivative(v), x.v))
 
-    return jax.tree.map(of, params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi))
+    return jax.tree.map(gradient, params, is_leaf=is_weight_psi_or_none)
 
 
 def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Lets an adaptive optimizer step on dL/dw and multiplies its step by Ψ′(v).
 
-    For a weight v the inner optimizer sees dL/dw = (dL/dv) / Ψ′(v), and w = Ψ(v) in place of v as its params at init
-    and at update. The update of v is its step times Ψ′(v). Where Ψ′(v) = 0 (PowerProp at 0), dL/dw is taken as 0 and v
-    does not move. Every other leaf is left to the inner optimizer: learned a and b, v and g of WeightNorm, biases.
+    An adaptive optimizer divides each entry of the gradient by its size, so in dL/dv = Ψ′(v)·dL/dw it would cancel Ψ′.
+    Therefore the inner optimizer sees, for each weight v, dL/dw = (dL/dv) / Ψ′(v), and w = Ψ(v) instead of v as its
+    params at init and at update. The update of v is its step times Ψ′(v). Where Ψ′(v) = 0 (PowerProp at 0), dL/dw is
+    taken as 0 and v does not move. Every other leaf is left to the inner optimizer: learned a and b, v and g of
+    WeightNorm, biases.
 
     Args:
-      inner: optax.adam(...) or another optimizer that normalizes gradients. L2 decay belongs before its step:
-        optax.chain(optax.add_decayed_weights(λ), adam) inside this, or optax.chain(add_decayed_weights(λ), this), which
-        costs more.
+      inner: optax.adam(...) or another optimizer that normalizes gradients. It must not keep weights and return to them
+        (sam, schedule_free, madgrad, mechanic, cocob), because its way back would be multiplied by Ψ′ too. L2 decay
+        belongs before its step: optax.chain(optax.add_decayed_weights(λ), adam) inside this, or
+        optax.chain(add_decayed_weights(λ), this), which costs more.
 
     Returns:
-      A transform whose state is that of inner. init raises ValueError for an inner that returns to weights it keeps
-      (see `compand`). update raises ValueError without params, for a function among its extra arguments, and if a mask
-      or optax.multi_transform gave learned a and b to another optimizer than their v.
+      A transform whose state is the state of inner.
+
+    Raises:
+      ValueError, by init: inner keeps weights and returns to them.
+      ValueError, by update: no params; a function among the extra arguments.
+      ValueError, by both: a mask or optax.multi_transform gave learned a and b to another optimizer than their v.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -103,8 +109,8 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
 
 
 def _with_psis(params):
-    """params in which every weight holds its Ψ, a shared one too. ValueError if a mask hides a pair from its v."""
-    params = with_pairs(params)
+    """params in which every weight holds its Ψ, also a shared one. ValueError if a mask hides a pair from its v."""
+    params = with_shared_pair(params)
     for x in filter(is_weight, jax.tree.leaves(params, is_leaf=is_weight)):
         if jax.tree.leaves(x.v) and any(isinstance(getattr(x.psi, k), optax.MaskedNode) for k in x.psi.learned):
             raise ValueError("A mask hides the learned a and b from their v: give all three to the same optimizer.")
@@ -114,23 +120,23 @@ def _with_psis(params):
 def _map_v(f, weights, tree):
     """Replaces each x of tree that corresponds to a v of an elementwise Ψ in weights by f(Ψ, v, x)."""
 
-    def of_weight(weight, x):
+    def replace_v(weight, x):
         if not is_weight(weight) or not isinstance(weight.psi, Elementwise) or x is None:
             return x
-        of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
-        return dataclasses.replace(x, v=jax.tree.map(of_v, weight.v, x.v))  # v may be in a box
+        f_of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
+        return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
-    return jax.tree.map(of_weight, weights, tree, is_leaf=lambda x: x is None or is_weight(x))
+    return jax.tree.map(replace_v, weights, tree, is_leaf=is_weight_psi_or_none)
 
 
-def scale(x, slope):
+def scale(x: jax.Array, slope: jax.Array) -> jax.Array:
     """x·slope in the dtype of x."""
     x = jnp.asarray(x)
     wide = wide_dtype(x.dtype)
     return (x.astype(wide) * slope.astype(wide)).astype(x.dtype)
 
 
-def scale_step(step, slope):
-    """step·slope with an infinite step taken as the largest."""
+def scale_step(step: jax.Array, slope: jax.Array) -> jax.Array:
+    """step·slope with an infinite step taken as `LARGEST`."""
     largest = min(LARGEST, float(jnp.finfo(step.dtype).max))
     return scale(jnp.clip(step, -largest, largest), slope)

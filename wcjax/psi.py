@@ -1,23 +1,33 @@
-"""What every Ψ has in common: it is a frozen dataclass and a pytree, and computes in float32, or float64 for float64.
+"""The base classes of every Ψ, which is a frozen dataclass and a pytree.
 
 The numbers in a Ψ are constants, part of the tree's structure. Its arrays are leaves, which an optimizer can learn.
-Learned arrays broadcast against v and have its rank.
+Learned arrays broadcast against v and have its rank. A Ψ computes in float32, or in float64 if its argument does.
 """
 
 import dataclasses
 import functools
 import math
 import numbers
+import typing
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+PyTree = Any  # a tree of arrays, of any framework
+Where = Callable[[jax.tree_util.KeyPath, Any], bool]  # (key path, leaf) -> whether the leaf is companded
+
+# Which a and b are learned: none, a pair for each weight, for each output channel, or one for the whole network.
+LEARN = ("none", "fine", "channel")
+LEARN_NETWORK = (*LEARN, "coarse")
+
 IN_FLOAT32 = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
 
 
-def wide_dtype(dtype):
-    """The dtype to compute in: float64 for float64, where JAX has it, and float32 for every other."""
+def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """The dtype to compute in: float64 for float64, if JAX has it enabled, and float32 for any other dtype."""
     return jnp.float64 if jax.dtypes.canonicalize_dtype(dtype) == jnp.float64 else jnp.float32
 
 
@@ -39,14 +49,20 @@ def _in_float32(compute):
     return wrapper
 
 
+@typing.dataclass_transform(frozen_default=True)
 class Psi:
     """Base of every Ψ: a frozen dataclass, and a pytree whose leaves are the fields that hold arrays.
 
+    A subclass becomes a frozen dataclass by itself, and is not decorated as one.
+
     Attributes:
-      learned: the names of these fields.
+      learned: the names of the fields that hold arrays.
     """
 
-    def __init_subclass__(cls):
+    learned: tuple[str, ...]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
         for name in IN_FLOAT32 & vars(cls).keys():
             setattr(cls, name, _in_float32(getattr(cls, name)))
@@ -56,7 +72,7 @@ class Psi:
             constants = tuple((name, getattr(psi, name)) for name in names if name not in psi.learned)
             return [(jax.tree_util.GetAttrKey(name), getattr(psi, name)) for name in psi.learned], constants
 
-        def rebuild(constants, leaves):  # without checks: tree functions put anything in the place of an array
+        def rebuild(constants, leaves):  # without checks, because tree functions put anything where an array was
             psi, constants = object.__new__(cls), dict(constants)
             learned = tuple(name for name in names if name not in constants)
             vars(psi).update(constants, learned=learned, **dict(zip(learned, leaves, strict=True)))
@@ -64,59 +80,77 @@ class Psi:
 
         jax.tree_util.register_pytree_with_keys(cls, flatten, rebuild)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = (field.name for field in dataclasses.fields(self))
-        vars(self)["learned"] = tuple(name for name in names if _is_array(getattr(self, name)))
+        is_array = lambda x: isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+        vars(self)["learned"] = tuple(name for name in names if is_array(getattr(self, name)))
+
+    def __call__(self, v: jax.Array) -> jax.Array:
+        """w = Ψ(v)."""
+        raise NotImplementedError
+
+    def inverse(self, w: jax.Array) -> jax.Array:
+        """v with Ψ(v) = w."""
+        raise NotImplementedError
+
+    def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
+        """self with the arrays that are learned for the weight w, whose output axes are `axes`."""
+        raise NotImplementedError
 
 
-def _is_array(x):
-    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-
-
-def check_number(psi, field, lowest, inclusive=False):
+def check_number(psi: Psi, field: str, lowest: float, inclusive: bool = False) -> None:
     """Makes a number a float. Raises ValueError if it is out of range, or neither a number nor an array."""
     x = getattr(psi, field)
     if field in psi.learned:
         return
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise ValueError(f"{type(psi).__name__}: {field} must be a number or an array, found {x!r}.")
-    if not (math.isfinite(x) and (x >= lowest if inclusive else x > lowest)):
+    number = float(x)
+    if not (math.isfinite(number) and (number >= lowest if inclusive else number > lowest)):
         allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
         raise ValueError(f"{type(psi).__name__}: {field} must be finite and {allowed}, found {field}={x}.")
-    vars(psi)[field] = float(x)
+    vars(psi)[field] = number
 
 
 class Elementwise(Psi):
     """A Ψ that acts on each weight, odd and increasing.
 
-    A subclass defines psi(v), psi.inverse(w), psi.derivative(v) and psi.bound. They are called with float32 or float64.
-    It becomes a frozen dataclass by itself, and is not decorated as one.
+    A subclass defines psi(v), psi.inverse(w), psi.derivative(v) and psi.bound. The functions get float32 or float64.
     """
 
-    def reciprocal_derivative(self, v):
+    @property
+    def bound(self) -> float | jax.Array:
+        """The supremum of |w|; math.inf if there is none."""
+        raise NotImplementedError
+
+    def derivative(self, v: jax.Array) -> jax.Array:
+        """dw/dv = Ψ′(v)."""
+        raise NotImplementedError
+
+    def reciprocal_derivative(self, v: jax.Array) -> jax.Array:
         """dv/dw = 1 / Ψ′(v), and 0 where Ψ′(v) is nearly 0, so that no product with a finite gradient is nan."""
         slope = self.derivative(v)
         usable = jnp.abs(slope) > 1e-30
         return jnp.where(usable, 1 / jnp.where(usable, slope, 1), 0)
 
-    def slope(self, w):
+    def slope(self, w: jax.Array) -> jax.Array:
         """Ψ′(Ψ⁻¹(w)), the derivative as a function of w."""
         return self.derivative(self.inverse(w))
 
-    def change(self, w, u, new=None):
+    def change(self, w: jax.Array, u: jax.Array, new: Self | None = None) -> jax.Array:
         """Ψ_new(Ψ⁻¹(w) + u) − w, the change of w when v changes by u.
 
-        new: a Ψ of the same class with other a and b; without it they stay, and the change is exactly 0 for u = 0.
+        new: a Ψ of the same class with other a and b. Without it they stay, and the change is exactly 0 for u = 0.
         """
         v = self.inverse(w)
         change = (new or self)(v + u) - self(v)
         return change if new else jnp.where(u == 0, 0, change)
 
-    def for_weight(self, w, learn, axes):
-        """self with the arrays that are learned for the weight w, each of the rank of w and at least float32.
+    def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
+        """self with an array in each learned field, which has the rank of w and is at least float32.
 
-        learn: 'none', or 'channel' (a number for each index of the output axes), or else one number for w. An array
-        that is in self already is learned in any case.
+        learn: 'none', only the fields that hold an array already are learned; 'channel', a number for each index of
+        the output axes; any other value, one number for w.
         """
         shape = [size if learn == "channel" and i in axes else 1 for i, size in enumerate(w.shape)]
 

@@ -1,7 +1,7 @@
 """Weight reparameterizations w = Ψ(v), as functions of arrays.
 
-The optimizer moves v, the network sees w = Ψ(v), and Ψ is folded away after training. Arithmetic runs in float32 at
-least (a bfloat16 v is computed in float32), and the result is cast once to the dtype of the argument.
+The optimizer moves v, the network sees w = Ψ(v), and Ψ is folded away after training. Arithmetic runs at least in
+float32 (also for a bfloat16 v), and the result is cast once to the dtype of the argument.
 
 Sources: weight compander, Cakaj et al. 2023, arXiv 2306.16993; Powerpropagation, Schwarz et al. 2021,
 arXiv 2110.00296; weight normalization, Salimans and Kingma 2016, arXiv 1602.07868.
@@ -12,12 +12,16 @@ it a name in `BY_NAME`.
 
 import dataclasses
 import math
+from collections.abc import Collection
+from typing import Any, ClassVar, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from wcjax import elementary
 from wcjax.psi import Elementwise, Psi, check_number, wide_dtype
+
+_Function: TypeAlias = "staticmethod[[jax.Array], jax.Array]"
 
 
 class Sigmoid(Elementwise):
@@ -26,32 +30,38 @@ class Sigmoid(Elementwise):
     a: float | jax.Array = 1.0
     b: float | jax.Array = 1.0
 
-    def __post_init__(self):
+    supremum: ClassVar[float]  # of s
+    s: ClassVar[_Function]
+    s_inverse: ClassVar[_Function]
+    s_derivative: ClassVar[_Function]
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "a", lowest=0)
         check_number(self, "b", lowest=0)
 
     @property
-    def bound(self):
+    def bound(self) -> float | jax.Array:
         """|w| < |a|·sup s; math.inf for an unbounded s."""
-        return math.inf if self.supremum == math.inf else abs(self.a) * self.supremum
+        a: Any = self.a
+        return math.inf if self.supremum == math.inf else abs(a) * self.supremum
 
-    # Products with 1 / a and 1 / b, because XLA does not replace quotients.
+    # These are products with 1 / a and 1 / b, because XLA does not turn quotients into products.
 
-    def __call__(self, v):
+    def __call__(self, v: jax.Array) -> jax.Array:
         """w = a·s(v / b)."""
         return self.a * self.s(v * (1 / self.b))
 
-    def inverse(self, w):
+    def inverse(self, w: jax.Array) -> jax.Array:
         """v = b·s⁻¹(w / a); nan where |w| >= bound."""
         x = w * (1 / self.a)
         return jnp.where(jnp.abs(x) < self.supremum, self.b * self.s_inverse(x), jnp.nan)
 
-    def derivative(self, v):
+    def derivative(self, v: jax.Array) -> jax.Array:
         """dw/dv = (a / b)·s′(v / b)."""
         return (self.a / self.b) * self.s_derivative(v * (1 / self.b))
 
-    def derivative_b(self, w):
+    def derivative_b(self, w: jax.Array) -> jax.Array:
         """dw/db at fixed v, as a function of w: −(v / b)·Ψ′(v). dw/da is w / a."""
         return -self.inverse(w) * (1 / self.b) * self.slope(w)
 
@@ -71,26 +81,27 @@ class Arctan(Sigmoid):
     s_inverse = staticmethod(lambda x: elementary.sin_cos(x) / elementary.cos_squared(x))
     s_derivative = staticmethod(lambda x: 1 / (1 + jnp.square(x)))
 
-    def reciprocal_derivative(self, v):
-        """(b² + v²) / (a·b), cut where Ψ′ is nearly 0, and 0 if a learned a is 0."""
+    def reciprocal_derivative(self, v: jax.Array) -> jax.Array:
+        """(b² + v²) / (a·b), limited where Ψ′ is nearly 0, and 0 if a learned a is 0."""
         return jnp.where(self.a == 0, 0, self.b / self.a) * jnp.minimum(1 + jnp.square(v * (1 / self.b)), 1e30)
 
-    # With x = w / a the addition theorem of tan gives everything from sin x and cos x, without v, which is large and
-    # inaccurate near the bound: v / b = tan x, and arctan(t + z) − arctan(t) is the angle of (1 + z·t + t², z).
+    # v is large and inaccurate near the bound, so these functions of w do not compute it. If x = w / a, then v / b is
+    # tan x, and the addition theorem of tan needs only sin x and cos x: arctan(t + z) − arctan(t) is the angle of
+    # (1 + z·t + t², z).
 
-    def _angle(self, w):
+    def _angle(self, w: jax.Array) -> jax.Array:
         return jnp.clip(w * (1 / self.a), -math.pi / 2, math.pi / 2)
 
-    def slope(self, w):
+    def slope(self, w: jax.Array) -> jax.Array:
         """(a / b)·cos²(w / a)."""
         return self.a / self.b * elementary.cos_squared(self._angle(w))
 
-    def derivative_b(self, w):
+    def derivative_b(self, w: jax.Array) -> jax.Array:
         """−(a / b)·sin(w / a)·cos(w / a)."""
         return -self.a / self.b * elementary.sin_cos(self._angle(w))
 
-    def change(self, w, u, new=None):
-        """As for every Ψ; finite for any finite u, and exactly 0 for u = 0 and the same a and b."""
+    def change(self, w: jax.Array, u: jax.Array, new: Self | None = None) -> jax.Array:
+        """Ψ_new(Ψ⁻¹(w) + u) − w. Finite for any finite u, and exactly 0 for u = 0 without new."""
         x, z = self._angle(w), u * (1 / self.b)
         cos_squared, sin_cos = elementary.cos_squared(x), elementary.sin_cos(x)
         if new is None:
@@ -102,7 +113,7 @@ class Arctan(Sigmoid):
 
 
 class Arsinh(Sigmoid):
-    """w = a·arsinh(v / b), unbounded. Ψ⁻¹ overflows in float32 for |w| > 88·a. Takes and raises what `Arctan` does."""
+    """w = a·arsinh(v / b), unbounded. Ψ⁻¹ overflows in float32 for |w| > 88·a. Arguments and errors as in `Arctan`."""
 
     supremum = math.inf
     s = staticmethod(jnp.arcsinh)
@@ -111,7 +122,7 @@ class Arsinh(Sigmoid):
 
 
 class Erf(Sigmoid):
-    """w = a·erf(v / b), |w| < a, reached by rounding at |v / b| of about 4. Takes and raises what `Arctan` does."""
+    """w = a·erf(v / b), |w| < a, which rounds to a from |v / b| of about 4 on. Arguments and errors as in `Arctan`."""
 
     supremum = 1.0
     s = staticmethod(jax.lax.erf)
@@ -125,19 +136,19 @@ class PowerProp(Elementwise):
     alpha: float | jax.Array = 2.0
     bound = math.inf
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "alpha", lowest=1, inclusive=True)
 
-    def __call__(self, v):
+    def __call__(self, v: jax.Array) -> jax.Array:
         """w = v·|v|^(α−1)."""
         return _signed_power(v, self.alpha)
 
-    def inverse(self, w):
+    def inverse(self, w: jax.Array) -> jax.Array:
         """v = sign(w)·|w|^(1/α)."""
         return _signed_power(w, 1 / self.alpha)
 
-    def derivative(self, v):
+    def derivative(self, v: jax.Array) -> jax.Array:
         """dw/dv = α·|v|^(α−1); 0 at v = 0 for α > 1."""
         return self.alpha * jnp.abs(v) ** (self.alpha - 1)
 
@@ -158,25 +169,25 @@ def _signed_power_jvp(primals, tangents):
 
 
 class WeightNorm(Psi):
-    """Weight normalization: w = g·v / ‖v‖ for each output channel, which has a norm g of its own. Not elementwise.
+    """Weight normalization: w = g·v / ‖v‖ for each output channel, which has its own norm g. It is not elementwise.
 
     Args:
       g: the learned norms, an array of the rank of v and of size 1 along every axis that the norm sums over. None until
         `reparameterize` or a layer sets it from the first weight.
-      axis: the output axis or axes of a weight, each index of which has its own g. None: those of the layer in
-        `wcjax.linen`, the last axis elsewhere.
+      axis: the output axis or axes of a weight, each index of which has its own g. If it is None, a layer of
+        `wcjax.linen` chooses its output axes, and `reparameterize` the last axis.
     """
 
     g: jax.Array | None = None
     axis: int | tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         vars(self)["axis"] = tuple(self.axis) if isinstance(self.axis, list) else self.axis
         if self.g is not None and not self.learned:
             raise ValueError(f"WeightNorm: g must be an array, or None before there is a weight, found {self.g!r}.")
 
-    def __call__(self, v):
+    def __call__(self, v: jax.Array) -> jax.Array:
         """w = g·v / ‖v‖, shape and dtype of v; 0 where ‖v‖ = 0."""
         if self.g is None:
             raise ValueError("WeightNorm has no norms g yet: wcjax.reparameterize and wcjax.linen set them.")
@@ -184,12 +195,12 @@ class WeightNorm(Psi):
         square = jnp.sum(jnp.square(v), axis=summed, keepdims=True)
         return v * jnp.where(square == 0, 0, self.g * jax.lax.rsqrt(jnp.where(square == 0, 1, square)))
 
-    def inverse(self, w):
-        """v = w, whose norms `for_weight` makes the first g."""
+    def inverse(self, w: jax.Array) -> jax.Array:
+        """v = w. Its norms are the first g, which `for_weight` computes."""
         return w
 
-    def for_weight(self, w, learn, axes):
-        """self with g = the norm of each output channel of w."""
+    def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
+        """self with g = the norm of each output channel of w. There is no choice of `learn`."""
         wide = jnp.asarray(w, wide_dtype(w.dtype))
         summed = [axis for axis in range(w.ndim) if axis not in axes]
         return dataclasses.replace(self, g=jnp.sqrt(jnp.sum(jnp.square(wide), axis=summed, keepdims=True)))

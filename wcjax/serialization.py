@@ -1,29 +1,37 @@
 """Reparameterized weights and their Ψ in flax.serialization: to_bytes, from_bytes and state dicts."""
 
 import dataclasses
-import sys
+from typing import Any
 
 
 def register(*classes: type) -> None:
-    """Lets flax.serialization save and restore values of these dataclasses, if Flax has been imported.
+    """Lets flax.serialization save and restore values of these dataclasses, if Flax is installed.
 
     A restored Ψ must be of the class, with the constants, that the target has: ValueError if not.
     """
-    flax = sys.modules.get("flax.serialization")
-    names = lambda x: getattr(x, "learned", ("v", "psi"))
+    try:
+        from flax import serialization  # here, so that `import wcjax` does not import Flax
+    except ImportError:
+        return
 
-    def constants(x):
-        fields = {field.name: getattr(x, field.name) for field in dataclasses.fields(x) if field.name not in names(x)}
-        return f"{type(x).__name__} {fields}"
+    def to_state_dict(x: Any) -> dict[str, Any]:
+        return {"is": _constants(x)} | {name: serialization.to_state_dict(getattr(x, name)) for name in _leaves(x)}
 
-    def to_state_dict(x):
-        return {"is": constants(x)} | {name: flax.to_state_dict(getattr(x, name)) for name in names(x)}
+    def from_state_dict(x: Any, state: dict[str, Any]) -> Any:
+        if state["is"] != _constants(x):
+            raise ValueError(f"the state holds {state['is']}, but the target has {_constants(x)}.")
+        leaves = {name: serialization.from_state_dict(getattr(x, name), state[name]) for name in _leaves(x)}
+        return dataclasses.replace(x, **leaves)
 
-    def from_state_dict(x, state):
-        if state["is"] != constants(x):
-            raise ValueError(f"the state holds {state['is']}, but the target has {constants(x)}.")
-        restored = {name: flax.from_state_dict(getattr(x, name), state[name]) for name in names(x)}
-        return dataclasses.replace(x, **restored)
+    for cls in classes:
+        serialization.register_serialization_state(cls, to_state_dict, from_state_dict, override=True)
 
-    for cls in classes if flax else ():
-        flax.register_serialization_state(cls, to_state_dict, from_state_dict, override=True)
+
+def _leaves(x: Any) -> tuple[str, ...]:
+    """The names of the fields that hold arrays: those of a Ψ, or of a Reparameterized."""
+    return getattr(x, "learned", ("v", "psi"))
+
+
+def _constants(x: Any) -> str:
+    fields = {field.name: getattr(x, field.name) for field in dataclasses.fields(x) if field.name not in _leaves(x)}
+    return f"{type(x).__name__} {fields}"

@@ -1,11 +1,12 @@
 """Convolutions that are as fast on a CPU as PyTorch's; on other devices they are XLA's.
 
-`conv_general_dilated` takes the place of `jax.lax.conv_general_dilated`, for example in any Flax layer:
+`conv_general_dilated` replaces `jax.lax.conv_general_dilated`, for example in any Flax layer:
 `nn.Conv(features, (3, 3), conv_general_dilated=wcjax.models.cpu_convolution.conv_general_dilated)`.
 
-On a CPU each of the three values of a convolution (forward, gradient of the image, gradient of the kernel) has the
-fastest form for its shape. Least CPU time in ms on one shared core with AVX2 (AMD EPYC, 512 kB of L2 cache), jaxlib
-0.10.2, with huge pages; from several runs, which differ by up to 1.3 times, while others used the machine:
+On a CPU each of the three results of a convolution (forward, gradient of the image, gradient of the kernel) is computed
+in the form that is fastest for its shape. The table has the least CPU time in ms of several runs, on one core with AVX2
+(AMD EPYC, 512 kB of L2 cache) that other programs used too, jaxlib 0.10.2, with huge pages. The runs differ by a factor
+of up to 1.3.
 
     kernel /stride  channels   pixels batch | forward      | image         | kernel gradient
                                             | XLA   oneDNN | XLA    oneDNN | XLA   oneDNN  Winograd  products
@@ -35,7 +36,8 @@ import logging
 import math
 import os
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,49 +46,35 @@ from jax import lax
 
 from wcjax.models import convolution_products as products
 from wcjax.models import onednn
+from wcjax.models.window import Window
 
 SWITCH = "WCJAX_CPU_CONVOLUTION"  # environment variable: 'xla' for lax.conv_general_dilated and nothing else
-JAXLIBS = ((0, 10, 2), (0, 13))  # oneDNN's call is tried from the first of these versions to before the second
+JAXLIBS = ((0, 10, 2), (0, 13))  # oneDNN's call is tried from the first of these versions on, and below the second
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-MANY_CHANNELS = 64  # from here on Winograd is the fastest for gradients of 3x3 kernels, and products beat XLA
-FEW_PIXELS = 4  # of an image of the result: XLA takes up to 120 times as long as one product
+MANY_CHANNELS = 64  # from this number on, Winograd is the fastest for gradients of 3x3 kernels, and products beat XLA
+FEW_PIXELS = 4  # up to this number in the result, XLA takes up to 120 times as long as one product
 
 logger = logging.getLogger(__name__)
 
 
-class Window(NamedTuple):
-    """A convolution apart from its arrays and their channels."""
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    **others: Any,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` with the same arguments, and the same results up to rounding.
 
-    image: tuple[int, int]  # height and width of x
-    size: tuple[int, int]  # height and width of the kernel
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right; each below the size
+    On a CPU this is faster for two-dimensional convolutions of (n, height, width, inputs) by (height, width, inputs,
+    outputs) in float32 and bfloat16 (which is computed in float32 and rounded once), without dilation, groups and a
+    precision. Every other convolution is computed by lax.conv_general_dilated itself.
 
-    @property
-    def result(self):
-        """Height and width of the result."""
-        of_axes = zip(self.image, self.size, self.strides, self.padding, strict=True)
-        return tuple((pixels + sum(pads) - taps) // stride + 1 for pixels, taps, stride, pads in of_axes)
-
-    @property
-    def is_1x1(self):
-        return self.size == (1, 1)
-
-    @property
-    def has_few_pixels(self):
-        return math.prod(self.result) <= FEW_PIXELS
-
-
-def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None, **others):
-    """`jax.lax.conv_general_dilated` with the same arguments and results, but for rounding.
-
-    What is faster here on a CPU are two-dimensional convolutions of (n, height, width, inputs) by (height, width,
-    inputs, outputs) in float32 and bfloat16 (which is computed in float32 and rounded once), without dilation, groups
-    and a precision. Everything else is lax.conv_general_dilated itself.
-
-    The faster ones are differentiable in reverse mode any number of times, and they work under vmap (oneDNN's calls one
-    after the other) and jax.checkpoint. Forward mode raises a TypeError (custom_vjp): set the environment variable
-    WCJAX_CPU_CONVOLUTION=xla before.
+    The faster ones are differentiable in reverse mode any number of times, and they work under vmap (oneDNN's calls run
+    one after the other) and jax.checkpoint. Forward mode raises a TypeError (custom_vjp), unless the environment
+    variable WCJAX_CPU_CONVOLUTION=xla is set before.
     """
     by_lax = functools.partial(lax.conv_general_dilated, lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation)
     dimension_numbers = others.pop("dimension_numbers", None)
@@ -113,29 +101,29 @@ def _layout(lhs, rhs):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def convolve(window, x, w):
+def convolve(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     """x * w: x (n, *window.image, inputs), w (*window.size, inputs, outputs) -> (n, *window.result, outputs)."""
     return _by_platform(_cpu_forward(window), _xla_forward, window, x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def image_gradient(window, dy, w):
-    """dL/dx of dL/dy, both as in `convolve`."""
+def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
+    """dL/dx from dL/dy, for the x and the result of `convolve`."""
     return _by_platform(_cpu_image_gradient(window), _xla_image_gradient, window, dy, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def kernel_gradient(window, x, dy):
-    """dL/dw of dL/dy, both as in `convolve`."""
+def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """dL/dw from dL/dy, for the w and the result of `convolve`."""
     form = _cpu_kernel_gradient(window, x.shape[3], dy.shape[3])
     return _by_platform(form, _xla_kernel_gradient, window, x, dy)
 
 
-def _differentiable(function, of_first, of_second):
-    """Defines the gradients of function(window, a, b): of_first(window, gradient, a, b) and of_second, for b."""
+def _differentiable(function, gradient_a, gradient_b):
+    """Defines the gradients of function(window, a, b): gradient_a(window, gradient, a, b) and gradient_b(...)."""
 
-    def backward(window, saved, gradient):
-        return of_first(window, gradient, *saved), of_second(window, gradient, *saved)
+    def backward(window, arrays, gradient):
+        return gradient_a(window, gradient, *arrays), gradient_b(window, gradient, *arrays)
 
     function.defvjp(lambda window, a, b: (function(window, a, b), (a, b)), backward)
 
@@ -164,8 +152,12 @@ def _by_platform(on_cpu, default, window, a, b):
     return lax.platform_dependent(a, b, cpu=in_float32, default=functools.partial(default, window))
 
 
+def _has_few_pixels(window):
+    return window.num_pixels <= FEW_PIXELS
+
+
 def _cpu_forward(window):
-    if window.is_1x1 or (window.has_few_pixels and not has_onednn()):
+    if window.is_1x1 or (_has_few_pixels(window) and not has_onednn()):
         return products.forward
     return onednn.forward if has_onednn() else _xla_forward
 
@@ -175,18 +167,18 @@ def _cpu_image_gradient(window):
         return products.image_gradient_of_1x1
     if has_onednn() and all(taps >= stride for taps, stride in zip(window.size, window.strides, strict=True)):
         return onednn.image_gradient
-    return products.image_gradient if window.has_few_pixels else _xla_image_gradient
+    return products.image_gradient if _has_few_pixels(window) else _xla_image_gradient
 
 
 def _cpu_kernel_gradient(window, inputs, outputs):
     many_channels = min(inputs, outputs) >= MANY_CHANNELS
     is_square = window.size == (3, 3) and window.strides == (1, 1)
     is_even = all(pixels % 2 == 0 for pixels in window.result)
-    if many_channels and is_square and is_even and not window.has_few_pixels:
+    if many_channels and is_square and is_even and not _has_few_pixels(window):
         return products.winograd_kernel_gradient
     if not window.is_1x1 and has_onednn():
         return onednn.kernel_gradient
-    if window.is_1x1 or many_channels or window.has_few_pixels:
+    if window.is_1x1 or many_channels or _has_few_pixels(window):
         return products.kernel_gradient
     return _xla_kernel_gradient
 
@@ -211,19 +203,19 @@ def _xla_kernel_gradient(window, x, dy):
 def has_onednn() -> bool:
     """Whether oneDNN's call gives the right values, tried once in a process. If it does not, one line of log says so.
 
-    False on several CPU devices without a trial, because XLA does not know how to share the call between them.
+    With several CPU devices it is False without a trial, because XLA does not know how to share the call between them.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return False
     if not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1]:
         problem = f"jax {jax.__version__} was not tried"
     else:
-        # jaxlib cannot serialize the call, so JAX's persistent cache keeps no program with it, and warns each time.
+        # jaxlib cannot serialize the call, so JAX's persistent cache stores no program with it, and warns each time.
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
         try:
             with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
                 problem = "" if _agrees() else "oneDNN gives wrong values"
-        except Exception as error:  # whatever a jaxlib that is built in another way may raise
+        except Exception as error:  # a jaxlib that was built in another way may raise anything
             problem = (str(error) or repr(error)).splitlines()[0]
     if problem:
         logger.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
@@ -231,20 +223,19 @@ def has_onednn() -> bool:
 
 
 def _agrees() -> bool:
-    """Whether each form of oneDNN gives the values of NumPy's sums, exactly: all are small integers."""
+    """Whether each form of oneDNN gives exactly the values of NumPy's sums. All values are small integers."""
     window = Window((5, 6), (3, 3), (2, 1), ((1, 1), (0, 2)))
     shapes = (2, *window.image, 8), (3, 3, 8, 16), (2, *window.result, 16)
     x, w, dy = ((np.arange(math.prod(shape), dtype=np.float32) * 7 % 5 - 2).reshape(shape) for shape in shapes)
     padded, y, dw = np.pad(x, ((0, 0), *window.padding, (0, 0))), np.zeros_like(dy), np.zeros_like(w)
     dx, (height, width) = np.zeros_like(padded), window.result
     for i, j in np.ndindex(*window.size):
-        seen = np.s_[:, i : i + 2 * height : 2, j : j + width]
-        y += padded[seen] @ w[i, j]
-        dx[seen] += dy @ w[i, j].T
-        dw[i, j] = np.tensordot(padded[seen], dy, ((0, 1, 2), (0, 1, 2)))
+        pixels = np.s_[:, i : i + 2 * height : 2, j : j + width]
+        y += padded[pixels] @ w[i, j]
+        dx[pixels] += dy @ w[i, j].T
+        dw[i, j] = np.tensordot(padded[pixels], dy, ((0, 1, 2), (0, 1, 2)))
     forms = onednn.forward, onednn.image_gradient, onednn.kernel_gradient
-    results = jax.jit(lambda *of: [form(window, *arrays) for form, arrays in zip(forms, of, strict=True)])(
-        (x, w), (dy, w), (x, dy)
-    )
+    arguments = (x, w), (dy, w), (x, dy)
+    compute = lambda arguments: [form(window, *arrays) for form, arrays in zip(forms, arguments, strict=True)]
     expected = y, dx[:, 1 : 1 + window.image[0], : window.image[1]], dw
-    return all(np.array_equal(*of) for of in zip(results, expected, strict=True))
+    return all(map(np.array_equal, jax.jit(compute)(arguments), expected))

@@ -1,7 +1,9 @@
-"""What the networks share: companded convolutions and linear layers with the paper's initial values, and batch norm."""
+"""The layers of all networks: convolutions and linear layers with the paper's initial values, and batch norm."""
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +11,9 @@ import jax.numpy as jnp
 
 from wcjax import linen
 from wcjax.models import cpu_convolution
+from wcjax.psi import Psi
+
+Reparam = Psi | linen.LearnedPair | None
 
 KERNEL_INITS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),  # gain √2
@@ -16,17 +21,23 @@ KERNEL_INITS = {
 }
 
 
-def shared(module: nn.Module):
-    """The reparam to hand to the layers of `module`, and their learn: one LearnedPair for all where learn='coarse'."""
+def shared(module: Any) -> tuple[Reparam, str]:
+    """The reparam and the learn of all layers of `module`. If its learn is 'coarse', they share one LearnedPair."""
     if module.learn == "coarse":
         return linen.LearnedPair(module.reparam, name="pair"), "none"
     return module.reparam, module.learn
 
 
-def conv(reparam, learn, dtype, kernel_init, use_bias=False):
-    """Convolution padded like torch's padding=(size − 1) // 2: conv(features, size, stride, name=...)."""
+def conv(
+    reparam: Reparam,
+    learn: str,
+    dtype: jax.typing.DTypeLike,
+    kernel_init: nn.initializers.Initializer,
+    use_bias: bool = False,
+) -> Callable[..., nn.Module]:
+    """make(features, size, stride, name=...): a convolution that pads as padding=(size − 1) // 2 does in torch."""
 
-    def make(features: int, size: int, stride: int = 1, *, name: str):
+    def make(features: int, size: int, stride: int = 1, *, name: str) -> nn.Module:
         pad = (size - 1) // 2
         return linen.Conv(
             features,
@@ -45,24 +56,30 @@ def conv(reparam, learn, dtype, kernel_init, use_bias=False):
     return make
 
 
-def norm(train: bool, dtype):
-    """Batch norm with torch's momentum (statistics move by 0.1) and epsilon, 1e-5; statistics are float32."""
+def norm(train: bool, dtype: jax.typing.DTypeLike) -> Callable[..., nn.BatchNorm]:
+    """make(name=...): batch norm with torch's momentum (statistics move by 0.1) and epsilon. Statistics are float32."""
     return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
-def dense(x, features: int, reparam, learn, dtype, kernel_init="kaiming", *, name: str):
-    """Applies a linear layer with bias to x, (..., inputs) -> (..., features). Its bias starts at 0, or as in torch."""
-    bound = 1 / math.sqrt(x.shape[-1])
+def dense(
+    reparam: Reparam, learn: str, dtype: jax.typing.DTypeLike, kernel_init: str = "kaiming"
+) -> Callable[..., jax.Array]:
+    """apply(x, features, name=...): a linear layer of x, (..., inputs). Its bias starts at 0, or as in torch."""
 
-    def torch_bias(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    def apply(x: jax.Array, features: int, *, name: str) -> jax.Array:
+        bound = 1 / math.sqrt(x.shape[-1])
 
-    return linen.Dense(
-        features,
-        dtype=dtype,
-        kernel_init=KERNEL_INITS[kernel_init],
-        bias_init=torch_bias if kernel_init == "torch" else nn.initializers.zeros,
-        reparam=reparam,
-        learn=learn,
-        name=name,
-    )(x)
+        def torch_bias(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return linen.Dense(
+            features,
+            dtype=dtype,
+            kernel_init=KERNEL_INITS[kernel_init],
+            bias_init=torch_bias if kernel_init == "torch" else nn.initializers.zeros,
+            reparam=reparam,
+            learn=learn,
+            name=name,
+        )(x)
+
+    return apply

@@ -4,7 +4,7 @@ The call is private to XLA. Its configuration is the message OneDnnConvolutionCo
 xla/service/cpu/onednn_config.proto in github.com/openxla/xla. A configuration that jaxlib cannot read ends the process,
 and so does an array that oneDNN has no code for (float64; bfloat16 on a processor with AVX2).
 
-All arrays are float32. window: a `wcjax.models.cpu_convolution.Window`.
+All arrays are float32.
 """
 
 import json
@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from wcjax.models.window import Window
+
 SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured from 2**17 to 2**21
-FEWEST_AT_ONCE = 8  # images, however large
+FEWEST_AT_ONCE = 8  # images, however large they are
 
 
-def forward(window, x, w):
+def forward(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     """The convolution of x, (n, height, width, inputs), by w, (height, width, inputs, outputs)."""
     return _convolution(x, w, "HWIO", window.strides, window.padding)
 
 
-def image_gradient(window, dy, w):
+def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
     """dL/dx. The kernel is at least as large as the strides.
 
     Pixels of x whose row and column leave the same remainders by the strides see the same taps of the kernel, so each
@@ -43,7 +45,7 @@ def image_gradient(window, dy, w):
 
 
 def _remainders(window, axis):
-    """For each remainder by the stride: (slice of the taps, zeros before and after dy; fewer than 0 cut it)."""
+    """For each remainder by the stride: (slice of the taps, zeros before and after dy; a negative number crops it)."""
     stride, taps, before = window.strides[axis], window.size[axis], window.padding[axis][0]
     pixels = -(-window.image[axis] // stride)
     for remainder in range(stride):
@@ -54,16 +56,17 @@ def _remainders(window, axis):
         yield slice(first, None, stride), low, high
 
 
-def kernel_gradient(window, x, dy):
-    """dL/dw, as a sum of convolutions of some images each.
+def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """dL/dw, as a sum of convolutions, each of a few images.
 
-    oneDNN is fast if what it sums over comes last in x, and if it fits into the cache: SIZE_AT_ONCE.
+    oneDNN is fast if the axis that it sums over is the last one of x, and if the images fit into the cache: hence
+    SIZE_AT_ONCE.
     """
     n, size = x.shape[0], max(x.size, dy.size) // x.shape[0]
     at_once = min(n, max(FEWEST_AT_ONCE, 1 << (SIZE_AT_ONCE // size).bit_length() >> 1))
     parts = -(-n // at_once)
-    x, dy = (jnp.pad(of, ((0, parts * at_once - n), (0, 0), (0, 0), (0, 0))) for of in (x, dy))
-    x, dy = (of.reshape(parts, at_once, *of.shape[1:]) for of in (x, dy))
+    x, dy = (jnp.pad(array, ((0, parts * at_once - n), (0, 0), (0, 0), (0, 0))) for array in (x, dy))
+    x, dy = (array.reshape(parts, at_once, *array.shape[1:]) for array in (x, dy))
     if parts == 1:
         return _kernel_gradient(window, x[0], dy[0])
     add = lambda dw, images: (dw + _kernel_gradient(window, *images), None)
@@ -71,7 +74,7 @@ def kernel_gradient(window, x, dy):
 
 
 def _kernel_gradient(window, x, dy):
-    """The convolution of x by dy, in which oneDNN sums over images, its channels; the channels of x are its columns."""
+    """The convolution of x by dy, in which images are the channels that oneDNN sums over, and channels of x columns."""
     pads = [
         (low, (result - 1) * stride + taps - pixels - low, 0)
         for pixels, taps, stride, (low, _), result in zip(*window, window.result, strict=True)
@@ -82,9 +85,9 @@ def _kernel_gradient(window, x, dy):
 
 
 def _convolution(x, w, layout, strides=None, padding=None, dilation=None):
-    """oneDNN's convolution of an image (n, *pixels, inputs) by a kernel of this layout; I and O are its channels."""
-    axes = [axis for axis, of in enumerate(layout) if of not in "IO"]
-    strides, dilation = (of or (1,) * len(axes) for of in (strides, dilation))
+    """oneDNN's convolution of an image (n, *pixels, inputs) by a kernel of this layout. I and O are its channels."""
+    axes = [axis for axis, letter in enumerate(layout) if letter not in "IO"]
+    strides, dilation = (factors or (1,) * len(axes) for factors in (strides, dilation))
     padding = padding or ((0, 0),) * len(axes)
     pixels = [
         (length + sum(pads) - (w.shape[axis] - 1) * spread - 1) // stride + 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from wcjax.models import layers
@@ -20,12 +21,12 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    conv: Callable
-    norm: Callable
+    conv: Callable[..., Any]
+    norm: Callable[..., Any]
     expansion = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = nn.relu(self.norm(name="norm1")(self.conv(self.features, 3, self.stride, name="conv1")(x)))
         y = self.norm(name="norm2")(self.conv(self.features, 3, name="conv2")(y))
         return nn.relu(y + _shortcut(self, x, y))
@@ -36,12 +37,12 @@ class Bottleneck(nn.Module):
 
     features: int
     stride: int
-    conv: Callable
-    norm: Callable
+    conv: Callable[..., Any]
+    norm: Callable[..., Any]
     expansion = 4
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = nn.relu(self.norm(name="norm1")(self.conv(self.features, 1, name="conv1")(x)))
         y = nn.relu(self.norm(name="norm2")(self.conv(self.features, 3, self.stride, name="conv2")(y)))
         y = self.norm(name="norm3")(self.conv(self.features * self.expansion, 1, name="conv3")(y))
@@ -59,8 +60,8 @@ class ResNet(nn.Module):
     """Stem, stages of residual blocks, global mean, linear head.
 
     Images (batch, height, width, channels) -> logits (batch, num_classes), float32.
-    stem: 'cifar', a 3x3 convolution; 'imagenet', 7x7 with stride 2 and a 3x3 max pool with stride 2.
-    Variables: 'params' and 'batch_stats'; apply with mutable=['batch_stats'] where train=True.
+    stem: 'cifar', a 3x3 convolution; 'imagenet', a 7x7 one with stride 2 and a 3x3 max pool with stride 2.
+    Variables: 'params' and 'batch_stats'. If train=True, apply with mutable=['batch_stats'].
     """
 
     num_classes: int
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         reparam, learn = layers.shared(self)
         conv = layers.conv(reparam, learn, self.dtype, layers.KERNEL_INITS[self.kernel_init])
         norm = layers.norm(train, self.dtype)
@@ -89,8 +90,8 @@ class ResNet(nn.Module):
                 name = f"stage{stage + 1}_block{i + 1}"
                 x = self.block(self.width * 2**stage, stride, conv, norm, name=name)(x)
         x = jnp.mean(x, axis=(1, 2))
-        x = layers.dense(x, self.num_classes, reparam, learn, self.dtype, self.kernel_init, name="head")
-        return x.astype(jnp.float32)
+        dense = layers.dense(reparam, learn, self.dtype, self.kernel_init)
+        return dense(x, self.num_classes, name="head").astype(jnp.float32)
 
 
 resnet8 = functools.partial(ResNet, stages=(1, 1, 1), block=BasicBlock, width=16)

@@ -1,7 +1,7 @@
 """VGG with batch norm for 32x32 images: 13 or 16 convolutions and three linear layers.
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015, arXiv 1409.1556. The linear layers are
-512 wide, as is usual for 32x32 images: the original's are 4096 wide, for 224x224.
+512 wide, as is usual for 32x32 images. In the paper they are 4096 wide, for 224x224.
 """
 
 import functools
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from wcjax.errors import InputError
@@ -22,10 +23,10 @@ class VGG(nn.Module):
     """Stages of 3x3 convolutions with batch norm and ReLU, each with a max pool after it; three linear layers.
 
     Images (batch, height, width, channels) of at least 32x32 -> logits (batch, num_classes), float32.
-    stages: convolutions a stage. width: features of the first; the linear layers have 8 times as many.
+    stages: convolutions per stage. width: features of the first stage; the linear layers have 8 times as many.
     dropout: before each of the first two linear layers, as in torchvision.
     Initial weights as in the paper: convolutions N(0, 2/n) with n = size² · features out; linear Kaiming-uniform.
-    Variables: 'params' and 'batch_stats'; where train=True, apply with mutable=['batch_stats'], rngs={'dropout': key}.
+    Variables: 'params' and 'batch_stats'. If train=True, apply with mutable=['batch_stats'], rngs={'dropout': key}.
     """
 
     num_classes: int
@@ -37,12 +38,13 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         if min(images.shape[1:3]) < _SMALLEST:
             raise InputError(f"VGG needs images of at least {_SMALLEST}x{_SMALLEST} pixels, found {images.shape[1:3]}.")
         reparam, learn = layers.shared(self)
         fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         conv = layers.conv(reparam, learn, self.dtype, fan_out, use_bias=True)
+        dense = layers.dense(reparam, learn, self.dtype)
         norm = layers.norm(train, self.dtype)
 
         x = images.astype(self.dtype)
@@ -54,8 +56,8 @@ class VGG(nn.Module):
         x = x.reshape(len(x), -1)
         for i in (1, 2):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = nn.relu(layers.dense(x, 8 * self.width, reparam, learn, self.dtype, name=f"linear{i}"))
-        return layers.dense(x, self.num_classes, reparam, learn, self.dtype, name="head").astype(jnp.float32)
+            x = nn.relu(dense(x, 8 * self.width, name=f"linear{i}"))
+        return dense(x, self.num_classes, name="head").astype(jnp.float32)
 
 
 vgg16_bn = functools.partial(VGG, stages=(2, 2, 3, 3, 3))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from wcjax.models import layers
@@ -19,11 +20,11 @@ class PreactivationBlock(nn.Module):
     features: int
     stride: int
     dropout: float
-    conv: Callable
-    norm: Callable
+    conv: Callable[..., Any]
+    norm: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = nn.relu(self.norm(name="norm1")(x))
         if x.shape[-1] != self.features or self.stride != 1:
             x = self.conv(self.features, 1, self.stride, name="shortcut")(y)
@@ -36,8 +37,8 @@ class WideResNet(nn.Module):
     """A 3x3 stem, three stages of blocks, batch norm, global mean, linear head.
 
     Images (batch, height, width, channels) -> logits (batch, num_classes), float32.
-    depth: 6·n + 4 for n blocks a stage. widen: the stages have 16, 32 and 64 times as many features.
-    Variables: 'params' and 'batch_stats'; where train=True, apply with mutable=['batch_stats'], rngs={'dropout': key}.
+    depth: 6·n + 4 for n blocks per stage. widen: the stages have 16, 32 and 64 times as many features.
+    Variables: 'params' and 'batch_stats'. If train=True, apply with mutable=['batch_stats'], rngs={'dropout': key}.
     """
 
     num_classes: int
@@ -50,7 +51,7 @@ class WideResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         reparam, learn = layers.shared(self)
         conv = layers.conv(reparam, learn, self.dtype, layers.KERNEL_INITS[self.kernel_init])
         norm = layers.norm(train, self.dtype)
@@ -65,8 +66,8 @@ class WideResNet(nn.Module):
                 )
         x = nn.relu(norm(name="norm")(x))
         x = jnp.mean(x, axis=(1, 2))
-        x = layers.dense(x, self.num_classes, reparam, learn, self.dtype, self.kernel_init, name="head")
-        return x.astype(jnp.float32)
+        dense = layers.dense(reparam, learn, self.dtype, self.kernel_init)
+        return dense(x, self.num_classes, name="head").astype(jnp.float32)
 
 
 wrn28_10 = functools.partial(WideResNet, depth=28, widen=10)

@@ -1,0 +1,28 @@
+"""The window of a two-dimensional convolution."""
+
+import math
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """A convolution apart from its arrays and their channels."""
+
+    image: tuple[int, ...]  # height and width of x
+    size: tuple[int, ...]  # height and width of the kernel
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, ...], ...]  # zeros above and below, left and right, each fewer than the size
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        """Height and width of the result."""
+        axes = zip(self.image, self.size, self.strides, self.padding, strict=True)
+        return tuple((pixels + sum(pads) - taps) // stride + 1 for pixels, taps, stride, pads in axes)
+
+    @property
+    def num_pixels(self) -> int:
+        """The number of pixels of the result."""
+        return math.prod(self.result)
+
+    @property
+    def is_1x1(self) -> bool:
+        return self.size == (1, 1)
