@@ -1,9 +1,10 @@
-"""Starts of train.py that something happens to, each in a process of its own.
+"""Starts of train.py that something happens to, each in a new process.
 
 A fork server has imported all that a run imports, so that a start takes a tenth of a second.
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import multiprocessing
@@ -12,6 +13,7 @@ import pathlib
 import runpy
 import signal
 import sys
+import tempfile
 import time
 
 import jax
@@ -19,35 +21,40 @@ import psutil
 
 from tests.permissions import obey_permissions
 from tests.training import runs
-from wcjax import models
 
-PATIENCE = 300  # seconds after which a process counts as one that hangs
+PATIENCE = 600  # seconds after which a process counts as one that hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app"])
 _numbers = itertools.count()
+
+
+@functools.cache
+def _logs():
+    """A folder that stays writable whatever happens to the run folders."""
+    return tempfile.TemporaryDirectory(prefix="attempts")
 
 
 class Attempt:
     """`train.py --workdir run *flags` with the config of tiny.py, after the calls in `changes`, in a process."""
 
     def __init__(self, run, *flags, changes=()):
-        self.log = run.with_name(f"{run.name}.{next(_numbers)}.log")
+        self.log = pathlib.Path(_logs().name, f"{next(_numbers)}.log")
         arguments = ["train.py", "--config=tests/faults/tiny.py", f"--workdir={run}", *flags]
         self.process = _CONTEXT.Process(target=_train, args=(arguments, self.log, changes))
         self.process.start()
 
-    def wait_for(self, found) -> bool:
-        """Returns once found() is true, or False where the process ends before."""
+    def wait_for(self, condition) -> bool:
+        """Returns once condition() is true, or False if the process ends before that."""
         deadline = time.monotonic() + PATIENCE
-        while not found():
+        while not condition():
             if not self.process.is_alive():
                 return False
-            assert time.monotonic() < deadline, f"nothing happened for {PATIENCE} s:\n{self.said()}"
+            assert time.monotonic() < deadline, f"nothing happened for {PATIENCE} s:\n{self.output()}"
             time.sleep(0.002)
         return True
 
     def wait_for_training(self) -> bool:
-        return self.wait_for(lambda: "Compiling ..." in self.said())
+        return self.wait_for(lambda: "Compiling ..." in self.output())
 
     def send(self, number) -> bool:
         """Whether the process was there to get the signal."""
@@ -63,21 +70,21 @@ class Attempt:
             return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
         return []
 
-    def end(self, seconds=PATIENCE) -> int:
-        """The exit code. Fails where the process is still there after that many seconds."""
-        self.process.join(seconds)
+    def end(self) -> int:
+        """Waits for the process and returns its exit code. Fails if the process hangs."""
+        self.process.join(PATIENCE)
         if self.process.is_alive():
             self.process.kill()
-            raise AssertionError(f"it hangs, {seconds} s long:\n{self.said()}")
+            raise AssertionError(f"it hangs:\n{self.output()}")
         return self.process.exitcode
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
     def error(self) -> str:
-        """The last line of what it said, where that is not the end of a traceback."""
-        assert "train.py" not in self.said(), self.said()
-        return self.said().splitlines()[-1]
+        """The last line of the output, which must not be the end of a traceback."""
+        assert "train.py" not in self.output(), self.output()
+        return self.output().splitlines()[-1]
 
 
 def _redirect(log):
@@ -99,8 +106,9 @@ def _train(arguments, log, changes):
         jax.distributed.shutdown()  # as at the end of a process that was not forked
 
 
-def run_main(module, *arguments, log) -> tuple[int, str]:
+def run_main(module, *arguments) -> tuple[int, str]:
     """(exit code, output) of `python -m module arguments` in a process that obeys permissions."""
+    log = pathlib.Path(_logs().name, f"{next(_numbers)}.log")
     process = _CONTEXT.Process(target=_main, args=(module, list(map(str, arguments)), log))
     process.start()
     process.join(PATIENCE)
@@ -109,14 +117,14 @@ def run_main(module, *arguments, log) -> tuple[int, str]:
 
 def _main(module, arguments, log):
     _redirect(log)
-    models._NETWORKS["tiny"], models.NAMES = runs.TINY, (*models.NAMES, "tiny")
+    runs.register_tiny()
     obey_permissions()
     sys.exit(importlib.import_module(module).main(arguments))
 
 
 def finish(run, *flags, changes=()) -> None:
     attempt = Attempt(run, *flags, changes=changes)
-    assert attempt.end() == 0, attempt.said()
+    assert attempt.end() == 0, attempt.output()
 
 
 def strike(folder, chance, seconds, fault, check, *flags, changes=()) -> None:
@@ -125,26 +133,26 @@ def strike(folder, chance, seconds, fault, check, *flags, changes=()) -> None:
     Then, and whenever a run is finished before that, check(run) compares it with an unbroken one.
 
     Args:
-      folder: where the run folders go.
+      folder: for the run folders.
       chance: from the fixture of this name.
-      seconds: that the training may take; moments lie within.
+      seconds: the time that training may take, from which moments are drawn.
       fault: (attempt, run) -> whether it struck. It returns when the process has ended.
       check: run -> None.
     """
-    struck, runs_done = 0, 0
+    struck, finished = 0, 0
     while struck < chance.times:
-        run = pathlib.Path(folder, f"run{runs_done}")
+        run = pathlib.Path(folder, f"run{finished}")
         attempt = Attempt(run, *flags, changes=changes)
         moment = chance.random.uniform(0, seconds)
         print(f"fault {struck} of {run.name}, at {moment:.3f} s")  # pytest shows it of a test that failed
         if attempt.wait_for_training():
-            time.sleep(moment)
+            attempt.process.join(moment)
             struck += fault(attempt, run)
         else:
-            assert attempt.end() == 0, attempt.said()
+            assert attempt.end() == 0, attempt.output()
         if (run / "summary.json").exists():
             check(run)
-            runs_done += 1
+            finished += 1
     if run.exists() and not (run / "summary.json").exists():
         finish(run, *flags, changes=changes)
         check(run)
@@ -153,12 +161,12 @@ def strike(folder, chance, seconds, fault, check, *flags, changes=()) -> None:
 def stop(attempt, run) -> bool:
     """SIGTERM."""
     struck = attempt.send(signal.SIGTERM)
-    assert attempt.end() in (0, 75), attempt.said()
+    assert attempt.end() in (0, 75), attempt.output()
     return struck
 
 
 def kill(attempt, run) -> bool:
     """kill -9."""
     struck = attempt.send(signal.SIGKILL)
-    assert attempt.end() in (0, -signal.SIGKILL), attempt.said()
+    assert attempt.end() in (0, -signal.SIGKILL), attempt.output()
     return struck

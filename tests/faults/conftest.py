@@ -17,7 +17,7 @@ STREAMED = ("--config.dataset=imagenet", "--config.image_size=16", "--config.bat
 
 class Chance(NamedTuple):
     times: int  # how often the fault is to strike
-    random: random.Random  # of a fixed seed
+    random: random.Random  # with a fixed seed
 
 
 class Unbroken(NamedTuple):
@@ -26,7 +26,7 @@ class Unbroken(NamedTuple):
     run: pathlib.Path
     seconds: float  # from the first line of its log to its end
     flags: tuple = ()  # of train.py
-    images: pathlib.Path | None = None  # the folder of those that it reads
+    images: pathlib.Path | None = None  # the folder that it reads
 
     def same(self, run) -> None:
         """Fails unless run has the same bits, and one line for each epoch."""
@@ -35,7 +35,7 @@ class Unbroken(NamedTuple):
 
 @pytest.fixture(params=[1, pytest.param(LONG, marks=pytest.mark.faults)], ids=["once", "often"])
 def chance(request, record_property):
-    """How often and when a fault strikes: once, or in the long form LONG times."""
+    """How often and when a fault strikes: once, or LONG times in the long form."""
     record_property("faults", request.param)
     return Chance(request.param, random.Random(request.node.name))
 
@@ -48,7 +48,7 @@ def unbroken(compilation_cache, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture(scope="session")
 def streamed(compilation_cache, tmp_path_factory):  # noqa: F811
-    """One that reads image files."""
+    """A run that reads image files."""
     folder = tmp_path_factory.mktemp("streamed")
     images = pictures.class_folders(folder / "set")
     flags = (*STREAMED, f"--config.data_dir={images}")
@@ -56,17 +56,17 @@ def streamed(compilation_cache, tmp_path_factory):  # noqa: F811
 
 
 def _train(folder, *flags) -> float:
-    """Makes folder/run; returns the seconds that it took."""
+    """Makes folder/run, once its programs are compiled; returns the seconds that it took."""
     for name in ("compiles", "run"):
         attempt = attempts.Attempt(folder / name, *flags)
-        assert attempt.wait_for_training(), attempt.said()
+        assert attempt.wait_for_training(), attempt.output()
         began = time.monotonic()
-        assert attempt.end() == 0, attempt.said()
+        assert attempt.end() == 0, attempt.output()
     return time.monotonic() - began
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the long form is for: how many faults of each kind were survived."""
+    """Shows how many faults of each kind were survived, if there were many."""
     survived = collections.Counter()
     for report in terminalreporter.getreports("passed"):
         for name, count in report.user_properties:

@@ -1,4 +1,4 @@
-"""Files that cannot be written or are damaged: one error that names them, and nothing lost once that is mended."""
+"""Files that cannot be written or are damaged: an error names them, and nothing is lost once the cause is fixed."""
 
 import os
 import re
@@ -7,6 +7,8 @@ import subprocess
 import pytest
 
 from tests.faults import attempts
+from tests.permissions import obey_permissions
+from tests.training import runs
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(unbroken, small_disk, chance):
+def test_a_full_disk_is_named_and_costs_nothing(unbroken, small_disk, chance):
     filler = small_disk / "filler"
 
     def fill(attempt, run):
@@ -35,14 +37,14 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(unbroken, s
         filler.unlink()
         if attempt.end() == 0:
             return False  # it had written all
-        assert attempt.process.exitcode == 1
+        assert attempt.process.exitcode == 1, attempt.output()
         assert attempt.error().startswith(f"error: {run}") and "No space left on device" in attempt.error()
         return struck
 
     attempts.strike(small_disk, chance, unbroken.seconds, fill, unbroken.same)
 
 
-def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed(unbroken, tmp_path, chance):
+def test_a_read_only_folder_is_named_and_not_harmed(unbroken, tmp_path, chance):
     def protect(attempt, run):
         folder = run / "checkpoints"
         if not attempt.wait_for(folder.is_dir):
@@ -52,17 +54,11 @@ def test_a_checkpoint_folder_made_read_only_is_named_and_nothing_in_it_is_harmed
         folder.chmod(0o755)
         if code == 0:
             return False  # it had written all
-        assert code == 1, attempt.said()
+        assert code == 1, attempt.output()
         assert attempt.error().startswith(f"error: {folder}") and "Permission denied" in attempt.error()
         return True
 
-    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(attempts.obey_permissions,))
-
-
-def saved(folder):
-    """The checkpoints in a folder, in their order."""
-    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    return sorted(found, key=lambda path: int(path.name))
+    attempts.strike(tmp_path, chance, unbroken.seconds, protect, unbroken.same, changes=(obey_permissions,))
 
 
 def cut(path, random):
@@ -76,16 +72,16 @@ def flip(path, random):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip])
 @pytest.mark.parametrize("kind", ["checkpoints", "midway"])
-def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(unbroken, tmp_path, chance, kind, damage):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_last(unbroken, tmp_path, chance, kind):
     def kill_and_damage(attempt, run):
-        attempt.wait_for(lambda: len(saved(run / kind)) >= 2)  # the first has none before it
+        attempt.wait_for(lambda: len(runs.saved(run, kind)) >= 2)  # there is none before the first
         attempts.kill(attempt, run)
-        if len(saved(run / kind)) < 2 or (run / "summary.json").exists():
+        if len(runs.saved(run, kind)) < 2 or (run / "summary.json").exists():
             return False
-        files = sorted(path for path in saved(run / kind)[-1].rglob("*") if path.is_file())
-        damage(chance.random.choice(files), chance.random)
+        newest = run / kind / str(runs.saved(run, kind)[-1])
+        damage = chance.random.choice((cut, flip))
+        damage(chance.random.choice(sorted(path for path in newest.rglob("*") if path.is_file())), chance.random)
         return True
 
     attempts.strike(tmp_path, chance, unbroken.seconds, kill_and_damage, unbroken.same, "--config.checkpoint_every=2")
@@ -96,7 +92,7 @@ def cut_image(path, random):
 
 
 @pytest.mark.parametrize("harm", [lambda path, random: path.unlink(), cut_image], ids=["gone", "cut"])
-def test_an_image_lost_in_the_middle_is_named_and_the_run_goes_on_when_it_is_restored(streamed, tmp_path, chance, harm):
+def test_a_lost_image_is_named_and_can_be_restored(streamed, tmp_path, chance, harm):
     images = sorted(streamed.images.rglob("*.JPEG"))
 
     def lose_one(attempt, run):
@@ -106,8 +102,8 @@ def test_an_image_lost_in_the_middle_is_named_and_the_run_goes_on_when_it_is_res
         code = attempt.end()
         path.write_bytes(content)
         if code == 0:
-            return False  # it had been read for the last time
-        assert code == 1, attempt.said()
+            return False  # it had been read
+        assert code == 1, attempt.output()
         assert re.match(rf"error: {path}: (cannot be read|not an image that can be decoded)", attempt.error())
         return True
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from tests.faults import attempts
+from tests.permissions import obey_permissions
 from tests.training import runs
 
 EVALUATE, COMPARE = "wcjax.training.evaluate", "wcjax.analysis.compare"
@@ -26,7 +27,7 @@ def mode(path, bits):
 
 @pytest.fixture
 def run(unbroken, tmp_path):
-    """A finished run in a folder of its own."""
+    """A finished run in a folder that the test may change."""
     return shutil.copytree(unbroken.run, tmp_path / "runs" / "run")
 
 
@@ -34,26 +35,26 @@ def run(unbroken, tmp_path):
     "closed, bits",
     [("..", 0o000), ("", 0o000), ("config.json", 0o000), ("checkpoints/6", 0o000), ("checkpoints", 0o400)],
 )
-def test_a_run_that_may_not_be_read_is_not_resumed_and_stays_as_it_is(run, closed, bits):
+def test_a_run_that_may_not_be_read_is_left_alone(run, closed, bits):
     (run / "summary.json").unlink()
-    kept = runs.epochs_kept(run)
+    saved = runs.saved(run)
     with mode(run / closed, bits):
-        attempt = attempts.Attempt(run, changes=(attempts.obey_permissions,))
-        assert attempt.end() == 1, attempt.said()
-    assert re.match(r"error: .*permission", attempt.error(), re.IGNORECASE), attempt.said()
-    assert "damaged" not in attempt.said() and "new workdir" not in attempt.said()
-    assert runs.epochs_kept(run) == kept
+        attempt = attempts.Attempt(run, changes=(obey_permissions,))
+        assert attempt.end() == 1, attempt.output()
+    assert re.match(r"error: .*permission", attempt.error(), re.IGNORECASE), attempt.output()
+    assert "damaged" not in attempt.output() and "new workdir" not in attempt.output()
+    assert runs.saved(run) == saved
 
 
 @pytest.mark.parametrize("workdir", ["new", ""])
-def test_a_folder_that_may_not_be_written_is_named_before_any_work(tmp_path, workdir):
+def test_a_folder_that_may_not_be_written_is_named_first(tmp_path, workdir):
     folder = tmp_path / "folder"
     folder.mkdir()
     with mode(folder, 0o555):
-        attempt = attempts.Attempt(folder / workdir, changes=(attempts.obey_permissions,))
+        attempt = attempts.Attempt(folder / workdir, changes=(obey_permissions,))
         assert attempt.end() == 1
     message = f"error: workdir {folder / workdir}: no permission to write in {folder}."
-    assert attempt.said().startswith(message), attempt.said()
+    assert attempt.output().startswith(message), attempt.output()
 
 
 @pytest.mark.parametrize(
@@ -77,32 +78,31 @@ def test_a_folder_that_may_not_be_written_is_named_before_any_work(tmp_path, wor
 def test_every_command_says_permission_in_one_line(run, tmp_path, module, arguments, closed, bits):
     arguments = [argument.format(run=run, out=tmp_path / "out") for argument in arguments]
     with mode(run / closed, bits):
-        code, said = attempts.run_main(module, *arguments, log=tmp_path / "log")
-    assert code == 2, said
-    assert re.search(r"^error: .*permission.*\n$", said, re.IGNORECASE | re.MULTILINE), said
-    assert "Traceback" not in said and "Train again" not in said
+        code, output = attempts.run_main(module, *arguments)
+    assert code == 2, output
+    assert re.search(r"^error: .*permission.*\n$", output, re.IGNORECASE | re.MULTILINE), output
+    assert "Traceback" not in output and "Train again" not in output
 
 
 @pytest.mark.parametrize("file", ["sweep.db", "resnet8_wc_seed0/config.json"])
-def test_a_sweep_says_which_of_its_files_may_not_be_read(unbroken, tmp_path, file):
+def test_a_sweep_names_the_file_that_may_not_be_read(unbroken, tmp_path, file):
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     with mode(path, 0o000):
-        code, said = attempts.run_main(SWEEP, *SWEEP_ARGUMENTS, tmp_path, log=tmp_path / "log")
-    assert code == 2, said
-    *waiting, line = said.splitlines()
+        code, output = attempts.run_main(SWEEP, *SWEEP_ARGUMENTS, tmp_path)
+    assert code == 2, output
+    *waiting, line = output.splitlines()
     assert line.startswith("error: ") and str(path) in line and "permission" in line.lower()
     assert not any(other.startswith(("Traceback", "error")) for other in waiting)
 
 
-def test_a_report_says_which_run_it_leaves_out_because_it_may_not_be_read(run, tmp_path):
-    for name in ("closed", "half"):
-        shutil.copytree(run, run.parent / name)
-    with mode(run.parent / "closed", 0o000), mode(run.parent / "half" / "summary.json", 0o000):
-        code, said = attempts.run_main(REPORT, run.parent, "--out", tmp_path / "out", log=tmp_path / "log")
-    assert code == 0, said
+def test_a_report_names_the_runs_that_may_not_be_read(run, tmp_path):
+    closed, half = (shutil.copytree(run, run.parent / name) for name in ("closed", "half"))
+    with mode(closed, 0o000), mode(half / "summary.json", 0o000):
+        code, output = attempts.run_main(REPORT, run.parent, "--out", tmp_path / "out")
+    assert code == 0, output
     text = (tmp_path / "out" / "report.md").read_text()
-    assert f"- {run.parent / 'closed'}: cannot be read: permission denied" in text
-    assert f"- {run.parent / 'half'}: {run.parent / 'half' / 'summary.json'} cannot be read: permission denied" in text
-    assert "- runs: 1, of them 1 finished" in text
+    assert "- runs: 1, " in text
+    for path in (closed, half / "summary.json"):
+        assert re.search(rf"^- .*{path}:? cannot be read: permission denied", text, re.MULTILINE)

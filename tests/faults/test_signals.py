@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import gc
-import importlib
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -14,8 +14,8 @@ import pytest
 from tests.faults import attempts
 from tests.training import runs
 
-CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
-both_signals = pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+TERM, INT = signal.SIGTERM, signal.SIGINT
+CODES = {TERM: 75, INT: 130}
 
 
 def collect_and_signal(number):
@@ -34,37 +34,34 @@ def signal_and_stay(number):
     os.system(f"kill -{int(number)} $PPID; while kill -0 $PPID; do sleep 0.1; done")
 
 
-def act_before(module, name, act, number):
-    """Makes act(number) happen whenever module.name is called, and drops the exceptions that it raises."""
-    module = importlib.import_module(module)
-    call = getattr(module, name)
+def act_before(owner, name, act, number):
+    """Makes act(number) happen whenever owner.name is called, and drops the exceptions that it raises."""
+    owner = pkgutil.resolve_name(owner)
+    call = getattr(owner, name)
 
     def act_and_call(*args, **options):
         with contextlib.suppress(Exception):
             act(number)
         return call(*args, **options)
 
-    setattr(module, name, act_and_call)
+    setattr(owner, name, act_and_call)
 
 
-LOOP = "wcjax.training.loop"
-MOMENTS = [(LOOP, "load_dataset"), ("wcjax.training.step", "init_state"), (LOOP, "_restore"), (LOOP, "_compile")]
+MOMENTS = [
+    (INT, "wcjax.training.loop", "load_dataset", collect_and_signal),
+    (TERM, "wcjax.training.step", "init_state", collect_and_signal),
+    (INT, "wcjax.training.progress.Saves", "restore", collect_and_signal),
+    (TERM, "wcjax.training.step", "compile_train_step", collect_and_signal),
+    (TERM, "wcjax.training.step", "compile_eval_step", signal_and_stay),
+]
 
 
-@both_signals
-@pytest.mark.parametrize("module, name", MOMENTS)
-def test_a_signal_while_a_run_starts_ends_it_at_once(compilation_cache, tmp_path, module, name, number):
-    change = functools.partial(act_before, module, name, collect_and_signal, number)
-    attempt = attempts.Attempt(tmp_path / "run", changes=(change,))
-    assert attempt.end() == CODES[number], attempt.said()
-    assert attempt.error() == f"stopped by {number.name}; the same command resumes from what is saved."
-    assert not list(tmp_path.glob("run/checkpoints/*"))
-
-
-def test_a_signal_within_a_long_call_is_not_held_back_until_it_returns(compilation_cache, tmp_path):
-    change = functools.partial(act_before, LOOP, "_compile", signal_and_stay, signal.SIGTERM)
-    attempt = attempts.Attempt(tmp_path / "run", changes=(change,))
-    assert attempt.end() == 75, attempt.said()
+@pytest.mark.parametrize("number, owner, name, act", MOMENTS)
+def test_a_signal_while_a_run_starts_ends_it_at_once(compilation_cache, tmp_path, number, owner, name, act):
+    attempt = attempts.Attempt(tmp_path / "run", changes=(functools.partial(act_before, owner, name, act, number),))
+    assert attempt.end() == CODES[number], attempt.output()
+    assert attempt.error() == f"stopped by {number.name}; run the same command to resume."
+    assert not runs.saved(tmp_path / "run")
 
 
 SIGNAL_AT_IMPORT = """
@@ -81,23 +78,23 @@ sys.meta_path.insert(0, Finder())
 sys.argv = [program, *arguments]
 runpy.run_path(program, run_name="__main__") if program == "train.py" else runpy.run_module(program, None, "__main__")
 """
+TRAIN = ["train.py", "--config=configs/digits.py", "--workdir={}/run"]
 
 
-@both_signals
 @pytest.mark.parametrize(
-    "module, program, arguments",
+    "module, number, arguments",
     [
-        ("absl", "train.py", ["--config=configs/digits.py", "--workdir={}/run"]),
-        ("jax", "train.py", ["--config=configs/digits.py", "--workdir={}/run"]),
-        ("orbax.checkpoint", "train.py", ["--config=configs/digits.py", "--workdir={}/run"]),
-        ("optuna", "wcjax.sweep", ["grid", "--config=configs/digits.py", "--out={}/run"]),
-        ("orbax.checkpoint", "wcjax.sweep", ["one", "{}/run"]),
+        ("absl", TERM, TRAIN),
+        ("jax", INT, TRAIN),
+        ("orbax.checkpoint", TERM, TRAIN),
+        ("optuna", TERM, ["wcjax.sweep", "grid", "--config=configs/digits.py", "--out={}/run"]),
+        ("orbax.checkpoint", INT, ["wcjax.sweep", "one", "{}/run"]),
     ],
 )
-def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path, module, program, arguments, number):
+def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path, module, number, arguments):
     arguments = [argument.format(tmp_path) for argument in arguments]
     ended = subprocess.run(
-        [sys.executable, "-c", SIGNAL_AT_IMPORT, module, str(int(number)), program, *arguments],
+        [sys.executable, "-c", SIGNAL_AT_IMPORT, module, str(int(number)), *arguments],
         cwd=runs.ROOT,
         env=os.environ | {"GLIBC_TUNABLES": ""},  # else train.py would start itself again
         input="{}",

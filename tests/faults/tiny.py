@@ -1,11 +1,11 @@
 """Config of a run that takes a second: train.py --config tests/faults/tiny.py"""
 
 from tests.training import runs
-from wcjax import models, training
+from wcjax import training
 
 
 def get_config():
-    models._NETWORKS["tiny"], models.NAMES = runs.TINY, ("tiny",)
+    runs.register_tiny()
     config = training.default_config()
     config.update(runs.tiny(epochs=6))
     return config

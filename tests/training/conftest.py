@@ -3,16 +3,17 @@ import os
 import jax
 import pytest
 
+from tests.data import pictures
 from tests.training import runs
-from wcjax import models, training
+from wcjax import training
 from wcjax.models import cpu_convolution
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Every compiled program is kept, for this process, those that it starts, and the other workers of pytest-xdist.
+    """Keeps every compiled program for this process, those that it starts, and the other workers of pytest-xdist.
 
-    So convolutions are XLA's, because JAX cannot keep a program that calls oneDNN (tests/models has tests of those).
+    Convolutions are XLA's, because JAX cannot keep a program that calls oneDNN. tests/models has tests of those.
     """
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
@@ -34,22 +35,36 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_network():
-    """The network 'tiny': the stem and the head of a ResNet, which compile in a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "tiny", runs.TINY)
-        patch.setattr(models, "NAMES", (*models.NAMES, "tiny"))
-        yield
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """(folder, summary) of a finished run of configs/digits.py, with fewer epochs."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, training.train(runs.digits(), folder)
+    runs.register_tiny()
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """(folder, summary) of a finished run of runs.tiny()."""
+    """(folder, summary) of a finished run of `runs.tiny()`."""
     folder = tmp_path_factory.mktemp("tiny") / "run"
     return folder, training.train(runs.tiny(), folder)
+
+
+@pytest.fixture(scope="session")
+def adam_run(tmp_path_factory):
+    """(folder, config) of a finished run with Adam and learned a and b."""
+    return _finished(tmp_path_factory.mktemp("adam"), runs.adam(reparam__learn="fine"))
+
+
+@pytest.fixture(scope="session")
+def cifar_run(tmp_path_factory):
+    """(folder, config) of a finished run on small arrays of CIFAR's form."""
+    folder = tmp_path_factory.mktemp("cifar")
+    return _finished(folder, runs.cifar(runs.write_cifar(folder / "set")))
+
+
+@pytest.fixture(scope="session")
+def streamed_run(tmp_path_factory):
+    """(folder, config) of a finished run on streamed images."""
+    folder = tmp_path_factory.mktemp("streamed")
+    return _finished(folder, runs.streamed(pictures.class_folders(folder / "set")))
+
+
+def _finished(folder, config):
+    training.train(config, folder / "run")
+    return folder / "run", config

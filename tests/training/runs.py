@@ -1,34 +1,32 @@
-"""Configurations of small runs, and the comparison of two run folders bit by bit."""
+"""Small runs: their configs, what stops and damages them, and the comparison of two run folders."""
 
 import functools
 import json
 import pathlib
-import runpy
 import shutil
 
 import jax
 import numpy as np
 
-from wcjax import models
+from wcjax import models, training
 from wcjax.models import resnet
 from wcjax.run_folder.checkpoints import load_tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 4
-STOPPED = 3  # the epoch after which `stopped_copy` goes on
-TINY = (functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8), models.options("resnet8"))
+STEPS = 719 // 64  # in an epoch of `tiny`
 TIMES = {"images_per_second", "seconds", "train_seconds", "compile_seconds"}
 
 
-def digits():
-    """The first run of the README, shorter. `train.py --config configs/digits.py --config.epochs=4` is the same."""
-    config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
-    config.epochs = EPOCHS
-    return config.to_dict()
+def register_tiny() -> None:
+    """Adds the network 'tiny', the stem and the head of a ResNet, which compile in a second."""
+    network = functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8)
+    models._NETWORKS["tiny"] = (network, models.options("resnet8"))
+    models.NAMES = tuple(models._NETWORKS)
 
 
 def tiny(**changes):
-    """A run of a second. Keys with a dot are spelt with two underscores: reparam__a=0.5."""
+    """A run of a second on 719 training and 718 val images. reparam__a=0.5 stands for the key reparam.a."""
     config = {
         "model": "tiny",
         "epochs": EPOCHS,
@@ -48,14 +46,81 @@ def adam(**changes):
     return tiny(optimizer="adam", learning_rate=0.01, **changes)
 
 
-def metrics(run):
-    """The lines of metrics.jsonl without what a clock measured."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+def streamed(images, **changes):
+    """A run on the 42 training and 15 val images of `pictures.class_folders`, with 5 steps in an epoch."""
+    return tiny(**{"dataset": "imagenet", "data_dir": str(images), "image_size": 16, "batch_size": 8} | changes)
 
 
-def timeless(summary):
-    return {key: value for key, value in summary.items() if key not in TIMES}
+def cifar(data_dir, **changes):
+    """A run on the 91 training and 10 val images of `write_cifar`, with 11 steps in an epoch."""
+    return tiny(dataset="cifar10", data_dir=str(data_dir), batch_size=8, val_fraction=0.1, **changes)
+
+
+def cifar_arrays() -> dict:
+    """The arrays of an .npz file with 101 training and 21 test images."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 101), ("test", 21)):
+        arrays |= {f"x_{split}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8), f"y_{split}": np.arange(n) % 10}
+    return arrays
+
+
+def write_cifar(folder, **changes):
+    """Writes folder/cifar10.npz with some of its arrays replaced, and returns folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "cifar10.npz", **cifar_arrays() | changes)
+    return folder
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop(config, run, step) -> None:
+    """Trains until this step is done and the run is stopped."""
+
+    def on_step(progress):
+        if progress.step == step:
+            raise Stopped
+
+    try:
+        training.train(config, run, on_step)
+    except Stopped:
+        return
+    raise AssertionError("the run has ended before it was stopped")
+
+
+def resume(config, run) -> list[int]:
+    """Trains to the end of the run, and returns the numbers of the steps."""
+    steps = []
+    training.train(config, run, lambda progress: steps.append(progress.step))
+    return steps
+
+
+def unfinished_copy(run, destination, epoch=EPOCHS):
+    """A copy of a finished run as it was when it had saved the checkpoint of an epoch."""
+    shutil.copytree(run, destination)
+    (destination / "summary.json").unlink()
+    shutil.rmtree(destination / "folded")
+    for number in saved(destination):
+        if number > epoch:
+            shutil.rmtree(destination / "checkpoints" / str(number))
+    return destination
+
+
+def cut(checkpoint) -> None:
+    """Cuts the largest file of a checkpoint in half."""
+    largest = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def files(folder) -> dict:
+    """The content of every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def saved(run, kind="checkpoints") -> list[int]:
+    """The numbers of the checkpoints of a run: epochs, or steps if kind is 'midway'."""
+    return sorted(int(path.name) for path in (run / kind).glob("*") if path.name.isdigit())
 
 
 def checkpoint(run, epoch):
@@ -63,47 +128,44 @@ def checkpoint(run, epoch):
     return load_tree(run / "checkpoints" / str(epoch) / "state")
 
 
-def epochs_kept(run):
-    return sorted(int(folder.name) for folder in (run / "checkpoints").iterdir())
+def timeless(numbers: dict) -> dict:
+    """A summary or a line of the metrics without the numbers that a clock measured."""
+    return {key: value for key, value in numbers.items() if key not in TIMES}
 
 
-def stopped_copy(run, destination):
-    """A copy of a finished run as it was after epoch STOPPED."""
-    shutil.copytree(run, destination)
-    (destination / "summary.json").unlink()
-    shutil.rmtree(destination / "folded")
-    for epoch in epochs_kept(destination):
-        if epoch > STOPPED:
-            shutil.rmtree(destination / "checkpoints" / str(epoch))
-    return destination
+def metrics(run) -> list[dict]:
+    return [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_course(found, expected):
-    """That two run folders hold the same losses, to 1e-5 of them, and the same accuracies, to the last image."""
-    found, expected = metrics(found), metrics(expected)
-    assert [line["epoch"] for line in found] == [line["epoch"] for line in expected]
-    for line, other in zip(found, expected, strict=True):
-        assert line["step"] == other["step"]
+def summary(run) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def assert_same_course(run, expected):
+    """Compares the losses of two run folders to 1e-5 of their value, and the accuracies to the last image."""
+    run, expected = metrics(run), metrics(expected)
+    assert [line["step"] for line in run] == [line["step"] for line in expected]
+    for line, other in zip(run, expected, strict=True):
         for split in ("train", "val"):
             assert line[f"{split}_accuracy"] == other[f"{split}_accuracy"]
             np.testing.assert_allclose(line[f"{split}_loss"], other[f"{split}_loss"], rtol=1e-5)
 
 
-def assert_same_bits(found, expected):
-    found, expected = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (found, expected))
-    assert found.keys() == expected.keys()
-    for path, leaf in found.items():
+def assert_same_bits(tree, expected):
+    tree, expected = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (tree, expected))
+    assert tree.keys() == expected.keys()
+    for path, leaf in tree.items():
         leaf, other = np.asarray(leaf), np.asarray(expected[path])
         assert (leaf.dtype, leaf.shape) == (other.dtype, other.shape), jax.tree_util.keystr(path)
         assert leaf.tobytes() == other.tobytes(), jax.tree_util.keystr(path)
 
 
-def assert_same_run(found, expected):
-    """That two run folders hold the same numbers: each metric and histogram, the last state, the folded network."""
-    assert metrics(found) == metrics(expected)
-    assert (found / "weights.jsonl").read_bytes() == (expected / "weights.jsonl").read_bytes()
+def assert_same_run(run, expected):
+    """Compares the numbers of two finished run folders: every metric and histogram, the last state and the weights."""
+    assert metrics(run) == metrics(expected)
+    assert (run / "weights.jsonl").read_bytes() == (expected / "weights.jsonl").read_bytes()
     last = metrics(expected)[-1]["epoch"]
-    assert_same_bits(checkpoint(found, last), checkpoint(expected, last))
-    assert_same_bits(load_tree(found / "folded"), load_tree(expected / "folded"))
-    summaries = (json.loads((run / "summary.json").read_text()) for run in (found, expected))
-    assert timeless(next(summaries)) == timeless(next(summaries))
+    assert_same_bits(checkpoint(run, last), checkpoint(expected, last))
+    assert_same_bits(load_tree(run / "folded"), load_tree(expected / "folded"))
+    assert timeless(summary(run)) == timeless(summary(expected))
+    assert {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()}

@@ -1,22 +1,24 @@
-"""The distribution of the weights in weights.jsonl, against NumPy and SciPy on the weights of the checkpoints."""
+"""What the network sees: in weights.jsonl, in the metrics and in the folded network, against NumPy and SciPy."""
 
 import jax
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from tests.training import runs
 from wcjax import training
 from wcjax.run_folder import read_lines
+from wcjax.run_folder.checkpoints import load_tree
+from wcjax.run_folder.forms import EDGES
 from wcjax.training import weights
 
 
-def numbers_of(w):
-    """What weights.describe must find, in float64."""
+def described(w):
+    """What `weights.describe` must give, in float64."""
     w = np.float64(w).ravel()
-    edges = [-np.inf, *weights.EDGES, np.inf]
     return {
-        "histogram": np.histogram(w, edges)[0],
+        "histogram": np.histogram(w, [-np.inf, *EDGES, np.inf])[0],
         "mean": w.mean(),
         "std": w.std(),
         "max": abs(w).max(),
@@ -29,68 +31,99 @@ def numbers_of(w):
 @pytest.mark.parametrize("scale", [1e-3, 0.05, 1.0, 30.0])
 def test_the_numbers_of_a_layer_are_those_of_numpy_and_scipy(scale):
     w = np.float32(scale * np.random.default_rng(0).standard_t(5, size=(3, 3, 8, 32)))
-    found, expected = weights.describe(w), numbers_of(w)
-    assert found.keys() == expected.keys()
-    np.testing.assert_array_equal(found.pop("histogram"), expected.pop("histogram"))
-    for name, value in found.items():
+    numbers, expected = weights.describe(w), described(w)
+    assert numbers.keys() == expected.keys()
+    np.testing.assert_array_equal(numbers["histogram"], expected["histogram"])
+    for name, value in numbers.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-6 * scale, err_msg=name)
 
 
-def test_a_weight_on_an_edge_counts_above_it_and_no_weight_is_lost():
-    w = np.float32([-9, weights.EDGES[0], 0, weights.EDGES[-1], 9, 9])
-    counts = np.asarray(weights.describe(w)["histogram"])
-    assert counts.sum() == 6
-    assert (counts[0], counts[1], counts[-1]) == (1, 1, 3)
-    assert counts[1 + weights.EDGES.index(0)] == 1
-
-
-def test_the_edges_are_symmetric_fine_near_zero_and_reach_four():
-    edges = np.float64(weights.EDGES)
+def test_no_weight_is_lost_on_an_edge_or_without_spread():
+    edges = np.float64(EDGES)
     np.testing.assert_allclose(edges, -edges[::-1], rtol=1e-6)
-    assert np.min(np.diff(edges)) < 1e-3
     np.testing.assert_allclose(edges[-1], 4, rtol=1e-6)
+    assert np.min(np.diff(edges)) < 1e-3, "fine near zero"
+    counts = np.asarray(weights.describe(np.float32([-9, EDGES[0], 0, EDGES[-1], 9, 9]))["histogram"])
+    assert (counts[0], counts[1], counts[1 + EDGES.index(0)], counts[-1], counts.sum()) == (1, 1, 1, 3, 6)
+    constant = weights.describe(np.full((3, 4), 0.5, np.float32))
+    assert (constant["std"], constant["kurtosis"]) == (0, 0)
 
 
-def test_weights_that_are_all_equal_have_numbers():
-    found = weights.describe(np.full((3, 4), 0.5, np.float32))
-    assert (found["std"], found["kurtosis"]) == (0, 0)
+PSI = {
+    "arctan": lambda v, p: p["a"] * np.arctan(v / p["b"]),
+    "arsinh": lambda v, p: p["a"] * np.arcsinh(v / p["b"]),
+    "erf": lambda v, p: p["a"] * scipy.special.erf(v / p["b"]),
+    "powerprop": lambda v, p: v * abs(v) ** (p["alpha"] - 1),
+    "weightnorm": lambda v, p: p["g"] * v / np.sqrt(np.sum(v**2, tuple(range(v.ndim - 1)), keepdims=True)),
+    "none": lambda v, p: v,
+}
+VARIANTS = ["plain", "wc", "learned", "channel", "wn"]
+VARIANTS += [pytest.param(variant, marks=pytest.mark.long) for variant in ("coarse", "arsinh", "erf", "pp")]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"name": "none"},
-        {"a": 0.7, "b": 0.6},
-        {"learn": "fine"},
-        {"learn": "channel"},
-        {"learn": "coarse"},
-        {"name": "weightnorm"},
-    ],
-    ids=str,
-)
-def test_each_epoch_from_zero_on_describes_what_the_network_sees(tmp_path, changes):
-    config = runs.tiny(epochs=1, reparam=changes)
-    training.train(config, tmp_path)
-    before, after = read_lines(tmp_path, "weights.jsonl")
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request, tmp_path_factory):
+    """(folder, config) of a run of one epoch."""
+    config = training.with_variant(training.check_config(runs.tiny(epochs=1)), f"tiny,{request.param}")
+    config.reparam.update(a=1.2, b=0.9)  # the initial weights do not fit into the a of the learned variants
+    folder = tmp_path_factory.mktemp("variant")
+    training.train(config, folder)
+    return folder, config
+
+
+def kernels(run, config):
+    """{layer: (w, numbers of its Ψ)} after the first epoch, by NumPy."""
+    params = runs.checkpoint(run, 1)["params"]
+    layers = {}
+    for layer in ("stem", "head"):
+        kernel = jax.tree.map(np.float64, params[layer]["kernel"])
+        v, numbers = (kernel["v"], kernel.get("psi")) if isinstance(kernel, dict) else (kernel, None)
+        if config.reparam.learn == "coarse":
+            numbers = params["pair"]["psi"]
+        layers[layer] = (PSI[config.reparam.name](v, numbers or config.reparam), numbers)
+    return layers
+
+
+def test_every_epoch_describes_what_the_network_sees(variant):
+    before, after = read_lines(variant[0], "weights.jsonl")
     assert (before["epoch"], after["epoch"]) == (0, 1)
     assert before["layers"].keys() == after["layers"].keys() == {"stem", "head"}
-    params = runs.checkpoint(tmp_path, 1)["params"]
-    for layer, found in after["layers"].items():
-        assert found["histogram"] != before["layers"][layer]["histogram"]
-        kernel = jax.tree.map(np.float64, params[layer]["kernel"])
-        if changes.get("name") == "none":
-            w = kernel
-        elif changes.get("name") == "weightnorm":
-            v, axes = kernel["v"], tuple(range(kernel["v"].ndim - 1))
-            w = kernel["psi"]["g"] * v / np.sqrt(np.sum(v**2, axes, keepdims=True))
-        else:
-            pair = {"a": changes.get("a", 1), "b": changes.get("b", 1)}
-            if "learn" in changes:
-                pair = params["pair"]["psi"] if changes["learn"] == "coarse" else kernel["psi"]
-            w = pair["a"] * np.arctan(kernel["v"] / pair["b"])
-        expected = numbers_of(w)
-        # Counts may differ by a weight that lies on an edge within a rounding.
-        moved = np.sum(np.abs(np.subtract(found.pop("histogram"), expected.pop("histogram"))))
-        assert moved <= 4
-        for name, value in found.items():
+    for layer, (w, _) in kernels(*variant).items():
+        numbers, expected = after["layers"][layer], described(w)
+        assert numbers["histogram"] != before["layers"][layer]["histogram"]
+        # Counts may differ by a weight that is on an edge within a rounding.
+        assert np.sum(np.abs(np.subtract(numbers.pop("histogram"), expected.pop("histogram")))) <= 4
+        for name, value in numbers.items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-6, err_msg=f"{layer} {name}")
+
+
+def test_the_folded_network_has_w_and_everything_else(variant):
+    folded, trained = load_tree(variant[0] / "folded"), runs.checkpoint(variant[0], 1)
+    for layer, (w, _) in kernels(*variant).items():
+        np.testing.assert_allclose(folded["params"][layer]["kernel"], w, rtol=1e-6, atol=1e-9)
+        trained["params"][layer]["kernel"] = folded["params"][layer]["kernel"]
+    trained["params"].pop("pair", None)
+    runs.assert_same_bits(folded, {"params": trained["params"], "batch_stats": trained["batch_stats"]})
+
+
+def quantiles(x):
+    """A number, or the least, the quartiles and the largest of the numbers of channels."""
+    x = np.sort(np.float64(x).ravel())
+    if x.size == 1:
+        return x[0]
+    place = np.array([0, 1, 2, 3, 4]) / 4 * (x.size - 1)  # between two numbers by their distance
+    low = np.floor(place).astype(int)
+    return x[low] + (place - low) * (x[np.minimum(low + 1, x.size - 1)] - x[low])
+
+
+def test_the_metrics_have_the_learned_pairs(variant):
+    (line,) = read_lines(variant[0])
+    learn = variant[1].reparam.learn
+    assert ("pairs" in line) == (learn != "none")
+    for layer, (_, numbers) in kernels(*variant).items() if learn != "none" else ():
+        pair = line["pairs"]["pair" if learn == "coarse" else layer]
+        assert pair.keys() == {"a", "b"}
+        for letter, start in (("a", 1.2), ("b", 0.9)):
+            assert np.shape(pair[letter]) == ((5,) if learn == "channel" else ())
+            np.testing.assert_allclose(pair[letter], quantiles(numbers[letter]), rtol=1e-12)
+            assert np.any(np.abs(np.subtract(numbers[letter], start)) > 1e-6), "it did not move"

@@ -1,0 +1,71 @@
+"""The Ψ, the network, the optimizer and the schedule that a config asks for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wcjax
+from wcjax.config import check_config
+from wcjax.config.build import learning_rate_schedule, make_model, make_optimizer, make_psi
+
+
+def test_a_milestone_counts_from_the_first_step_after_that_epoch():
+    config = check_config({"learning_rate": 0.4, "schedule": {"milestones": (2, 5), "factor": 0.1}})
+    schedule = learning_rate_schedule(config, steps_per_epoch=10)
+    rates = {0: 0.4, 19: 0.4, 20: 0.04, 49: 0.04, 50: 0.004, 1000: 0.004}
+    np.testing.assert_allclose([schedule(step) for step in rates], list(rates.values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("reparam", ["arctan", "arctan, fine", "arctan, channel", "weightnorm", "none"])
+def test_the_config_decides_what_decays(reparam, optimizer):
+    name, _, learn = reparam.partition(", ")
+    reparam, moved = {"name": name, "learn": learn or "none"}, {}
+    for decays in (True, False):
+        config = {"optimizer": optimizer, "weight_decay": 0.1, "decay_norm_and_bias": decays, "reparam": reparam}
+        config = check_config(config)
+        params = {
+            "conv": {"kernel": jnp.full((3, 3, 1, 2), 0.5)},
+            "norm": {"scale": jnp.ones(2), "bias": jnp.full(2, 0.3)},
+            "head": {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.3)},
+        }
+        if name != "none":
+            params = wcjax.reparameterize(params, make_psi(config), learn=reparam["learn"])
+        tx = make_optimizer(config, steps_per_epoch=1)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        updates = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(updates)}
+        assert all(np.all(np.asarray(x) <= 0) for x in updates.values()), "decay is towards zero"
+        moved[decays] = {path for path, x in updates.items() if np.any(x)}
+    assert moved[True] == {path for path in updates if "psi" not in path or path.endswith(".g")}, "a, b never decay"
+    assert moved[False] == {path for path in updates if path.endswith((".v", "['kernel']"))}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_config_decides_rate_momentum_and_scaling(optimizer):
+    config = {"optimizer": optimizer, "learning_rate": 0.2, "momentum": 0.5, "weight_decay": 0.1}
+    tx = make_optimizer(check_config(config | {"reparam": {"a": 0.7, "b": 0.6}}), steps_per_epoch=1)
+    v, bias, g = np.float64([[0.4, -0.2]]), np.float64([0.3, 0.1]), 0.05
+    kernel = wcjax.Reparameterized(jnp.asarray(v, jnp.float32), wcjax.Arctan(0.7, 0.6))
+    params = {"kernel": kernel, "bias": jnp.asarray(bias, jnp.float32)}
+    grads, state = jax.tree.map(lambda p: jnp.full_like(p, g), params), tx.init(params)
+    w, slope = 0.7 * np.arctan(v / 0.6), 0.7 * 0.6 / (0.6**2 + v**2)
+    for momentum in (1, 1.5):
+        updates, state = tx.update(grads, state, params)
+        if optimizer == "sgd":
+            expected = momentum * (g + 0.1 * w * slope), momentum * (g + 0.1 * bias)
+        else:  # equal gradients divided by the root of their squares, and Ψ′ times that for v
+            expected = slope * np.sign(g / slope + 0.1 * w), np.ones(2)
+        np.testing.assert_allclose(updates["kernel"].v, -0.2 * expected[0], rtol=3e-5)
+        np.testing.assert_allclose(updates["bias"], -0.2 * expected[1], rtol=3e-5)
+
+
+@pytest.mark.parametrize("learn, shape", [("fine", (1, 1)), ("channel", (1, 10))])
+def test_a_learned_network_is_companded_and_its_plain_one_is_not(learn, shape):
+    config, heads = check_config({"reparam": {"learn": learn, "b": 0.7}}), {}
+    for plain in (False, True):
+        model = make_model(config, 10, plain=plain)
+        heads[plain] = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]["head"]
+    kernel, pair = jax.ShapeDtypeStruct((64, 10), jnp.float32), [jax.ShapeDtypeStruct(shape, jnp.float32)] * 2
+    assert heads[True]["kernel"] == kernel
+    assert heads[False]["kernel"] == wcjax.Reparameterized(kernel, wcjax.Arctan(*pair))

@@ -1,0 +1,235 @@
+"""Checkpoints come back bit by bit, and a damaged one is found out and passed over."""
+
+import contextlib
+import gc
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.runs import assert_same_bits
+from wcjax.errors import InputError
+from wcjax.run_folder.checkpoints import Checkpoints, fingerprint, load_tree, save_tree
+from wcjax.run_folder.forms import COUNT, POSITIVE
+
+# Of coroutines that Orbax leaves behind when a file cannot be read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    gc.collect()  # so that they complain here and not at the exit of the process
+
+
+def state(epoch):
+    """A tree with a leaf of each kind that a training state holds, different in each epoch."""
+    rng = np.random.default_rng(epoch)
+    return {
+        "params": {"v": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32), "a": jnp.float32(rng.normal())},
+        "trace": [jnp.asarray(rng.normal(size=(7, 3)), jnp.bfloat16), ()],
+        "step": jnp.int32(epoch),
+        "key": jnp.asarray(rng.integers(0, 2**32, 2), jnp.uint32),
+        "flag": jnp.asarray(rng.integers(0, 2, 5), bool),
+    }
+
+
+LIKE = jax.tree.map(jnp.zeros_like, state(0))
+
+
+def record(epoch):
+    return {"epoch": epoch, "best_val_accuracy": 0.1 * epoch}
+
+
+def opened(folder, **options):
+    return contextlib.closing(Checkpoints(folder, **options))
+
+
+def save(folder, accuracies, **options):
+    with opened(folder, **options) as checkpoints:
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            checkpoints.save(epoch, state(epoch), record(epoch), accuracy)
+
+
+def restore_newest(folder):
+    """The epoch of the newest checkpoint that can be read, whose state and record are those that were saved."""
+    with opened(folder) as checkpoints:
+        tree, numbers = checkpoints.restore_newest(LIKE)
+    assert_same_bits(tree, state(numbers["epoch"]))
+    assert numbers == record(numbers["epoch"])
+    return numbers["epoch"]
+
+
+def epochs(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the checkpoints of epochs 1, 2 and 3; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    save(folder, [0.3, 0.1, 0.2])
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def test_checkpoints_come_back_bit_by_bit(saved, tmp_path):
+    assert restore_newest(saved) == 3
+    with opened(saved) as checkpoints:
+        tree, numbers = checkpoints.restore(2, LIKE)
+        assert_same_bits(tree, state(2))
+        assert numbers == record(2)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.restore_newest(LIKE) is None
+
+
+def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+    large = jnp.asarray(np.random.default_rng(0).normal(size=(1024, 1024)), jnp.float32)
+    expected = np.array(large)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": large}, {}, 0.5)
+        overwritten = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(large)
+        tree, _ = checkpoints.restore(1, {"x": overwritten})
+    np.testing.assert_array_equal(tree["x"], expected)
+
+
+@pytest.mark.parametrize(
+    "accuracies, options, expected",
+    [
+        ([0.1, 0.2, 0.3, 0.4], {}, [3, 4]),
+        ([0.9, 0.8, 0.3, 0.4, 0.5], {}, [1, 2, 4, 5]),
+        ([0.1, 0.9, 0.3, 0.4, 0.5], {}, [2, 4, 5]),
+        ([0.5, 0.5, 0.5, 0.5, 0.5, 0.5], {}, [1, 2, 5, 6]),  # the first of equals is the best
+        ([0.9, 0.8, 0.3, 0.4, 0.5, 0.6], {"keep": 3}, [1, 2, 4, 5, 6]),
+        ([None] * 4, {"unit": "step"}, [3, 4]),
+    ],
+)
+def test_the_newest_and_the_two_best_are_kept(tmp_path, accuracies, options, expected):
+    save(tmp_path, accuracies, **options)
+    assert epochs(tmp_path) == expected
+
+
+DAMAGE = {
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "overwritten with zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_gives_its_bits_or_the_epoch_before(saved, tmp_path, damage, caplog):
+    files = sorted(path.relative_to(saved) for path in (saved / "3").rglob("*") if path.is_file())
+    fell_back = set()
+    for i, file in enumerate(files):
+        folder = shutil.copytree(saved, tmp_path / str(i))
+        DAMAGE[damage](folder / file)
+        caplog.clear()
+        if (epoch := restore_newest(folder)) != 3:
+            assert epoch == 2, file
+            (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("wcjax")]
+            assert warning.startswith("the checkpoint of epoch 3 "), file
+            assert epochs(folder) == [1, 2], "the damaged one is deleted, so that its epoch can be saved again"
+            fell_back.add(file.parts[1])
+    assert fell_back >= {"state", "record"}
+
+
+def test_a_flipped_bit_in_the_stored_arrays_never_comes_back(saved, tmp_path):
+    largest = max((path for path in (saved / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content, epochs_read = largest.read_bytes(), []
+    for i, position in enumerate(np.linspace(0, len(content) - 1, 12, dtype=int)):
+        folder = shutil.copytree(saved, tmp_path / str(i))
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << (i % 8)
+        (folder / largest.relative_to(saved)).write_bytes(flipped)
+        epochs_read.append(restore_newest(folder))
+    assert epochs_read.count(2) >= 10, "the file holds arrays from end to end, but for a few bytes that nobody reads"
+
+
+def other_arrays(folder):
+    shutil.rmtree(folder / "3" / "state")
+    shutil.copytree(folder / "2" / "state", folder / "3" / "state")
+
+
+def other_digit(folder):
+    path = folder / "3" / "record" / "metadata"
+    path.write_text(path.read_text().replace("0.30000000000000004", "0.31000000000000004"))
+
+
+@pytest.mark.parametrize("change", [other_arrays, other_digit])
+def test_a_readable_checkpoint_that_was_not_saved_is_found_out(copy, change):
+    change(copy)
+    with opened(copy) as checkpoints, pytest.raises(InputError, match="epoch 3 is damaged: it is not what was saved"):
+        checkpoints.restore(3, LIKE)
+    assert restore_newest(copy) == 2
+
+
+def test_a_record_of_another_form_is_refused(copy):
+    message = "the record of the checkpoint of epoch 3, seconds is not what a run writes: a finite number of at least 0"
+    with (
+        opened(copy, form={"epoch": COUNT, "seconds": POSITIVE}) as checkpoints,
+        pytest.raises(InputError, match=message),
+    ):
+        checkpoints.restore(3, LIKE)
+
+
+def test_an_unfinished_checkpoint_is_passed_over(copy):
+    (copy / "3").rename(copy / "3.orbax-checkpoint-tmp")
+    assert restore_newest(copy) == 2
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_damaged_checkpoints_alone_are_an_error_only_if_they_are_needed(copy, unit):
+    for epoch in (1, 2, 3):
+        shutil.rmtree(copy / str(epoch) / "state")
+    with opened(copy, unit=unit) as checkpoints:
+        if unit == "step":
+            assert checkpoints.restore_newest(LIKE) is None
+        else:
+            with pytest.raises(InputError, match=f"none of the checkpoints in {copy} can be read"):
+                checkpoints.restore_newest(LIKE)
+    assert epochs(copy) == [1, 2, 3], "none is deleted"
+
+
+LEAVES = {
+    "float32": lambda rng: rng.normal(size=(5, 8)),
+    "bfloat16": lambda rng: rng.normal(size=(5, 8)),
+    "int32": lambda rng: rng.integers(-100, 100, (5, 8)),
+    "uint8": lambda rng: rng.integers(0, 256, (5, 8)),
+    "bool": lambda rng: rng.integers(0, 2, (5, 8)),
+}
+
+
+def flip(leaf, index, bit):
+    raw = np.array(leaf)
+    raw.reshape(-1)[index : index + 1].view(f"u{raw.itemsize}")[:] ^= 1 << bit
+    return jnp.asarray(raw)
+
+
+@pytest.mark.parametrize("dtype", LEAVES)
+def test_the_fingerprint_changes_with_every_bit_and_place(dtype):
+    rng = np.random.default_rng(0)
+    first, second = (jnp.asarray(LEAVES[dtype](rng), dtype) for _ in range(2))
+    whole = int(fingerprint([first, second]))
+    assert int(fingerprint([jnp.array(first), jnp.array(second)])) == whole
+    bits = [0] if dtype == "bool" else range(8 * first.dtype.itemsize)
+    trees = [[first, flip(second, index, bit)] for index in (0, 17, second.size - 1) for bit in bits]
+    values = np.array(first).reshape(-1)
+    other = int(np.flatnonzero(values != values[0])[0])
+    values[[0, other]] = values[[other, 0]]
+    trees += [[second, first], [jnp.asarray(values).reshape(first.shape), second]]
+    assert whole not in {int(fingerprint(tree)) for tree in trees}
+
+
+def test_a_saved_tree_replaces_the_one_before(tmp_path):
+    for epoch in (1, 2):
+        tree = {"params": state(epoch)["params"], "batch_stats": {}}
+        save_tree(tmp_path / "tree", tree)
+        assert_same_bits(load_tree(tmp_path / "tree"), tree)
+        assert load_tree(tmp_path / "tree")["batch_stats"] == {}

@@ -1,0 +1,79 @@
+"""What eight simulated devices do as one does, in a process of its own: python -m tests.training.eight_devices"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import wcjax
+from benchmarks.collectives import collectives
+from tests.training import runs
+from wcjax.config import check_config
+from wcjax.config.build import load_dataset
+from wcjax.training import feed
+from wcjax.training import mesh as meshes
+from wcjax.training import step as steps
+from wcjax.training.progress import Progress
+from wcjax.training.run import Run
+
+
+def compare_batches(run, alone):
+    """A run on all devices gathers the batches of a run on one of them, and sends no image from one to another."""
+    batches = []
+    for each in (run, alone):
+        state = Progress.start(each).state._replace(step=jnp.int32(13))  # in the second epoch
+        with feed.training(each, 0) as data:
+            inputs = data.train_inputs(state)
+            batches.append(jax.jit(data.train_batch)(inputs, state.step, jax.random.key(0)))
+            batches.append(jax.jit(data.eval_batch)(data.eval_inputs(), 704))  # 15 images in a batch of 64
+    for images, labels in batches[:2]:
+        assert images.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 4)
+        assert labels.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 1)
+    jax.tree.map(np.testing.assert_array_equal, batches[:2], batches[2:])
+
+    progress = Progress.start(run)
+    with feed.training(run, 0) as data:
+        step = steps.compile_train_step(run, data, progress.state, progress.totals)
+    sent = collectives(step.as_text())
+    assert {kind for kind, _ in sent} == {"all-reduce"}
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(progress.state.params) if leaf.ndim > 1)
+    assert sent["all-reduce", "kernels"] == (2, 4 * kernels), "their gradients and nothing else"
+
+
+def compare_compand(mesh, alone, learn):
+    """The optimizer gives the same weights, to float64, where w and its moments are sharded."""
+    tx = wcjax.compand(optax.adam(0.01), wcjax.Arctan(0.6, 0.6), adaptive=True, weight_decay=1e-2, learn=learn)
+    x = np.random.default_rng(1).normal(size=(16, 12))
+    kernels = np.linspace(-0.6, 0.6, 12 * 8).reshape(12, 8), np.full((8, 16), 0.1)
+    params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in zip(("one", "two"), kernels, strict=True)}
+
+    def step(params, state, x):
+        loss = lambda p: jnp.mean((jnp.tanh(x @ p["one"]["kernel"]) @ p["two"]["kernel"] - 1) ** 2)
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    results = []
+    for on in (mesh, alone):
+        start = (params, tx.init(params))
+        shardings = meshes.state_sharding(on, start)
+        state, jitted = jax.device_put(start, shardings), jax.jit(step, out_shardings=shardings)
+        for _ in range(10):
+            state = jitted(*state, jax.device_put(x, meshes.by_rows(on)))
+        results.append(state)
+    assert results[0][0]["one"]["kernel"].addressable_shards[0].data.shape == (3, 8)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(results[0][1].pairs))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), *results)
+
+
+if __name__ == "__main__":
+    runs.register_tiny()
+    config = check_config(runs.tiny())
+    dataset = load_dataset(config)
+    make = lambda data, fsdp: meshes.make_mesh(check_config(runs.tiny(mesh={"data": data, "fsdp": fsdp})))
+    compare_batches(*(Run(config, None, make(devices, 1), dataset) for devices in (8, 1)))
+    jax.config.update("jax_enable_x64", True)
+    meshes.MIN_FSDP_SIZE = 64
+    for learn in ("none", "fine", "channel", "coarse"):
+        compare_compand(make(2, 4), make(1, 1), learn)

@@ -1,0 +1,163 @@
+"""Which images a step gets: in which order, augmented how, and each of them once in an evaluation."""
+
+import functools
+import re
+import subprocess
+import sys
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.data import pictures
+from tests.training import runs
+from wcjax import data, training
+from wcjax.data import Split
+from wcjax.errors import InputError
+from wcjax.training import evaluate, feed, mesh
+from wcjax.training import step as steps
+
+N, BATCH = 23, 5  # four batches in an epoch, and three images left over
+STEPS = N // BATCH
+MEAN, STD = np.float32([0.4]), np.float32([0.2])
+
+
+def on_device(images, labels, batch_size=BATCH, **augment):
+    config = types.SimpleNamespace(batch_size=batch_size, dtype="float32", augment=augment)
+    dataset = types.SimpleNamespace(mean=MEAN, std=STD)
+    return feed.OnDevice(Split(images, np.int32(labels)), dataset, config, mesh.one_device())
+
+
+def normalized(images):
+    return (images / 255 - MEAN) / STD
+
+
+def at(seed, step):
+    """What a feed looks at in the training state before a step."""
+    return types.SimpleNamespace(step=jnp.int32(step), key=jax.random.key_data(jax.random.key(seed)))
+
+
+def test_each_epoch_has_an_order_that_only_the_seed_decides():
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 2, 2, 1), np.uint8)
+    split = on_device(pixels, np.arange(N), padding=0, flip=False)
+    batch_of = jax.jit(split.train_batch)
+
+    def epoch(seed, number):
+        """The numbers of the images that an epoch shows."""
+        inputs, shown = split.epoch(at(seed, number * STEPS)), []
+        for step in range(number * STEPS, (number + 1) * STEPS):
+            images, labels = batch_of(next(inputs), step, jax.random.key(step))
+            np.testing.assert_allclose(images, normalized(pixels[labels]), rtol=1e-5)
+            shown += labels.tolist()
+        return tuple(shown)
+
+    epochs = [epoch(seed, number) for seed in (0, 1) for number in (0, 1, 2)]
+    assert all(len(set(shown)) == STEPS * BATCH for shown in epochs), "no image twice"
+    assert len(set(epochs)) == 6
+    assert epochs == [epoch(seed, number) for seed in (0, 1) for number in (0, 1, 2)]
+
+
+def test_a_run_that_resumes_within_an_epoch_keeps_its_order():
+    split = on_device(np.zeros((N, 2, 2, 1), np.uint8), np.arange(N))
+    orders = [next(split.epoch(at(0, step)))[1].tolist() for step in range(2 * STEPS)]
+    assert orders == STEPS * orders[:1] + STEPS * orders[STEPS : STEPS + 1]
+    assert sorted(orders[0]) == list(range(N))
+
+
+class Keeper(nn.Module):
+    """Keeps the images that it was shown last."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        self.variable("batch_stats", "images", lambda: jnp.zeros((BATCH, 6, 6, 1))).value = images
+        return jnp.zeros((len(images), 2)) + self.param("logits", nn.initializers.zeros, (2,))
+
+
+def test_augmentation_is_drawn_anew_in_each_step():
+    image = np.random.default_rng(0).integers(1, 256, (1, 6, 6, 1), np.uint8)
+    split = on_device(np.repeat(image, N, axis=0), np.zeros(N), padding=2, flip=True)
+    run = types.SimpleNamespace(mesh=split.mesh, model=Keeper(), tx=optax.sgd(0.1))
+    train_step = jax.jit(functools.partial(steps.train_step, run, split))
+
+    def shown(seed, step):
+        state = steps.init_state(run.model, run.tx, (6, 6, 1), seed)._replace(step=jnp.int32(step))
+        state, _, _ = train_step(state, steps.Totals.zero(), split.train_inputs(state))
+        return np.asarray(state.batch_stats["images"]).tobytes()
+
+    cases = [(seed, step) for seed in (0, 1) for step in (0, 1, 4, 5)]  # 4 and 5: the same batches an epoch later
+    batches = [shown(*case) for case in cases]
+    assert len(set(batches)) == len(cases)
+    assert batches == [shown(*case) for case in cases], "seed and step alone decide it"
+
+
+class Lookup(nn.Module):
+    """Takes its logits from the pixels: an arbitrary network whose answers are known."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return images[:, 0, :, 0] * 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
+def test_evaluation_counts_every_image_once(batch_size):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (N, 1, 4, 1), np.uint8), rng.integers(0, 4, N)
+    split = on_device(pixels, labels, batch_size)
+    program = steps.compile_eval_step(Lookup(), split, {}, {})
+    numbers = evaluate.evaluate(program, {}, {}, split)
+    logits = 5 * np.float64(normalized(pixels[:, 0, :, 0]))
+    losses = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(N), labels]
+    assert numbers["accuracy"] == np.mean(logits.argmax(1) == labels)
+    np.testing.assert_allclose(numbers["loss"], np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.long
+def test_the_number_of_workers_changes_no_bit(streamed_run, tmp_path):
+    run, config = streamed_run
+    summary = training.train(config | {"data_workers": 1}, tmp_path / "run")
+    runs.assert_same_run(tmp_path / "run", run)
+    assert training.train(config | {"data_workers": 2}, tmp_path / "run") == summary
+
+
+def test_a_broken_image_ends_the_run_with_its_name(tmp_path):
+    images = pictures.class_folders(tmp_path / "set", num_train=4)
+    broken = images / "val" / "n00000002" / "val_3.JPEG"
+    broken.write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(InputError, match=re.escape(f"{broken}: not an image that can be decoded")):
+        training.train(runs.streamed(images), tmp_path / "run")
+
+
+READ_ALL = """
+import sys
+from wcjax import training
+from wcjax.config import build
+from wcjax.errors import InputError
+from wcjax.training import feed, mesh
+from wcjax.training.run import Run
+config = {"dataset": "imagenet", "data_dir": sys.argv[1], "image_size": 64, "batch_size": 4, "data_workers": 1}
+config = training.check_config(config)
+try:
+    with feed.training(Run(config, None, mesh.make_mesh(config), build.load_dataset(config)), 0) as images:
+        sys.exit(f"an endless number of batches: {len(list(images.epoch(None)))}")
+except InputError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_broken_image_in_a_worker_leaves_no_shared_memory(tmp_path):
+    images = pictures.class_folders(tmp_path / "set", num_train=12)
+    (images / "train" / "n00000001" / "train_11.JPEG").write_bytes(b"")
+    ended = subprocess.run([sys.executable, "-c", READ_ALL, str(images)], capture_output=True, text=True)
+    (line,) = ended.stderr.splitlines()  # and none of Python about leaked shared_memory objects
+    assert re.match(r"error: .*/train_11\.JPEG: not an image that can be decoded \(it is empty\)", line)
+
+
+@pictures.needs_sample
+def test_a_run_on_tiny_imagenet_learns_something(tmp_path):
+    config = runs.streamed(pictures.SAMPLE, dataset="tiny_imagenet", image_size=32, batch_size=20, epochs=2)
+    summary = training.train(config, tmp_path / "run")
+    assert summary["test_accuracy"] > 1.5 / data.load("tiny_imagenet", pictures.SAMPLE).num_classes

@@ -1,0 +1,108 @@
+"""What a run leaves behind: its folder and its numbers."""
+
+import math
+import runpy
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from tests.training import runs
+from tests.training.runs import EPOCHS, STEPS
+from wcjax import training
+from wcjax.run_folder import read, read_lines
+from wcjax.run_folder.checkpoints import load_tree
+from wcjax.training import loop
+from wcjax.training import step as steps
+
+FOLDER = "checkpoints config.json data.json folded .lock metrics.jsonl summary.json tensorboard weights.jsonl"
+METRICS = "epoch step train_loss train_accuracy val_loss val_accuracy learning_rate images_per_second seconds"
+SUMMARY = (
+    "best_epoch best_val_accuracy test_accuracy test_loss epochs images_per_second train_seconds compile_seconds "
+    "num_parameters device num_devices jax_version"
+)
+
+
+def test_the_folder_holds_what_the_docs_list(tiny_run):
+    assert {path.name for path in tiny_run[0].iterdir()} == set(FOLDER.split())
+    config = read(tiny_run[0], "config.json")
+    assert training.check_config(config) == training.check_config(runs.tiny())
+    assert config.keys() == training.default_config().to_dict().keys()
+
+
+def test_metrics_have_one_line_for_each_epoch(tiny_run):
+    rates = [0.1, 0.1, 0.05, 0.025]  # a milestone counts from the first step after that epoch
+    for epoch, (line, rate) in enumerate(zip(read_lines(tiny_run[0]), rates, strict=True), start=1):
+        assert line.keys() == set(METRICS.split())
+        assert (line["epoch"], line["step"]) == (epoch, epoch * STEPS)
+        assert math.isclose(line["learning_rate"], rate, rel_tol=1e-6)
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["images_per_second"] > 0 < line["seconds"]
+
+
+def test_the_summary_has_the_numbers_of_the_best_epoch(tiny_run):
+    run, summary = tiny_run
+    accuracies = [line["val_accuracy"] for line in read_lines(run)]
+    assert summary == read(run, "summary.json")
+    assert summary.keys() == set(SUMMARY.split())
+    assert summary["best_val_accuracy"] == max(accuracies)
+    assert summary["best_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert (summary["epochs"], summary["num_devices"]) == (EPOCHS, 1)
+    assert summary["num_parameters"] == 3 * 3 * 1 * 8 + 2 * 8 + 8 * 10 + 10
+
+
+def test_the_first_of_the_best_epochs_is_folded(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies)})
+    summary = training.train(runs.tiny(), tmp_path / "run")
+    assert (summary["best_epoch"], summary["best_val_accuracy"]) == (2, 0.7)
+    folded, best = load_tree(tmp_path / "run" / "folded"), runs.checkpoint(tmp_path / "run", 2)
+    runs.assert_same_bits(folded["batch_stats"], best["batch_stats"])
+    runs.assert_same_bits(folded["params"]["head"]["bias"], best["params"]["head"]["bias"])
+
+
+def test_on_step_is_called_after_each_step(tmp_path):
+    calls = []
+
+    def on_step(progress):
+        calls.append((progress.step, int(progress.state.step), progress.epoch, int(progress.totals.seen)))
+
+    training.train(runs.tiny(epochs=2), tmp_path / "run", on_step)
+    expected = [(i + 1, i + 1, i // STEPS, 64 * (i % STEPS + 1)) for i in range(2 * STEPS)]
+    assert calls == expected
+
+
+def test_tensorboard_shows_every_number(tiny_run):
+    (path,) = (tiny_run[0] / "tensorboard").iterdir()
+    raw, shown = path.read_bytes(), {}
+    while raw:  # a record: length (8 bytes), its checksum (4), an event, its checksum (4)
+        length = int.from_bytes(raw[:8], "little")
+        event, raw = Event.FromString(raw[12 : 12 + length]), raw[16 + length :]
+        shown |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    expected = {(line["epoch"], name): x for line in read_lines(tiny_run[0]) for name, x in line.items()}
+    for line in read_lines(tiny_run[0], "weights.jsonl"):
+        for layer, numbers in line["layers"].items():
+            del numbers["histogram"]
+            expected |= {(line["epoch"], f"weights/{name}/{layer}"): x for name, x in numbers.items()}
+    assert shown == {key: np.float32(x) for key, x in expected.items()}
+
+
+def test_a_finished_run_returns_its_summary_and_does_nothing(tiny_run, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")}
+    monkeypatch.setattr(loop, "load_dataset", lambda config: pytest.fail("it looked at the data"))
+    monkeypatch.setattr(steps, "init_state", lambda *args: pytest.fail("it made a network"))
+    assert training.train(runs.tiny(), tiny_run[0]) == tiny_run[1]
+    assert {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")} == before
+
+
+def test_training_learns_three_classes_of_pictures(streamed_run):
+    losses = [line["train_loss"] for line in read_lines(streamed_run[0])]
+    assert losses[-1] < losses[0]
+    assert runs.summary(streamed_run[0])["best_val_accuracy"] > 0.5
+
+
+@pytest.mark.long
+def test_resnet8_learns_the_digits(tmp_path):
+    config = runpy.run_path(str(runs.ROOT / "configs" / "digits.py"))["get_config"]()
+    config.epochs = 4
+    assert training.train(config, tmp_path / "run")["test_accuracy"] > 0.9

@@ -1,0 +1,143 @@
+"""On any mesh a run takes the course that it takes on one device: the same losses to rounding, the same accuracies.
+
+Losses are compared to 1e-5 of their value; they were seen to differ by at most 3e-7 of it.
+"""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from tests.training import runs, worker
+from wcjax import training
+from wcjax.errors import InputError
+from wcjax.training import mesh as meshes
+
+MESHES = {"2": (2, 1), "4": (2, 2), "8": (8, 1)}
+
+
+def on(data, fsdp=1):
+    return runs.tiny(mesh={"data": data, "fsdp": fsdp})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the runs '2', '4', '8' on that many devices; '4 on 2' and '4 on 8' resume a copy of '4'."""
+    folder = tmp_path_factory.mktemp("devices")
+    tasks = [{"config": on(*shape), "workdir": folder / name} for name, shape in MESHES.items()]
+    tasks += [{"config": on(*MESHES[n]), "workdir": folder / f"4 on {n}", "resume": folder / "4"} for n in ("2", "8")]
+    worker.train(tasks, devices=8)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [*MESHES, "4 on 2", "4 on 8"])
+def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
+    runs.assert_same_course(folder / devices, tiny_run[0])
+    summary = runs.summary(folder / devices)
+    assert summary["num_devices"] == int(devices[-1])
+    assert summary["test_accuracy"] == tiny_run[1]["test_accuracy"]
+
+
+@pytest.mark.long
+def test_one_device_resumes_a_run_of_four(folder, tiny_run, tmp_path):
+    run = runs.unfinished_copy(folder / "4", tmp_path / "run", epoch=3)
+    training.train(runs.tiny(), run)
+    runs.assert_same_course(run, tiny_run[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_take_the_course_of_one(request, tiny_run, tmp_path, processes):
+    expected = {"digits": tiny_run[0]}
+    tasks = [{"config": on(2, 2) if processes == 2 else on(-1), "workdir": tmp_path / "digits"}]
+    if processes == 2:
+        expected["resumed"] = tiny_run[0]
+        four = request.getfixturevalue("folder") / "4"
+        tasks.append({"config": on(-1), "workdir": tmp_path / "resumed", "resume": four})
+    for kind in ("streamed", "cifar"):
+        expected[kind], config = request.getfixturevalue(f"{kind}_run")
+        tasks.append({"config": config, "workdir": tmp_path / kind})
+    for process in range(processes):
+        labels = {"y_train": (np.arange(101) + (process == 1)) % 10}
+        runs.write_cifar(tmp_path / "sets" / str(process), **labels)
+    other, message = tmp_path / "other", "the processes of this run found different data. Give each of them the same "
+    config = config | {"data_dir": str(tmp_path / "sets" / "{process}")}
+    tasks.append({"config": config, "workdir": other, "error": f"{other}: {message}files in data_dir."})
+    worker.train(tasks, devices=4, processes=processes)
+    for name, run in expected.items():
+        runs.assert_same_course(tmp_path / name, run)
+    assert not other.exists()
+    assert {path.name for path in (tmp_path / "digits").iterdir()} == {path.name for path in tiny_run[0].iterdir()}
+
+
+def test_batches_and_optimizers_on_eight_devices_are_those_of_one():
+    process = worker.python("-m", "tests.training.eight_devices", devices=8)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+
+@pytest.mark.long
+def test_a_step_sends_gradients_sums_of_batch_norm_and_shards():
+    arguments = ["--devices", "8", "--fsdp", "1", "8", "--json"]
+    process = worker.python("-m", "benchmarks.collectives", *arguments, devices=8)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    data, fsdp = (json.loads(line) for line in output.splitlines() if line.startswith("{"))
+    channels = 26_560  # outputs of the 53 batch norms of ResNet50
+    expected = {
+        ("all-reduce", "kernels"): [54, 4 * (25_557_032 - 2 * channels - 1000)],  # torchvision's parameters
+        ("all-reduce", "vectors, forward"): [2 * 53, 4 * 2 * channels],  # sums of x and x²
+        ("all-reduce", "numbers"): [2, 8],  # loss and hits
+    }
+    for program in (data, fsdp):
+        program["sent"] = {tuple(row[:2]): row[2:] for row in program["found"]}
+        _, size = program["sent"].pop(("all-reduce", "vectors, backward"))
+        # The gradients of scale, bias and the head's bias; XLA may send a sum on its own that is part of two gradients.
+        assert 4 * (2 * channels + 1000) <= size <= 4 * (4 * channels + 1000)
+    assert data["sent"] == expected
+    large = [size for size in fsdp["kernels"] if size >= meshes.MIN_FSDP_SIZE]
+    assert fsdp["sent"] == expected | {("all-gather", "kernels"): [len(large), 4 * sum(large)]}  # each once, forwards
+    assert [data["largest_arctan"], fsdp["largest_arctan"]] == [max(data["kernels"]), max(data["kernels"]) // 8]
+
+
+def test_fsdp_shards_the_largest_axis_of_large_arrays():
+    mesh = AbstractMesh((2, 4), meshes.AXES, axis_types=(AxisType.Auto,) * 2)
+    shapes = {
+        (3, 3, 64, 128): P(None, None, None, "fsdp"),
+        (256, 256): P(None, "fsdp"),  # the last of equals
+        (2048, 1000): P("fsdp"),
+        (2049, 1000): P(None, "fsdp"),  # 4 does not divide 2,049
+        (2049, 999): P(),
+        (3, 3, 8, 8): P(),  # too small
+        (65_536,): P(),
+        (): P(),
+    }
+    leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    assert [sharding.spec for sharding in meshes.state_sharding(mesh, leaves)] == list(shapes.values())
+
+
+@pytest.mark.parametrize(
+    "devices, processes, data, fsdp, message",
+    [
+        (8, 1, 16, 1, "data=16 x fsdp=1 devices, but there are 8: choose smaller numbers"),
+        (8, 1, -1, 3, "data=-1 x fsdp=3 devices, but there are 8: choose a divisor of 8"),
+        (8, 2, 4, 1, "data=4 x fsdp=1 devices, but 2 processes have 8 and must use all"),
+        (6, 1, -1, 1, "config.batch_size is 64, which 6 devices cannot share: choose a multiple of 6"),
+        (8, 1, 0, 1, "config.mesh must have sizes of at least 1, one may be -1"),
+        (8, 1, -2, 1, "config.mesh must have sizes of at least 1, one may be -1"),
+        (8, 1, -1, -1, "config.mesh must have sizes of at least 1, one may be -1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_named_before_any_work(
+    monkeypatch, tmp_path, devices, processes, data, fsdp, message
+):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind="cpu")] * devices)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(InputError, match=message):
+        training.train(on(data, fsdp), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

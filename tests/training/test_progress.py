@@ -1,0 +1,69 @@
+"""A run whose numbers are no longer finite ends before it saves them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.training import runs
+from tests.training.runs import STEPS
+from wcjax import training
+from wcjax.errors import DivergedError
+from wcjax.training.progress import Progress
+
+UNFINISHED = {".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "midway", "tensorboard"}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    run, config = tmp_path / "run", runs.tiny(schedule={"milestones": (2,), "factor": 1e30})
+    for _ in range(2):  # the second time it resumes after epoch 2
+        with pytest.raises(DivergedError, match=r"The checkpoint of epoch 2 is kept\. Try a lower l") as error:
+            training.train(config, run)
+        step = re.search(r"nan or inf at step (\d+) \(epoch 3\), learning rate 1e\+29\.", str(error.value))[1]
+        assert 2 * STEPS < int(step) < 3 * STEPS
+        assert runs.saved(run) == [line["epoch"] for line in runs.metrics(run)] == [1, 2]
+        assert {path.name for path in run.iterdir()} == UNFINISHED | {"weights.jsonl"}
+
+
+def spoil(step):
+    """Makes one weight nan when a step is done, as a gradient would; the loss of that step is finite."""
+
+    def on_step(progress):
+        if progress.step == step:
+            leaves, tree = jax.tree.flatten(progress.state.params)
+            leaves[0] = leaves[0].at[(0,) * leaves[0].ndim].set(jnp.nan)
+            progress.state = progress.state._replace(params=jax.tree.unflatten(tree, leaves))
+
+    return on_step
+
+
+CASES = {  # checkpoint_every, the step that makes a weight nan, and the step and epoch of the error
+    "before a checkpoint within an epoch": (4, STEPS + 5, STEPS + 4, 2),
+    "in the last step of an epoch": (0, 2 * STEPS, 2 * STEPS - 1, 2),
+}
+
+
+@pytest.mark.parametrize("every, bad_step, step, epoch", CASES.values(), ids=CASES)
+def test_weights_that_are_not_finite_are_not_saved(tiny_run, tmp_path, every, bad_step, step, epoch):
+    run, config = tmp_path / "run", runs.tiny(checkpoint_every=every)
+    with pytest.raises(DivergedError, match=rf"weights or moments .* step {step} \(epoch {epoch}\)"):
+        training.train(config, run, spoil(bad_step))
+    assert len(runs.metrics(run)) == epoch - 1
+    training.train(config, run)
+    runs.assert_same_run(run, tiny_run[0])
+
+
+def test_a_loss_on_val_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("wcjax.training.loop.evaluate", lambda *_: {"loss": float("nan"), "accuracy": 0.1})
+    message = rf"at step {STEPS - 1} \(epoch 1\), learning rate 0\.1\. There is no checkpoint yet\. Try a lower"
+    with pytest.raises(DivergedError, match=message):
+        training.train(runs.tiny(), tmp_path / "run")
+    assert runs.saved(tmp_path / "run") == runs.metrics(tmp_path / "run") == []
+
+
+def test_the_first_of_the_best_epochs_is_the_best():
+    progress = Progress(None, None)
+    for accuracy in (0.0, 0.7, 0.7, 0.6):
+        progress.finish_epoch(accuracy, None)
+    assert (progress.epoch, progress.best_epoch, progress.best_val_accuracy) == (4, 2, 0.7)
