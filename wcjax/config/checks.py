@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import ml_collections
 
 from wcjax import data, models
-from wcjax.checks import LEARN_NETWORK
 from wcjax.config.build import make_model
 from wcjax.config.keys import default_config, plain
 from wcjax.errors import InputError, shown, unknown
+from wcjax.psi import LEARN_NETWORK
 from wcjax.reparam import BY_NAME
 
 REPARAMS = (*BY_NAME, "none")
