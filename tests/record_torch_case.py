@@ -1,4 +1,4 @@
-"""Records what torchvision's ResNets compute, for test_exchange.py: python -m tests.record_torch_case. Needs torchvision.
+"""Records what torchvision's ResNets compute, for test_exchange.py: python -m tests.record_torch_case.
 
 Weights and images are made here by NumPy from names and shapes alone, so that the file holds only those and the logits.
 """
