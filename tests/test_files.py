@@ -15,6 +15,7 @@ from wcjax.errors import InputError, SaveError
 from wcjax.files import local_path, replacing, run_path, write_json
 from wcjax.run_folder.checkpoints import load_tree, save_tree
 
+CONFIG = {"dataset": "cifar10"}  # it lacks data_dir, so that a path that is not refused leads to another error
 TREE = {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
 
 
@@ -23,7 +24,7 @@ def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch, name):
     letters = " ".join(x for x in "[]*?\\" if x in name)
     message = f"workdir {tmp_path / name}: the path of a checkpoint cannot contain {letters}. Give another path."
     with pytest.raises(InputError, match="^" + re.escape(message)):
-        training.train({}, tmp_path / name)
+        training.train(CONFIG, tmp_path / name)
     (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / name)
     with pytest.raises(InputError, match=re.escape(f"{letters}. Give another path.")):
@@ -81,7 +82,7 @@ def test_an_unusable_path_is_named_and_nothing_is_made(tmp_path, monkeypatch, pa
     for link, target in (("link", "gone"), ("loop", "pool"), ("pool", "loop")):
         (tmp_path / link).symlink_to(target)
     with pytest.raises(InputError, match="^" + message.format(tmp_path)):
-        denied(lambda: training.train({}, path))
+        denied(lambda: training.train(CONFIG, path))
     assert sorted(x.name for x in tmp_path.iterdir()) == ["closed", "file", "link", "loop", "pool"]
     (tmp_path / "gone").mkdir()
     assert run_path("link/run", "workdir") == pathlib.Path("link/run")
@@ -94,7 +95,7 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(InputError, match=f"{tmp_path}/run/config.json is not JSON"):
-        training.train({}, "~/run")
+        training.train(CONFIG, "~/run")
 
 
 def replace(path, content=b"new", before_end=lambda: None):
@@ -114,7 +115,7 @@ def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         replace(path, before_end=fail)
-    assert path.read_text() == "old"
+    assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {path.name: "old"}
     replace(path)
     assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {path.name: "new"}
 

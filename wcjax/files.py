@@ -14,6 +14,8 @@ import uuid
 
 from wcjax.errors import InputError, SaveError, cause
 
+_PERMISSIONS = "Change its permissions (chmod, chown), or give another path."
+
 
 def local_path(path, name: str) -> pathlib.Path:
     """`path` with `~` replaced by the home directory. `name` is what errors call the path, for example '--out'.
@@ -107,9 +109,6 @@ def reading(path=None, advice="Check the path, or give another one."):
         raise InputError(
             f"{path or error.filename}: cannot be read ({error.strerror or cause(error)}). {advice}"
         ) from error
-
-
-_PERMISSIONS = "Change its permissions (chmod, chown), or give another path."
 
 
 def check_readable(folder) -> None:

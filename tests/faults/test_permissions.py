@@ -11,7 +11,7 @@ from tests.permissions import obey_permissions
 from tests.training import runs
 
 EVALUATE, COMPARE = "wcjax.training.evaluate", "wcjax.analysis.compare"
-REPORT, SWEEP = "wcjax.analysis.report", "wcjax.sweep"
+REPORT, SWEEP = "wcjax.analysis.report", "wcjax.sweep.__main__"
 SWEEP_ARGUMENTS = ["runs", "--config=configs/digits.py", "--models=resnet8", "--variants=wc", "--seeds=0", "--out"]
 
 
