@@ -25,9 +25,9 @@ def compare_batches(run, alone):
     for each in (run, alone):
         state = Progress.start(each).state._replace(step=jnp.int32(13))  # in the second epoch
         with feed.training(each, 0) as data:
-            inputs = data.train_inputs(state)
+            inputs = next(data.epoch(state))
             batches.append(jax.jit(data.train_batch)(inputs, state.step, jax.random.key(0)))
-            batches.append(jax.jit(data.eval_batch)(data.eval_inputs(), 704))  # 15 images in a batch of 64
+            batches.append(jax.jit(data.eval_batch)(next(data.round()), 704))  # 15 images in a batch of 64
     for images, labels in batches[:2]:
         assert images.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 4)
         assert labels.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 1)
