@@ -87,7 +87,12 @@ class Trainer:
 
 @pytest.fixture
 def trainer():
-    return Trainer()
+    """A Trainer. A sweep that does not end fails its test; on a quiet machine the slowest takes 5 seconds."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the sweep does not end"))
+    signal.alarm(300)
+    yield Trainer()
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("ends, a, b", [({}, "0.6", "0.8"), ({"a0.6_b0.8_seed0": "it diverged"}, "0.6", "0.5")])
