@@ -1,6 +1,6 @@
-"""Records what torchvision's ResNets compute, for test_exchange.py: python -m tests.record_torch_case.
+"""Records the logits of torchvision's ResNets for test_exchange.py: python -m tests.record_torch_case.
 
-Weights and images are made here by NumPy from names and shapes alone, so that the file holds only those and the logits.
+NumPy makes weights and images from names and shapes alone, so that the file holds only these and the logits.
 """
 
 import json

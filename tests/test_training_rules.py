@@ -1,4 +1,4 @@
-"""Training with wcjax in float64 is, step by step and leaf by leaf, the training by hand in numpy_reference.py."""
+"""Both doors take the training runs that truth.py takes by hand, step by step and leaf by leaf in float64."""
 
 import functools
 
@@ -11,34 +11,28 @@ import pytest
 
 import wcjax
 import wcjax.linen
-from tests import numpy_reference as reference
+from benchmarks import compand_gap
+from tests import truth
 
 STEPS, FEATURES, CLASSES = 60, 3, 4
 DECAY = 0.05  # strong, so that a wrong decay shows
 # Largest gap measured over all runs, steps and leaves: 7e-15 of 1 + |expected| (jax 0.10.2, CPU).
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 
-PAIRS = {
-    "arctan": (wcjax.Arctan(0.7, 0.5), reference.Arctan(0.7, 0.5)),
-    "arsinh": (wcjax.Arsinh(0.6, 0.9), reference.Arsinh(0.6, 0.9)),
-    "erf": (wcjax.Erf(0.8, 0.6), reference.Erf(0.8, 0.6)),
-    "powerprop": (wcjax.PowerProp(1.5), reference.PowerProp(1.5)),
-    "weightnorm": (wcjax.WeightNorm(), reference.WeightNorm()),
-    "none": (None, None),
-}
-ELEMENTWISE = [(name, "none") for name in ("arctan", "arsinh", "erf", "powerprop")]
-LEARNED = [(name, learn) for name in ("arctan", "arsinh", "erf") for learn in ("fine", "channel", "coarse")]
-NETWORKS = [(name, "none") for name in PAIRS] + LEARNED
+PSIS = {psi.name: psi for psi in truth.PSIS} | {"weightnorm": truth.WeightNorm(), "none": None}
+ELEMENTWISE = [(psi.name, "none") for psi in truth.PSIS]
+LEARNED = [(psi.name, learn) for psi in truth.SIGMOIDS for learn in ("fine", "channel", "coarse")]
+NETWORKS = [(name, "none") for name in PSIS] + LEARNED
 MODES = ("none", "fine", "channel", "coarse")
 OPTIMIZERS = ("sgd", "adam")
-each_network = pytest.mark.parametrize(("name", "learn"), NETWORKS)
+PSIS["crossed"] = truth.Psi("arctan", -0.7, 0.5)  # as if a learned a had fallen below zero
 
 
-def runs(networks):
+def runs(networks, *more):
     """Runs of (name, learn) with decay, and of the arctangent without, as arguments of the tests."""
     cases = [(*network, optimizer, DECAY) for network in networks for optimizer in OPTIMIZERS]
     cases += [("arctan", learn, optimizer, 0.0) for learn in MODES for optimizer in OPTIMIZERS]
-    return pytest.mark.parametrize(("name", "learn", "optimizer", "decay"), cases)
+    return pytest.mark.parametrize(("name", "learn", "optimizer", "decay"), [*cases, *more])
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +42,7 @@ def float64():
 
 
 class Net(nn.Module):
-    """The network of numpy_reference.py."""
+    """The network of truth.py."""
 
     reparam: object
     learn: str
@@ -63,6 +57,14 @@ class Net(nn.Module):
         return wcjax.linen.Dense(CLASSES, **settings, name="dense")(x.reshape(len(x), -1))
 
 
+def net(name, learn):
+    numbers = "arctan" if name == "crossed" else name
+    return Net(PSIS[numbers].ours() if isinstance(PSIS[numbers], truth.Psi) else WITHOUT_NUMBERS[name], learn)
+
+
+WITHOUT_NUMBERS = {"weightnorm": wcjax.WeightNorm(), "none": None}
+
+
 def batches():
     rng = np.random.default_rng(0)
     three = [(rng.normal(size=(16, 6, 6, 2)), rng.integers(CLASSES, size=16)) for _ in range(3)]
@@ -74,7 +76,6 @@ def initial(name, learn):
     rng = np.random.default_rng(1)
     shapes = {"conv": (3, 3, 2, FEATURES), "dense": (36 * FEATURES, CLASSES)}
     params = {"norm/scale": rng.normal(1, 0.2, FEATURES), "norm/bias": rng.normal(0, 0.2, FEATURES)}
-    psi = PAIRS[name][0]
     for layer, shape in shapes.items():
         params[f"{layer}/{'kernel' if name == 'none' else 'v'}"] = rng.normal(0, 0.3, shape)
         params[f"{layer}/bias"] = rng.normal(0, 0.2, shape[-1])
@@ -82,13 +83,15 @@ def initial(name, learn):
         if name == "weightnorm":
             params[f"{layer}/g"] = rng.uniform(0.5, 1.5, channels)
         if learn in ("fine", "channel"):
-            of_pair = channels if learn == "channel" else (1,) * len(shape)
-            params |= {f"{layer}/a": np.full(of_pair, psi.a), f"{layer}/b": np.full(of_pair, psi.b)}
-    return params | ({"pair/a": np.float64(psi.a), "pair/b": np.float64(psi.b)} if learn == "coarse" else {})
+            pair_shape = channels if learn == "channel" else (1,) * len(shape)
+            params |= {f"{layer}/{k}": np.full(pair_shape, x) for k, x in zip("ab", PSIS[name].numbers, strict=True)}
+    if learn == "coarse":
+        params |= {f"pair/{k}": np.float64(x) for k, x in zip("ab", PSIS[name].numbers, strict=True)}
+    return params
 
 
 def name_of(path):
-    """The name in numpy_reference.py: 'conv/v' and 'conv/a' for conv/kernel/v and conv/kernel/psi/a."""
+    """The name in truth.py: 'conv/v' and 'conv/a' for conv/kernel/v and conv/kernel/psi/a."""
     return jax.tree_util.keystr(path, simple=True, separator="/").replace("kernel/", "").replace("psi/", "")
 
 
@@ -96,21 +99,15 @@ def flat(tree):
     return {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@functools.cache
-def shapes(name, learn):
-    """The parameters that the network makes, without their values."""
-    return jax.eval_shape(Net(PAIRS[name][0], learn).init, jax.random.key(0), batches()[0][0])["params"]
-
-
-def nested(params, name, learn):
-    """Flat parameters in the tree of the network."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(params[name_of(path)]), shapes(name, learn))
+def nested(params, model):
+    """Flat parameters in the tree of the network, which has leaves of the same names and shapes."""
+    tree = jax.eval_shape(model.init, jax.random.key(0), batches()[0][0])["params"]
+    assert {leaf: x.shape for leaf, x in flat(tree).items()} == {leaf: np.shape(x) for leaf, x in params.items()}
+    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(params[name_of(path)]), tree)
 
 
 @functools.cache  # compiled once for all tests of a network
-def loss_and_gradients(name, learn):
-    model = Net(PAIRS[name][0], learn)
-
+def loss_and_gradients(model):
     def loss(params, images, labels):
         logits, _ = model.apply({"params": params}, images, mutable=["batch_stats"])
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -118,21 +115,19 @@ def loss_and_gradients(name, learn):
     return jax.jit(jax.value_and_grad(loss))
 
 
-def train(params, name, learn, optimizer):
-    """The history that numpy_reference's training functions return, from wcjax."""
+def train(params, model, optimizer):
+    """(loss before the step, params, optimizer's state) after each step of wcjax."""
 
     @jax.jit
     def step(grads, state, params):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params, history = nested(params, name, learn), []
     state = jax.jit(optimizer.init)(params)
     for images, labels in batches():
-        loss, grads = loss_and_gradients(name, learn)(params, images, labels)
+        loss, grads = loss_and_gradients(model)(params, images, labels)
         params, state = step(grads, state, params)
-        history.append((loss, flat(params)))
-    return history
+        yield loss, params, state
 
 
 def inner(optimizer, learn):
@@ -145,75 +140,79 @@ def inner(optimizer, learn):
 @functools.cache
 def by_hand(name, learn, optimizer, decay):
     """The history in NumPy of the run of `inner`."""
-    params, psi = initial(name, learn), PAIRS[name][1]
+    start, psi = initial(name, learn), PSIS[name]
     if optimizer == "adam":
-        return reference.scaled_adam(params, psi, batches(), 0.02, decay=decay)
-    return reference.sgd(params, psi, batches(), 0.1 if learn == "none" else 0.005, decay=decay)
-
-
-def assert_same_run(found, expected):
-    assert len(found) == len(expected) == STEPS
-    for count, ((loss, params), (expected_loss, expected_params)) in enumerate(zip(found, expected, strict=True), 1):
-        np.testing.assert_allclose(loss, expected_loss, **TOLERANCE, err_msg=f"loss at step {count}")
-        assert params.keys() == expected_params.keys()
-        for leaf, value in params.items():
-            assert (value.dtype, value.shape) == (jnp.float64, expected_params[leaf].shape), leaf
-            np.testing.assert_allclose(value, expected_params[leaf], **TOLERANCE, err_msg=f"{leaf} after {count} steps")
-
-
-@runs(NETWORKS)
-def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
-    tx = inner(optimizer, learn)
-    tx = wcjax.optim.scale_by_derivative(tx) if optimizer == "adam" else tx
-    tx = optax.chain(wcjax.optim.add_decayed_weights(decay), tx) if decay else tx
-    assert_same_run(train(initial(name, learn), name, learn, tx), by_hand(name, learn, optimizer, decay))
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("name", "learn"), LEARNED)
-def test_learned_pairs_move_and_differ_over_channels(name, learn, optimizer):
-    start, history = initial(name, learn), by_hand(name, learn, optimizer, DECAY)
+        history = truth.scaled_adam(start, psi, batches(), 0.02, decay=decay)
+    else:
+        history = truth.sgd(start, psi, batches(), 0.1 if learn == "none" else 0.005, decay=decay)
     for leaf in (leaf for leaf in start if leaf.split("/")[1] in ("a", "b")):
         course = np.array([params[leaf] for _, params in history])
         assert np.max(np.abs(course - start[leaf])) > 0.02, "a pair that rests says nothing about learning it"
         assert learn != "channel" or np.max(np.ptp(course, axis=-1)) > 0.02, "equal pairs say nothing about channels"
+    return history
 
 
-@pytest.mark.parametrize(("name", "learn"), [(name, "none") for name in PAIRS])
+def assert_same(params, expected, count, **tolerance):
+    assert params.keys() == expected.keys()
+    for leaf, x in params.items():
+        assert (x.dtype, x.shape) == (jnp.float64, expected[leaf].shape), leaf
+        np.testing.assert_allclose(x, expected[leaf], **tolerance, err_msg=f"{leaf} after {count} steps")
+
+
+def assert_layers_take(expected, name, learn, optimizer):
+    model = net(name, learn)
+    run = train(nested(initial(name, learn), model), model, optimizer)
+    for count, ((loss, params, _), (loss_by_hand, by_hand)) in enumerate(zip(run, expected, strict=True), 1):
+        np.testing.assert_allclose(loss, loss_by_hand, **TOLERANCE, err_msg=f"loss at step {count}")
+        assert_same(flat(params), by_hand, count, **TOLERANCE)
+
+
+@runs(NETWORKS, *(("crossed", learn, "adam", 0.0) for learn in MODES[1:]))
+def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
+    tx = inner(optimizer, learn)
+    tx = wcjax.optim.scale_by_derivative(tx) if optimizer == "adam" else tx
+    tx = optax.chain(wcjax.optim.add_decayed_weights(decay), tx) if decay else tx
+    assert_layers_take(by_hand(name, learn, optimizer, decay), name, learn, tx)
+
+
+@pytest.mark.parametrize(("name", "learn"), [*ELEMENTWISE, ("weightnorm", "none")])
 def test_l2_inside_the_scaled_adam_is_decay_on_w(name, learn):
     tx = wcjax.optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(DECAY), inner("adam", learn)))
-    assert_same_run(train(initial(name, learn), name, learn, tx), by_hand(name, learn, "adam", DECAY))
+    assert_layers_take(by_hand(name, learn, "adam", DECAY), name, learn, tx)
 
 
-@pytest.mark.parametrize("learn", ["fine", "channel", "coarse"])
-def test_scaled_adam_follows_a_learned_a_below_zero(learn):
-    (_, psi), params = PAIRS["arctan"], initial("arctan", learn)
-    params = {leaf: -x if leaf.endswith("/a") else x for leaf, x in params.items()}
-    expected = reference.scaled_adam(params, psi, batches(), 0.02)
-    tx = wcjax.optim.scale_by_derivative(inner("adam", learn))
-    assert_same_run(train(params, "arctan", learn, tx), expected)
+@runs(ELEMENTWISE + LEARNED)
+def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
+    psi, model, expected = PSIS[name], net("none", "none"), by_hand(name, learn, optimizer, decay)
+    adaptive = optimizer == "adam"
+    tx = wcjax.compand(inner(optimizer, learn), psi.ours(), adaptive=adaptive, weight_decay=decay, learn=learn)
+    run = train(nested(truth.folded(initial(name, learn), psi), model), model, tx)
+    for count, ((_, params, state), (_, v)) in enumerate(zip(run, expected, strict=True), 1):
+        params = flat(params) | flat({"pair": state.pairs} if learn == "coarse" else state.pairs)
+        w = truth.folded(v, psi) | {leaf: x for leaf, x in v.items() if leaf[-2:] in ("/a", "/b")}
+        assert_same(params, w, count, rtol=0, atol=1e-9)
 
 
-@each_network
-def test_gradients_are_the_finite_differences_of_the_numpy_loss(name, learn):
-    params, (images, labels), psi = initial(name, learn), batches()[0], PAIRS[name][1]
-    _, hand, _ = reference.gradients(params, psi, images, labels)
-    _, grads = loss_and_gradients(name, learn)(nested(params, name, learn), images, labels)
-    grads = flat(grads)
-    assert grads.keys() == hand.keys() == params.keys()
+@pytest.mark.parametrize(("name", "learn"), NETWORKS)
+def test_gradients_are_finite_differences_of_the_loss_by_hand(name, learn):
+    params, (images, labels), psi, model = initial(name, learn), batches()[0], PSIS[name], net(name, learn)
+    _, by_hand, _ = truth.gradients(params, psi, images, labels)
+    _, grads = loss_and_gradients(model)(nested(params, model), images, labels)
+    assert flat(grads).keys() == by_hand.keys() == params.keys()
     rng, h = np.random.default_rng(2), 1e-5
     for leaf, value in params.items():
         for flat_index in rng.choice(value.size, min(3, value.size), replace=False):
             index, step = np.unravel_index(flat_index, value.shape), np.zeros(value.shape)
             step[index] = h
-            above, _, _ = reference.gradients(params | {leaf: value + step}, psi, images, labels)
-            below, _, _ = reference.gradients(params | {leaf: value - step}, psi, images, labels)
-            slope = (above - below) / (2 * h)
-            np.testing.assert_allclose(hand[leaf][index], slope, rtol=1e-6, atol=1e-9, err_msg=f"by hand: {leaf}")
-            np.testing.assert_allclose(grads[leaf][index], slope, rtol=1e-6, atol=1e-9, err_msg=f"wcjax: {leaf}")
+            above, below = (
+                truth.gradients(params | {leaf: x}, psi, images, labels)[0] for x in (value + step, value - step)
+            )
+            for gradient in (by_hand, flat(grads)):
+                np.testing.assert_allclose(gradient[leaf][index], (above - below) / (2 * h), 1e-6, 1e-9, err_msg=leaf)
 
 
-@each_network
-def test_the_layers_make_the_leaves_of_the_numpy_network(name, learn):
-    made = {leaf: x.shape for leaf, x in flat(shapes(name, learn)).items()}
-    assert made == {leaf: np.shape(x) for leaf, x in initial(name, learn).items()}
+@pytest.mark.long
+def test_in_float32_compand_strays_little_more_than_a_rounding():
+    with jax.enable_x64(False):
+        layers, companded, others = compand_gap.runs(jnp.tanh, [100], 1)
+    assert 0 < compand_gap.gap(layers[100], companded[100]) < 10 * compand_gap.gap(layers[100], others[0][100])

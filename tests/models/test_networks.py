@@ -1,10 +1,7 @@
 """The networks are those of the paper: sizes, shapes, what is companded, and what they compute."""
 
-import collections
 import functools
 import math
-import os
-from unittest import mock
 
 import chex
 import flax.linen as nn
@@ -12,13 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
-from jax.extend.core import jaxprs_in_params
 
 from tests.models import numpy_networks
 from wcjax import Arctan, PowerProp, WeightNorm, fold, models
-from wcjax.errors import InputError
-from wcjax.models import cpu_convolution, layers, resnet, vgg, wide_resnet
+from wcjax.models import layers, resnet, vgg, wide_resnet
 
 PSI = Arctan(0.8, 0.6)
 SMALL = functools.partial(resnet.ResNet, num_classes=10, stages=(1, 1), width=4, block=resnet.BasicBlock)
@@ -29,31 +23,28 @@ WAYS = {  # of companding a network
     "coarse": {"reparam": PSI, "learn": "coarse"},
     "weightnorm": {"reparam": WeightNorm()},
 }
+QUICK = {"xla_backend_optimization_level": 0}  # optimizations of init would take seconds
+KEY = jax.random.key(3, impl="rbg")  # its draws compile in a third of the time
 
 
-def initial(model, seed):
-    """The parameters that model draws, compiled without the optimizations that would take seconds."""
-    init = lambda key: model.init(key, images())["params"]
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
+def initial(model):
+    """The parameters that model draws."""
+    return jax.jit(lambda key: model.init(key, images())["params"], compiler_options=QUICK)(KEY)
 
 
 def images(height=32, width=32, batch=1):
     return jnp.asarray(np.random.default_rng(0).normal(size=(batch, height, width, 3)), jnp.float32)
 
 
-def shapes(model, *, folded=False):
-    """{'stem/kernel': ShapeDtypeStruct, ...} of the parameters, without computing them."""
+def shapes(model):
+    """The parameters without their values."""
+    return jax.eval_shape(model.init, KEY, images())["params"]
 
-    def init():
-        params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-        return fold(params) if folded else params
 
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init))
+def by_name(params):
+    """{'stem/kernel': leaf, ...}"""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def flat(tree):
-    return {name: np.asarray(leaf, np.float64) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 @pytest.mark.parametrize(
@@ -72,31 +63,21 @@ def flat(tree):
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, options, count):
-    model = models.create(name, **{"num_classes": 10} | options)
-    assert sum(math.prod(leaf.shape) for leaf in shapes(model).values()) == count
+    model = models.create(name, reparam=PSI, learn="fine", **{"num_classes": 10} | options)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(fold(shapes(model)))) == count
 
 
-STEMS = [(name, {"stem": stem}) for name in models.NAMES if "stem" in models.options(name) for stem in resnet.STEMS]
-
-
-@pytest.mark.parametrize("name, options", STEMS + [(name, {}) for name in ("wrn28_10", "vgg16_bn", "vgg19_bn")])
-def test_folding_the_companded_network_leaves_exactly_the_tree_of_the_plain_one(name, options):
-    plain = shapes(models.create(name, 10, **options))
-    companded = models.create(name, 10, PSI, learn="fine", **options)
-    assert shapes(companded, folded=True) == plain
-    weights = {name for name, leaf in plain.items() if leaf.ndim > 1}
-    assert {name.removesuffix("/v") for name in shapes(companded) if name.endswith("/v")} == weights
+@pytest.fixture(scope="module")
+def plain_weights():
+    return initial(SMALL())
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_convolution_and_linear_weight_is_companded_and_nothing_else(way):
-    plain, companded = shapes(SMALL()), shapes(SMALL(**WAYS[way]))
-    weights = {name for name, leaf in plain.items() if leaf.ndim > 1}
-    assert weights == {
-        f"{layer}/kernel"
-        for layer in ("stem", "head", *(f"stage{i}_block1/conv{j}" for i in (1, 2) for j in (1, 2)))
-        + ("stage2_block1/shortcut",)
-    }
+def test_every_kernel_is_companded_and_starts_at_plain_weights(way, plain_weights):
+    plain, companded = (by_name(shapes(model)) for model in (SMALL(), SMALL(**WAYS[way])))
+    blocks = [f"stage{i}_block1/conv{j}" for i in (1, 2) for j in (1, 2)]
+    weights = {f"{layer}/kernel" for layer in ("stem", "head", *blocks, "stage2_block1/shortcut")}
+    assert weights == {name for name, leaf in plain.items() if leaf.ndim > 1}
     expected = {f"{name}/v" if name in weights else name: leaf for name, leaf in plain.items()}
     number = jax.ShapeDtypeStruct((), jnp.float32)
     learned = {"fixed": "", "coarse": "", "weightnorm": "g"}.get(way, "ab")
@@ -107,53 +88,60 @@ def test_every_convolution_and_linear_weight_is_companded_and_nothing_else(way):
     if way == "coarse":
         expected |= {"pair/psi/a": number, "pair/psi/b": number}
     assert companded == expected
-
-
-@pytest.fixture(scope="module")
-def plain_weights():
-    return initial(SMALL(), seed=3)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_from_the_same_key_the_companded_network_starts_at_the_weights_of_the_plain_one(way, plain_weights):
-    start = fold(initial(SMALL(**WAYS[way]), seed=3))
+    start = fold(initial(SMALL(**WAYS[way])))  # from the same key
     chex.assert_trees_all_close(start, plain_weights, rtol=1e-6, atol=1e-8)
 
 
-def fan_in(shape):
-    return math.prod(shape[:-1])
+def is_uniform(w, end):
+    # Chances of a uniform sample to fail: below e^-12 for its largest, below 1e-6 for its mean and variance.
+    fills = (1 - 12 / w.size) * end < np.max(np.abs(w)) <= end * (1 + 1e-6)
+    is_flat = abs(np.var(w) / (end**2 / 3) - 1) < 5 * math.sqrt(0.8 / w.size)
+    return fills and is_flat and abs(np.mean(w)) < 5 * end / math.sqrt(3 * w.size)
 
 
-@pytest.mark.parametrize(
-    "kernel_init, bound",
-    [("kaiming", lambda n: math.sqrt(6 / n)), ("torch", lambda n: 1 / math.sqrt(n))],
+def is_normal(w, std):
+    return abs(np.std(w) / std - 1) < 5 * math.sqrt(0.5 / w.size) and np.max(np.abs(w)) > 2.5 * std
+
+
+kaiming, by_torch = (
+    lambda shape: math.sqrt(6 / math.prod(shape[:-1])),
+    lambda shape: 1 / math.sqrt(math.prod(shape[:-1])),
 )
-def test_initial_weights_fill_the_interval_of_their_fan_in_uniformly(kernel_init, bound):
-    params = flat(initial(resnet.resnet8(num_classes=10, kernel_init=kernel_init), seed=0))
+by_fan_out = lambda shape: math.sqrt(2 / (9 * shape[-1]))
+INITIAL = {  # (model, (test, its number) of convolutions, of linear layers, largest bias of the head)
+    "kaiming": (resnet.resnet8(num_classes=10), (is_uniform, kaiming), (is_uniform, kaiming), 0),
+    "torch": (
+        resnet.resnet8(num_classes=10, kernel_init="torch"),
+        (is_uniform, by_torch),
+        (is_uniform, by_torch),
+        1 / 8,
+    ),
+    "vgg": (vgg.VGG(10, stages=(2, 1, 1, 1, 1), width=32), (is_normal, by_fan_out), (is_uniform, kaiming), 0),
+}
+
+
+@pytest.mark.parametrize("case", INITIAL)
+def test_initial_weights_are_drawn_as_published(case):
+    model, *kinds, largest_bias = INITIAL[case]
+    params = {name: np.float64(leaf) for name, leaf in by_name(initial(model)).items()}
     kernels = {name: w for name, w in params.items() if name.endswith("kernel")}
-    assert len(kernels) == 10
+    assert len(kernels) == (9 if case == "vgg" else 10)
     for name, w in kernels.items():
-        end = bound(fan_in(w.shape))
-        # Chances of a uniform sample to fail: below e^-12 for its largest, below 1e-6 for its mean and variance.
-        assert (1 - 12 / w.size) * end < np.max(np.abs(w)) <= end * (1 + 1e-6), name
-        assert abs(np.mean(w)) < 5 * end / math.sqrt(3 * w.size), name
-        assert abs(np.var(w) / (end**2 / 3) - 1) < 5 * math.sqrt(0.8 / w.size), name
-    bias, end = params["head/bias"], bound(64)
-    if kernel_init == "kaiming":
-        assert not np.any(bias)
-    else:
-        assert 0.5 * end < np.max(np.abs(bias)) <= end
-    norms = {name: leaf for name, leaf in params.items() if "norm" in name}
-    assert all(np.all(leaf == (1 if name.endswith("scale") else 0)) for name, leaf in norms.items())
+        is_drawn, number = kinds[w.ndim == 2]
+        assert is_drawn(w, number(w.shape)), name
+    assert 0.5 * largest_bias <= np.max(np.abs(params["head/bias"])) <= largest_bias
+    for name, leaf in params.items():
+        if name not in kernels and name != "head/bias":
+            assert np.all(leaf == name.endswith("scale")), name
 
 
 def random_variables(model, shape):
-    """Variables in which no bias, scale or statistic has its initial value, so that leaving one out shows."""
+    """Variables in which no bias, scale or statistic has its initial value, so that omitting one shows."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
-        name = path[-1].key
+        name = jax.tree_util.keystr(path[-1:], simple=True)
         if name in ("scale", "var"):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return (rng.normal(size=leaf.shape) * (0.3 if leaf.ndim > 1 else 0.5)).astype(np.float32)
@@ -161,95 +149,91 @@ def random_variables(model, shape):
     return jax.tree_util.tree_map_with_path(draw, variables)
 
 
-@pytest.mark.parametrize("stem", resnet.STEMS)
-@pytest.mark.parametrize("block, kind", [(resnet.BasicBlock, "basic"), (resnet.Bottleneck, "bottleneck")])
-@pytest.mark.parametrize("size", [(12, 14), (9, 13)], ids=["even", "odd"])
-def test_logits_are_those_of_the_network_written_in_numpy(stem, block, kind, size):
-    model = resnet.ResNet(num_classes=5, stages=(1, 2), width=3, block=block, stem=stem)
+KINDS = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}
+RESNETS = [("cifar", "basic", (9, 13)), ("cifar", "bottleneck", (12, 14))]
+RESNETS += [("imagenet", "basic", (12, 14)), ("imagenet", "bottleneck", (9, 13)), ("imagenet", "basic", (9, 14))]
+IN_NUMPY = [  # (network, the same in NumPy, size of the images)
+    *(
+        (
+            resnet.ResNet(num_classes=5, stages=(1, 2), width=3, block=KINDS[kind], stem=stem),
+            functools.partial(numpy_networks.resnet, stem=stem, kind=kind),
+            size,
+        )
+        for stem, kind, size in RESNETS
+    ),
+    (wide_resnet.WideResNet(5, depth=16, widen=1), numpy_networks.wide_resnet, (10, 13)),
+    (vgg.VGG(5, stages=(2, 1, 1, 1, 1)), numpy_networks.vgg, (32, 70)),
+]
+
+
+each_network = pytest.mark.parametrize("model, in_numpy, size", IN_NUMPY, ids=[*map(str, RESNETS), "wrn", "vgg"])
+
+
+@each_network
+def test_fold_leaves_exactly_the_tree_of_the_plain_network(model, in_numpy, size):
+    plain, companded = shapes(model), shapes(model.clone(reparam=PSI, learn="fine"))
+    assert fold(companded) == plain
+    weights = {name for name, leaf in by_name(plain).items() if leaf.ndim > 1}
+    assert {name.removesuffix("/v") for name in by_name(companded) if name.endswith("/v")} == weights
+
+
+@each_network
+def test_logits_are_those_of_the_network_written_in_numpy(model, in_numpy, size):
     x = images(*size, batch=2)
     variables = random_variables(model, x.shape)
-    found = jax.jit(model.apply)(variables, x)
-    expected = numpy_networks.resnet(jax.tree.map(np.float64, variables), np.float64(x), stem, kind)
-    assert found.shape == (2, 5)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
+    logits = jax.jit(model.apply)(variables, x)
+    expected = in_numpy(jax.tree.map(np.float64, variables), np.float64(x))
+    assert logits.shape == (2, 5)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
 
 
-@pytest.mark.parametrize(
-    "model, expected, size",
-    [
-        (wide_resnet.WideResNet(5, depth=16, widen=1), numpy_networks.wide_resnet, (10, 13)),
-        (vgg.VGG(5, stages=(2, 1, 1, 1, 1)), numpy_networks.vgg, (32, 70)),
-    ],
-    ids=["wide_resnet", "vgg"],
-)
-def test_wide_resnet_and_vgg_are_those_written_in_numpy(model, expected, size):
-    x = images(*size, batch=2)
-    variables = random_variables(model, x.shape)
-    found = jax.jit(model.apply)(variables, x)
-    expected = expected(jax.tree.map(np.float64, variables), np.float64(x))
-    assert found.shape == (2, 5)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
-
-
-@pytest.mark.parametrize(
-    "model, shape",
-    [
-        (wide_resnet.WideResNet(5, depth=10, widen=1, dropout=0.6), (2, 8, 8, 3)),
-        (vgg.VGG(5, stages=(1,) * 5, width=16, dropout=0.6), (2, 32, 32, 3)),
-    ],
-    ids=["wide_resnet", "vgg"],
-)
-def test_dropout_acts_in_training_only_and_at_the_share_asked_for(model, shape):
-    seen = []
+def watched(model, seen, *args, **kwargs):
+    """model.apply that calls seen(module, its inputs, its output) after every call of a module."""
 
     def watch(next_call, args, kwargs, context):
         y = next_call(*args, **kwargs)
-        if isinstance(context.module, nn.Dropout):
-            seen.append((args[0], y))
+        if context.method_name == "__call__":
+            seen(context.module, args, y)
         return y
 
-    def dropouts(variables, x, **kwargs):
-        seen.clear()
-        with nn.intercept_methods(watch):
-            model.apply(variables, x, **kwargs)
-        return list(seen)
+    with nn.intercept_methods(watch):
+        return model.apply(*args, **kwargs)
 
-    x = images(*shape[1:3], batch=8)
+
+@pytest.mark.parametrize(
+    "model, size",
+    [
+        (wide_resnet.WideResNet(5, depth=10, widen=1, dropout=0.6), 8),
+        (vgg.VGG(5, stages=(1,) * 5, width=16, dropout=0.6), 32),
+    ],
+    ids=["wide_resnet", "vgg"],
+)
+def test_dropout_acts_in_training_at_the_share_asked_for(model, size):
+    def dropouts(variables, x, **kwargs):
+        pairs = []
+        watched(
+            model,
+            lambda m, x, y: pairs.append((x[0], y)) if isinstance(m, nn.Dropout) else None,
+            variables,
+            x,
+            **kwargs,
+        )
+        return pairs
+
+    x = images(size, size, batch=8)
     variables = random_variables(model, x.shape)
-    evaluating = jax.jit(dropouts)(variables, x)
+    evaluating = jax.jit(dropouts, compiler_options=QUICK)(variables, x)
     assert len(evaluating) == (3 if isinstance(model, wide_resnet.WideResNet) else 2)
     assert all(np.array_equal(before, after) for before, after in evaluating)
     train = functools.partial(dropouts, train=True, mutable=["batch_stats"])
-    training = jax.jit(train, compiler_options={"xla_backend_optimization_level": 0})(
-        variables, x, rngs={"dropout": jax.random.key(1)}
-    )
+    training = jax.jit(train, compiler_options=QUICK)(variables, x, rngs={"dropout": jax.random.key(1)})
     for before, after in jax.device_get(training):
         alive = before != 0  # ReLU has made about half of the inputs 0 already
         assert np.mean(after[alive] == 0) == pytest.approx(0.6, abs=0.06)
         np.testing.assert_allclose(after[after != 0], before[after != 0] / 0.4, rtol=1e-6)
 
 
-def test_vgg_draws_convolutions_by_their_fan_out_and_linear_layers_kaiming_uniform():
-    params = flat(initial(vgg.vgg16_bn(num_classes=10), seed=0))
-    kernels = {name: w for name, w in params.items() if name.endswith("kernel")}
-    assert len(kernels) == 16
-    for name, w in kernels.items():
-        if w.ndim == 4:
-            std = math.sqrt(2 / (9 * w.shape[-1]))
-            assert abs(np.std(w) / std - 1) < 5 * math.sqrt(0.5 / w.size), name
-            assert np.max(np.abs(w)) > 2.5 * std, "a normal distribution, not a uniform one"
-        else:
-            end = math.sqrt(6 / w.shape[0])
-            assert (1 - 12 / w.size) * end < np.max(np.abs(w)) <= end * (1 + 1e-6), name
-    assert not any(np.any(leaf) for name, leaf in params.items() if name.endswith("bias"))
-
-
-def test_vgg_refuses_images_that_its_five_pools_would_leave_nothing_of():
-    with pytest.raises(InputError, match=r"at least 32x32 pixels, found \(8, 8\)"):
-        models.create("vgg16_bn", 10).init(jax.random.key(0), images(8, 8))
-
-
-def test_batch_norm_normalizes_by_the_batch_in_training_and_moves_its_statistics_by_a_tenth():
+def test_batch_norm_moves_its_statistics_by_a_tenth():
     x = np.random.default_rng(0).normal(2, 3, (8, 4, 4, 5)).astype(np.float32)
     norm = layers.norm(True, jnp.float32)()
     y, updated = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
@@ -259,79 +243,36 @@ def test_batch_norm_normalizes_by_the_batch_in_training_and_moves_its_statistics
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-5)
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr and of those inside it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner)
+def test_bfloat16_networks_round_w_once_and_keep_float32_state():
+    plain, companded = SMALL(dtype=jnp.bfloat16), SMALL(reparam=PSI, dtype=jnp.bfloat16)
+    x, dtypes = images(8, 8, batch=2), {}
+    variables = random_variables(companded, x.shape)
+    note = lambda module, _, y: dtypes.setdefault(type(module).__name__, set()).add(y.dtype.name)
+    in_training = functools.partial(watched, companded, note, train=True, mutable=["batch_stats"])
+    outputs = jax.eval_shape(in_training, variables, x)
+    in_bfloat16 = dict.fromkeys(("Conv", "Dense", "BatchNorm", "BasicBlock"), {"bfloat16"})
+    assert dtypes == in_bfloat16 | {"ResNet": {"float32"}}
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs))} == {jnp.dtype("float32")}
+    of_folded = lambda variables, x: plain.apply(variables | {"params": fold(variables["params"])}, x)  # w in float32
+    chex.assert_trees_all_equal(jax.jit(companded.apply)(variables, x), jax.jit(of_folded)(variables, x))
 
 
-@pytest.fixture(scope="module")
-def bfloat16_network():
-    """(variables, jaxpr of the forward pass) of a companded bfloat16 network, with the convolutions of accelerators."""
-    model = SMALL(reparam=PSI, dtype=jnp.bfloat16)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images())
-    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
-    with mock.patch.dict(os.environ, {cpu_convolution.SWITCH: "xla"}):
-        return variables, jax.make_jaxpr(apply, return_shape=True)(variables, images())
+ERRORS = [
+    ({"name": "resnet19"}, "unknown network 'resnet19'. Did you mean 'resnet18'? Known: resnet8, resnet20, "),
+    ({"steam": "cifar"}, "unknown option of resnet8 'steam'. Did you mean 'stem'? Known: stem, kernel_init."),
+    ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
+    ({"kernel_init": "zeros"}, "kernel_init must be one of 'kaiming', 'torch', found 'zeros'."),
+    ({"name": "vgg16_bn", "stem": "cifar"}, "unknown option of vgg16_bn 'stem'. Known: dropout."),
+    ({"name": "vgg16_bn", "dropout": 1.0}, "dropout must be a number of at least 0 and below 1, found 1.0."),
+    ({"name": "vgg16_bn"}, "VGG needs images of at least 32x32 pixels, found (8, 8)"),
+    ({"reparam": PSI, "learn": "all"}, "learn must be one of 'none', 'fine', 'channel', 'coarse', found 'all'."),
+    ({"reparam": PowerProp(2.0), "learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
+    ({"learn": "fine"}, "None has no a and b to learn: use learn='none'."),
+]
 
 
-def test_bfloat16_is_the_dtype_of_convolutions_and_products_only(bfloat16_network):
-    variables, (jaxpr, (logits, updated)) = bfloat16_network
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, updated))} == {jnp.dtype("float32")}
-    products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name in ("conv_general_dilated", "dot_general")]
-    assert len(products) == 7
-    assert {x.aval.dtype for e in products for x in e.invars} == {jnp.dtype("bfloat16")}
-
-
-def test_bfloat16_networks_compute_psi_in_float32_and_round_w_once(bfloat16_network):
-    variables, (jaxpr, _) = bfloat16_network
-    weights = collections.Counter(leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1)
-    rounded = collections.Counter()
-    for equation in equations(jaxpr.jaxpr):
-        out = equation.outvars[0].aval
-        if out.shape in weights and out.dtype == jnp.bfloat16 and not any(jaxprs_in_params(equation.params)):
-            assert equation.primitive.name == "convert_element_type", "arithmetic in bfloat16 on the way from v to w"
-            assert equation.invars[0].aval.dtype == jnp.float32
-            rounded[out.shape] += 1
-    assert rounded == weights
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"name": "resnet19"}, "unknown network 'resnet19'. Did you mean 'resnet18'? Known: resnet8, resnet20, "),
-        ({"steam": "cifar"}, "unknown option of resnet8 'steam'. Did you mean 'stem'? Known: stem, kernel_init."),
-        ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
-        ({"kernel_init": "zeros"}, "kernel_init must be one of 'kaiming', 'torch', found 'zeros'."),
-        ({"name": "vgg16_bn", "stem": "cifar"}, "unknown option of vgg16_bn 'stem'. Known: dropout."),
-        ({"name": "vgg16_bn", "dropout": 1.0}, "dropout must be a number of at least 0 and below 1, found 1.0."),
-    ],
-)
-def test_unknown_networks_and_options_are_named_with_the_known_ones(arguments, message):
-    with pytest.raises(InputError) as error:
-        models.create(**{"name": "resnet8", "num_classes": 10} | arguments)
-    assert str(error.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    "reparam, learn, message",
-    [
-        (PSI, "all", "learn must be one of 'none', 'fine', 'channel', 'coarse', found 'all'."),
-        (PowerProp(2.0), "fine", "PowerProp has no a and b to learn: use learn='none'."),
-        (PowerProp(2.0), "channel", "PowerProp has no a and b to learn: use learn='none'."),
-        (WeightNorm(), "coarse", "WeightNorm has no a and b to learn: use learn='none'."),
-        (None, "fine", "None has no a and b to learn: use learn='none'."),
-    ],
-)
-def test_what_cannot_learn_a_and_b_is_refused(reparam, learn, message):
+@pytest.mark.parametrize("arguments, message", ERRORS, ids=str)
+def test_errors_name_the_known_networks_and_options(arguments, message):
     with pytest.raises(ValueError) as error:
-        models.create("resnet8", 10, reparam, learn)
-    assert str(error.value) == message
-
-
-def test_networks_are_flax_modules_that_other_code_can_use():
-    model = models.create("resnet8", 7, PSI)
-    assert isinstance(model, nn.Module)
-    assert jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], images(batch=3)).shape == (3, 7)
+        models.create(**{"name": "resnet8", "num_classes": 10} | arguments).init(jax.random.key(0), images(8, 8))
+    assert str(error.value).startswith(message)
