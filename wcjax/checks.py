@@ -157,7 +157,7 @@ def check_update(params: PyTree, extra_args: Mapping[str, Any]) -> None:
     for name, x in extra_args.items():
         if any(map(callable, (x, *jax.tree.leaves(x)))):
             raise ValueError(
-                f"{name} is a function, which the inner optimizer would call with v in place of w. Use an optimizer "
+                f"{name} is a function, which the inner optimizer would call with v instead of w. Use an optimizer "
                 "that takes none, or compand(..., adaptive=True, learn='none'), whose inner optimizer sees w."
             )
 

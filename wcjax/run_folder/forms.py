@@ -19,7 +19,7 @@ MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 
 MAX_LAYERS = 1000
 
 # A form is (its name, a function that says whether a value has it), or a dict of forms for the values of an object. Its
-# key EACH stands for every layer.
+# key EACH means every layer.
 EACH = object()
 COUNT = ("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
 NUMBER = ("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)  # larger ones overflow in plots

@@ -1,9 +1,9 @@
 """Many devices and many processes: one mesh, and how the arrays of a run are sharded over it.
 
 The mesh has two axes, `config.mesh = {"data": -1, "fsdp": 1}`. Batches are sharded by rows over both. The training
-state is replicated; with fsdp > 1 its large arrays, parameters and moments of the optimizer alike, are sharded over
-'fsdp'. The steps are the same programs as on one device: jax.jit partitions them, so that a mean over the batch, also
-that of batch norm, is one over the batch of all devices. Results differ between meshes by rounding alone.
+state is replicated. With fsdp > 1 its large arrays, parameters and moments of the optimizer alike, are sharded over
+'fsdp'. The steps are the same programs as on one device, and jax.jit partitions them, so that batch norm takes its mean
+over the batch of all devices. Results differ between meshes by rounding alone.
 
 Images of small data sets (digits, CIFAR) are on every device whole, so that a step gathers the rows of its batch
 without any communication, and the host has nothing to do within an epoch.
