@@ -81,7 +81,7 @@ def test_a_function_that_inner_would_call_with_v_is_refused():
     cases += [(compand(optax.lbfgs(), PSI, adaptive=True, learn=learn), "value_fn", PARAMS) for learn in LEARN[1:]]
     cases += [(optim.scale_by_derivative(optax.adam(0.1)), "value_fn", reparameterize(PARAMS, PSI))]
     for tx, name, params in cases:
-        with pytest.raises(ValueError, match=f"{name} is a function, .* with v in place of w. Use .*adaptive=True"):
+        with pytest.raises(ValueError, match=f"{name} is a function, .* with v instead of w. Use .*adaptive=True"):
             tx.update(params, tx.init(params), params, **{name: lambda params, i=0: params})
 
 
