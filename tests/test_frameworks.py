@@ -190,7 +190,7 @@ by_name = lambda x: getattr(x, "__name__", x)
 
 
 @pytest.mark.parametrize("make, optimizer", CASES, ids=by_name)
-def test_each_step_is_the_inner_step_on_v_and_others_are_inner_alone(make, optimizer):
+def test_each_step_is_the_inner_step_on_v_or_inner_alone(make, optimizer):
     model, (make_inner, adaptive) = make(), INNER[optimizer]
     assert {name_of(path) for path in kernels(model.params)} == model.companded
 

@@ -25,7 +25,8 @@ LEARNED = [(psi.name, learn) for psi in truth.SIGMOIDS for learn in ("fine", "ch
 NETWORKS = [(name, "none") for name in PSIS] + LEARNED
 MODES = ("none", "fine", "channel", "coarse")
 OPTIMIZERS = ("sgd", "adam")
-PSIS["crossed"] = truth.Psi("arctan", -0.7, 0.5)  # as if a learned a had fallen below zero
+OURS = {psi.name: psi.ours() for psi in truth.PSIS} | {"weightnorm": wcjax.WeightNorm(), "none": None}
+PSIS["crossed"], OURS["crossed"] = truth.Psi("arctan", -0.7, 0.5), OURS["arctan"]  # a learned a has fallen below zero
 
 
 def runs(networks, *more):
@@ -55,14 +56,6 @@ class Net(nn.Module):
         x = jnp.tanh(wcjax.linen.Conv(FEATURES, (3, 3), **settings, name="conv")(x))
         x = nn.BatchNorm(use_running_average=False, param_dtype=jnp.float64, name="norm")(x)
         return wcjax.linen.Dense(CLASSES, **settings, name="dense")(x.reshape(len(x), -1))
-
-
-def net(name, learn):
-    numbers = "arctan" if name == "crossed" else name
-    return Net(PSIS[numbers].ours() if isinstance(PSIS[numbers], truth.Psi) else WITHOUT_NUMBERS[name], learn)
-
-
-WITHOUT_NUMBERS = {"weightnorm": wcjax.WeightNorm(), "none": None}
 
 
 def batches():
@@ -160,7 +153,7 @@ def assert_same(params, expected, count, **tolerance):
 
 
 def assert_layers_take(expected, name, learn, optimizer):
-    model = net(name, learn)
+    model = Net(OURS[name], learn)
     run = train(nested(initial(name, learn), model), model, optimizer)
     for count, ((loss, params, _), (loss_by_hand, by_hand)) in enumerate(zip(run, expected, strict=True), 1):
         np.testing.assert_allclose(loss, loss_by_hand, **TOLERANCE, err_msg=f"loss at step {count}")
@@ -183,9 +176,9 @@ def test_l2_inside_the_scaled_adam_is_decay_on_w(name, learn):
 
 @runs(ELEMENTWISE + LEARNED)
 def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
-    psi, model, expected = PSIS[name], net("none", "none"), by_hand(name, learn, optimizer, decay)
+    psi, model, expected = PSIS[name], Net(None, "none"), by_hand(name, learn, optimizer, decay)
     adaptive = optimizer == "adam"
-    tx = wcjax.compand(inner(optimizer, learn), psi.ours(), adaptive=adaptive, weight_decay=decay, learn=learn)
+    tx = wcjax.compand(inner(optimizer, learn), OURS[name], adaptive=adaptive, weight_decay=decay, learn=learn)
     run = train(nested(truth.folded(initial(name, learn), psi), model), model, tx)
     for count, ((_, params, state), (_, v)) in enumerate(zip(run, expected, strict=True), 1):
         params = flat(params) | flat({"pair": state.pairs} if learn == "coarse" else state.pairs)
@@ -195,7 +188,7 @@ def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
 
 @pytest.mark.parametrize(("name", "learn"), NETWORKS)
 def test_gradients_are_finite_differences_of_the_loss_by_hand(name, learn):
-    params, (images, labels), psi, model = initial(name, learn), batches()[0], PSIS[name], net(name, learn)
+    params, (images, labels), psi, model = initial(name, learn), batches()[0], PSIS[name], Net(OURS[name], learn)
     _, by_hand, _ = truth.gradients(params, psi, images, labels)
     _, grads = loss_and_gradients(model)(nested(params, model), images, labels)
     assert flat(grads).keys() == by_hand.keys() == params.keys()

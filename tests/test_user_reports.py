@@ -266,7 +266,7 @@ def test_stacked_layers_are_folded_as_each_layer_by_itself(form, axis, length):
         np.testing.assert_allclose(take(w), expected, rtol=1e-5)
 
 
-def test_an_array_of_a_per_channel_gets_a_gradient_for_each_channel():
+def test_an_array_per_channel_gets_a_gradient_for_each_channel():
     start = jnp.array([[0.6, 0.7, 0.8]])
     w, g = PARAMS["kernel"] * 0.9, jnp.float32(np.arange(6.0).reshape(2, 3))
     psi = Arctan(a=start, b=0.7)
@@ -304,7 +304,7 @@ def test_the_evaluation_weights_of_schedule_free_are_w():
         schedule_free_eval_params(compand(inner, PSI, learn="fine").init(params), params)
 
 
-def test_the_step_is_differentiable_where_the_angle_is_45_degrees():
+def test_the_step_is_differentiable_at_45_degrees():
     unit = Arctan(1.0, 1.0)
     w_of = lambda u: unit.change(jnp.zeros((1, 1)), jnp.full((1, 1), u))[0, 0]
     np.testing.assert_allclose(jax.grad(w_of)(1.0), 0.5, rtol=1e-6)
@@ -373,7 +373,7 @@ class Mlp(eqx.Module):
         return self.last(self.activation(self.first(x)))
 
 
-def test_frozen_leaves_without_gradient_stay_and_the_others_train():
+def test_frozen_leaves_stay_and_the_others_train():
     """The whole Equinox model as params, gradients None for frozen leaves and for functions."""
     keys = jax.random.split(KEY)
     model = Mlp(eqx.nn.Linear(3, 2, key=keys[0]), eqx.nn.Linear(2, 2, key=keys[1]))

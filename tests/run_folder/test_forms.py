@@ -60,12 +60,12 @@ def test_a_value_that_no_summary_has_is_named(tmp_path, name, value, message):
     [
         ([], r"line 2 is not what a run writes: a JSON object is needed, found \[\]"),
         ({"epoch": 1}, "line 2, layers is not what a run writes: a JSON object is needed, found None"),
-        ({"epoch": 1, "layers": {}}, r"line 2, layers is not what a run writes: .* names, \[\]"),
-        ({"epoch": 1, "layers": {"$x$": LAYER}}, r"names, \['\$x\$'\]"),
+        ({"epoch": 1, "layers": {}}, r"line 2, layers is not what a run writes: .* names of layers, \[\]"),
+        ({"epoch": 1, "layers": {"$x$": LAYER}}, r"names of layers, \['\$x\$'\]"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"std": -1}}}, "line 2, layers, stem, std is not what a run writes"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [1]}}}, "a list of 202 counts, not all 0 is needed"),
         ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [0] * 202}}}, "a list of 202 counts, not all 0 is"),
-        ({"epoch": 1, "layers": {"head": LAYER}}, "line 2: layers are not those of the line before"),
+        ({"epoch": 1, "layers": {"head": LAYER}}, "line 2: the layers differ from the line before"),
         ({"epoch": 0, "layers": {"stem": LAYER}}, "line 2: epoch 0 follows epoch 0"),
     ],
 )
