@@ -165,7 +165,10 @@ def other_digit(folder):
 @pytest.mark.parametrize("change", [other_arrays, other_digit])
 def test_a_readable_checkpoint_that_was_not_saved_is_found_out(copy, change):
     change(copy)
-    with opened(copy) as checkpoints, pytest.raises(InputError, match="epoch 3 is damaged: it differs from what was saved"):
+    with (
+        opened(copy) as checkpoints,
+        pytest.raises(InputError, match="epoch 3 is damaged: it differs from what was saved"),
+    ):
         checkpoints.restore(3, LIKE)
     assert restore_newest(copy) == 2
 
