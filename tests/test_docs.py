@@ -53,7 +53,7 @@ def test_links_to_files_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def test_the_tables_of_the_performance_page_are_those_of_the_results():
+def test_the_performance_page_has_the_tables_of_the_results():
     from benchmarks import report
 
     assert report.page() == report.PAGE.read_text(encoding="utf-8"), "run: python -m benchmarks.report"

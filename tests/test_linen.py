@@ -179,7 +179,7 @@ def test_partitioning_names_stay_on_v(name, form):
     chex.assert_trees_all_equal(layer.apply(boxed, x), layer.apply(nn.unbox(boxed), x))
 
 
-def test_a_layer_that_asks_for_its_boxed_kernel_gets_w_in_the_box():
+def test_a_layer_that_asks_for_a_boxed_kernel_gets_boxed_w():
     class Boxed(nn.Module):
         @nn.compact
         def __call__(self):

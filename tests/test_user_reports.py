@@ -6,6 +6,8 @@ WeightNorm's axis in layers that have several or another one is a case of test_l
 import dataclasses
 import functools
 import pickle
+import subprocess
+import sys
 
 import chex
 import equinox as eqx
@@ -500,3 +502,37 @@ def test_a_psi_of_the_users_own_is_checked_and_trained():
     v = W / (1 - np.abs(W)) - 0.1 / (1 + np.abs(W / (1 - np.abs(W)))) ** 2
     moved = after_update(compand(optax.sgd(0.1), Softsign()), PARAMS, jax.tree.map(jnp.ones_like, PARAMS))
     np.testing.assert_allclose(moved["kernel"], v / (1 + np.abs(v)), rtol=1e-5)
+
+
+def test_inject_hyperparams_without_static_args_names_them():
+    tx = optax.inject_hyperparams(compand)(optax.sgd(0.1), PSI, weight_decay=0.01)
+    with pytest.raises(ValueError, match=r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', "):
+        tx.init(PARAMS)
+
+
+def test_a_tree_that_is_reparameterized_already_is_said_to_be():
+    with pytest.raises(ValueError, match="selects no leaf .* Reparameterized already: 1; fold the tree"):
+        reparameterize(reparameterize(PARAMS, PSI), Arctan(0.9, 0.9))
+
+
+FLAX_AFTER_WCJAX = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+import wcjax
+
+assert "flax" not in sys.modules
+params = wcjax.reparameterize({"kernel": jnp.full((2, 2), 0.1)}, wcjax.Arctan(0.6, 0.6), learn="fine")
+import flax.serialization
+restored = flax.serialization.from_bytes(jax.tree.map(jnp.zeros_like, params), flax.serialization.to_bytes(params))
+assert jax.tree.structure(restored) == jax.tree.structure(params)
+assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(params)))
+"""
+
+
+def test_flax_serialization_may_be_imported_afterwards():
+    subprocess.run([sys.executable, "-c", FLAX_AFTER_WCJAX], check=True)
+
+
+def test_reparameterize_works_without_flax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    reparameterize(PARAMS, PSI)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.models import numpy_networks
 from wcjax import Arctan, PowerProp, WeightNorm, fold, models
+from wcjax.errors import InputError
 from wcjax.models import layers, resnet, vgg, wide_resnet
 
 PSI = Arctan(0.8, 0.6)
@@ -276,3 +277,14 @@ def test_errors_name_the_known_networks_and_options(arguments, message):
     with pytest.raises(ValueError) as error:
         models.create(**{"name": "resnet8", "num_classes": 10} | arguments).init(jax.random.key(0), images(8, 8))
     assert str(error.value).startswith(message)
+
+
+def test_a_line_in_the_table_makes_a_network(monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "tiny", functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock))
+    monkeypatch.setitem(models.NETWORKS, "thin", functools.partial(vgg.VGG, stages=(1,) * 5, width=8))
+    assert {"tiny", "thin"} < set(models.NAMES)
+    assert models.options("tiny") == ("stem", "kernel_init") and models.options("thin") == ("dropout",)
+    model = models.create("tiny", 3, PSI, "coarse", stem="imagenet")
+    assert jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]["pair"]
+    with pytest.raises(InputError, match="unknown option of thin 'stem'. Known: dropout."):
+        models.create("thin", 3, stem="cifar")

@@ -188,7 +188,7 @@ def test_an_unfinished_checkpoint_is_passed_over(copy):
 
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
-def test_damaged_checkpoints_alone_are_an_error_only_if_they_are_needed(copy, unit):
+def test_damaged_checkpoints_are_an_error_only_if_needed(copy, unit):
     for epoch in (1, 2, 3):
         shutil.rmtree(copy / str(epoch) / "state")
     with opened(copy, unit=unit) as checkpoints:

@@ -75,7 +75,7 @@ def test_several_processes_take_the_course_of_one(request, tiny_run, tmp_path, p
     assert {path.name for path in (tmp_path / "digits").iterdir()} == {path.name for path in tiny_run[0].iterdir()}
 
 
-def test_batches_and_optimizers_on_eight_devices_are_those_of_one():
+def test_eight_devices_make_the_batches_and_steps_of_one():
     process = worker.python("-m", "tests.training.eight_devices", devices=8)
     output, _ = process.communicate()
     assert process.returncode == 0, output
