@@ -41,7 +41,8 @@ def write_run(tmp_path):
         quantiles = {"a": [0.9, 1.0, 1.1, 1.2, 1.3], "b": [1.0] * 5}  # over the channels of a layer
         pair = {"fine": {"a": 1.1, "b": 1.0}, "channel": quantiles}.get(config["reparam"]["learn"])
         pairs = {"pairs": dict.fromkeys(LAYERS, pair)} if pair else {}
-        write_lines(folder / "metrics.jsonl", *({"epoch": i, "val_accuracy": val_accuracy} | pairs for i in (1, 2)))
+        curves = {"val_accuracy": val_accuracy, "train_loss": 0.5, "val_loss": 0.6, "learning_rate": 0.1}
+        write_lines(folder / "metrics.jsonl", *({"epoch": i} | curves | pairs for i in (1, 2)))
         if test_accuracy is not None:
             summary = SUMMARY | {"best_val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
             write_lines(folder / "summary.json", summary)

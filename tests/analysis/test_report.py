@@ -56,7 +56,7 @@ def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
     channel = row_of(rows, "resnet18", "WC learned channel")  # which the paper does not have
     assert (channel.mean, channel.reparam) == (94.3, "arctan(a=0.5, b=1, learned channel)")
     assert channel.paper_mean is None
-    lines = tables.markdown(rows).splitlines()
+    lines = tables.as_table(rows).markdown().splitlines()
     assert "| vgg19_bn | WC |  | 0 |  | 93.33 ± 0.25 |  |  |  |" in lines
     assert {line.count("|") for line in lines} == {10}
     printed = {(row.model, row.method): (row.paper_mean, row.paper_std) for row in rows}
@@ -141,7 +141,7 @@ def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_repo
 def test_the_command_writes_text_figures_and_numbers(cifar, tmp_path, capsys):
     out = tmp_path / "out"
     assert report.main([str(cifar), "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out / 'report.md'}\n"
+    assert capsys.readouterr().out == f"{out / 'report.html'}\n"
     text = (out / "report.md").read_text()
     assert "- runs: 10, of them 9 finished, 1 failed, 0 unfinished" in text
     assert "- cifar10, resnet18, plain: n = 3" in text
@@ -149,9 +149,9 @@ def test_the_command_writes_text_figures_and_numbers(cifar, tmp_path, capsys):
     assert "| resnet8 | WC |  | 0 |  |  |  |  |  |" in text
     assert f"- {cifar / 'failed'}: it does not fit" in text
     assert "| resnet18 on cifar10 | arctan(a=1, b=0.9) | 1 | 99.00 |" in text
-    names = ("course", "near_zero", "layers", "arctan_fine_pairs", "arctan_channel_pairs")
+    names = ("curves", "course", "near_zero", "layers", "arctan_fine_pairs", "arctan_channel_pairs")
     pictures = {"psi.png", *(f"cifar10_resnet18_{name}.png" for name in names)}
-    assert {path.name for path in out.iterdir()} == pictures | {"report.md", "results.csv", "runs.csv"}
+    assert {path.name for path in out.iterdir()} == pictures | {"report.html", "report.md", "results.csv", "runs.csv"}
     for name in pictures:
         assert f"]({name})" in text
         pixels = image.imread(out / name)[..., :3]
@@ -167,7 +167,36 @@ def test_runs_without_weights_in_an_odd_folder_have_tables(tmp_path, write_run):
     (write_run("[a*]", "plain", 0, 0.94) / "weights.jsonl").unlink()
     text = report.write_report([tmp_path / "runs" / "[a*]"], tmp_path / "[out]?").read_text()
     assert "- runs: 1, of them 1 finished" in text and "| resnet8 | plain | none | 1 | 94.00 |" in text
-    assert {path.name for path in (tmp_path / "[out]?").glob("*.png")} == {"psi.png"}
+    assert {path.name for path in (tmp_path / "[out]?").glob("*.png")} == {"psi.png", "digits_resnet8_curves.png"}
+
+
+def test_the_page_has_the_numbers_of_the_csv(tmp_path, write_run, write_report):
+    for seed in range(3):
+        write_run(f"plain{seed}", "plain", seed, PLAIN[seed])
+        write_run(f"wc{seed}", "wc", seed, WC[seed])
+    write_report()
+    page = (tmp_path / "out" / "report.html").read_text()
+    rows = re.findall("<tr><td>(.*)</td></tr>", page)
+    results = list(csv.DictReader((tmp_path / "out" / "results.csv").open(newline="")))
+    assert len(rows) == len(results) == 2
+    for row, result in zip(rows, results, strict=True):
+        cells = row.split("</td><td>")
+        assert cells[:4] == [result[name] for name in ("model", "method", "reparam", "n")]
+        assert cells[4] == f"{float(result['mean']):.2f} ± {float(result['std']):.2f}"
+        assert result["difference"] == "" or cells[6].startswith(f"{float(result['difference']):+.2f} (")
+    assert page.count('src="data:image/png;base64,') == len(list((tmp_path / "out").glob("*.png")))
+
+
+def test_curves_have_a_gap_where_a_run_has_no_number(tmp_path, write_run):
+    metrics = write_run("a", "plain", 0, 0.94) / "metrics.jsonl"
+    lines = [{"epoch": 1, "train_loss": 2.5, "val_loss": 1e31}, {"epoch": 3, "train_loss": "2", "learning_rate": 0.1}]
+    metrics.write_text("".join(json.dumps(line | {"val_accuracy": 0.5}) + "\n" for line in lines))
+    write_run("b", "plain", 1, 0.94)
+    curves = course.curves(find_runs([tmp_path / "runs"]))
+    np.testing.assert_array_equal(curves["epoch"], [1, 2, 3])
+    np.testing.assert_array_equal(curves["train_loss"], [[2.5, np.nan, np.nan], [0.5, 0.5, np.nan]])
+    np.testing.assert_array_equal(curves["val_loss"], [[np.nan, np.nan, np.nan], [0.6, 0.6, np.nan]])
+    np.testing.assert_array_equal(curves["learning_rate"], [[np.nan, np.nan, 0.1], [0.1, 0.1, np.nan]])
 
 
 def test_layers_are_in_the_order_of_the_data():

@@ -28,7 +28,7 @@ RUN = {
     "data.json": [DATA],
     "config.json": [default_config().to_dict() | {"reparam": {"name": "arctan", "a": 1.0, "learn": "fine"}}],
     "summary.json": [SUMMARY],
-    "metrics.jsonl": [{"epoch": epoch, "val_accuracy": 0.5, "pairs": PAIRS} for epoch in (1, 2)],
+    "metrics.jsonl": [{"epoch": epoch, **dict.fromkeys(course.CURVES, 0.5), "pairs": PAIRS} for epoch in (1, 2)],
     "weights.jsonl": [{"epoch": epoch, "layers": {"stem": LAYER, "head": LAYER}} for epoch in (0, 1, 2)],
     "failed.json": [{"reason": "it diverged", "config": {"model": "resnet8"}}],
 }
@@ -87,11 +87,13 @@ def test_the_files_of_a_run_are_read_for_tables_and_courses(tmp_path_factory, fi
         compare.table([folder])
     with only_our_errors():
         found = runs.find_runs([folder])
-        tables.markdown(tables.table(runs.settings(found)))
+        tables.as_table(tables.table(runs.settings(found))).markdown()
         if first := course.first_layer_course(found[0]):
             assert first.counts.shape == (len(first.epochs), len(EDGES) + 1)
             assert all(np.isfinite(list(numbers.values())).all() for numbers in course.last_layers(found).values())
         course.learned_pairs(found[0])
+        if curves := course.curves(found):
+            assert {curves[name].dtype for name in course.CURVES} == {np.dtype(float)}
 
 
 @FEW

@@ -1,4 +1,4 @@
-"""The course of the weights, and of learned a and b, over the epochs of a run: its weights.jsonl and metrics.jsonl."""
+"""What changes over the epochs of a run, from its metrics.jsonl and weights.jsonl: loss, weights, learned a and b."""
 
 import math
 import re
@@ -10,7 +10,9 @@ from wcjax import run_folder
 from wcjax.config import check_config
 from wcjax.config.build import make_psi
 from wcjax.errors import InputError
-from wcjax.run_folder.forms import EDGES, NUMBERS
+from wcjax.run_folder.forms import EDGES, NUMBER, NUMBERS
+
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate")  # fields of metrics.jsonl
 
 
 class Course(NamedTuple):
@@ -41,6 +43,25 @@ def first_layer_course(run) -> Course | None:
         largest=np.array([line["layers"][layer]["max"] for line in lines]),
         bound=float(psi.bound) if fixed else math.inf,
     )
+
+
+def curves(runs) -> dict[str, np.ndarray] | None:
+    """{'epoch': (t,), 'train_loss': (runs, t), ... for all of CURVES} of several runs; None if there are no epochs.
+
+    A number that a run lacks, or that is too large for a plot, is nan.
+    """
+    by_epoch = [{line["epoch"]: line for line in run_folder.read_lines(run.path)} for run in runs]
+    epochs = sorted(set().union(*by_epoch))
+    if not epochs:
+        return None
+
+    def number(line, name):
+        return float(line[name]) if NUMBER[1](line.get(name)) else math.nan
+
+    return {"epoch": np.array(epochs)} | {
+        name: np.array([[number(lines.get(epoch, {}), name) for epoch in epochs] for lines in by_epoch])
+        for name in CURVES
+    }
 
 
 def layers_in_order(names) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.course import Course
@@ -51,6 +52,41 @@ def _formula(psi):
     return f"{psi.a:g}·{type(psi).__name__.lower()}(v / {psi.b:g})"
 
 
+def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> pathlib.Path:
+    """Loss, accuracy and learning rate over the epochs. curves: {label: from `course.curves`}.
+
+    The thick line of a label is the mean of its runs, which are thin lines.
+    """
+    panels = {
+        "train_loss": "loss on training images",
+        "val_loss": "loss on val",
+        "train_accuracy": "accuracy on training images (%)",
+        "val_accuracy": "accuracy on val (%)",
+        "learning_rate": "learning rate",
+    }
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    all_axes = figure.subplots(3, 2, sharex=True, sharey="row").ravel()
+    for axes, (name, text) in zip(all_axes, panels.items(), strict=False):
+        for numbers, colour, line in zip(curves.values(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
+            y = numbers[name] * (100 if "accuracy" in name else 1)
+            y = np.where((y > 0) | ("accuracy" in name), y, np.nan)  # of a logarithm
+            if len(y) > 1:
+                axes.plot(numbers["epoch"], y.T, color=colour, linewidth=0.5, alpha=0.5)
+            axes.plot(numbers["epoch"], y.mean(axis=0), color=colour, linestyle=line, linewidth=1.5)
+        axes.set_title(text, fontsize=9)
+        axes.grid(color="0.9")
+        axes.set_yscale("linear" if "accuracy" in name else "log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelbottom=True)
+        axes.set(xlabel="epoch")
+    all_axes[-1].axis("off")
+    styles = zip(curves, COLOURS * len(curves), LINES * len(curves), strict=False)
+    handles = [Line2D([], [], label=label, color=colour, linestyle=line) for label, colour, line in styles]
+    all_axes[-1].legend(handles=handles, loc="center", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
 def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path:
     """Distribution of the weights of one layer over the epochs, a heat map for each run: figure 3 of the paper."""
     bounds = [course.bound for course in courses.values() if math.isfinite(course.bound)]
@@ -60,7 +96,7 @@ def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path
     highest = max(density.max() for density in densities.values()) or 1
     columns = min(4, len(courses))
     rows = math.ceil(len(courses) / columns)
-    figure = Figure(figsize=(1.5 + 3 * columns, 0.5 + 3 * rows), layout="constrained")
+    figure = Figure(figsize=(max(7, 1.5 + 3 * columns), 0.5 + 3 * rows), layout="constrained")
     all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, (label, course) in zip(all_axes, courses.items(), strict=False):
         density = np.where(densities[label] > 0, densities[label], np.nan)  # empty bins stay white

@@ -1,4 +1,4 @@
-"""Tables II to VII of the paper next to the results of runs, as rows, Markdown and CSV. Accuracies: on test, in %."""
+"""Tables II to VII of the paper next to the results of runs, as rows, a table and CSV. Accuracies: on test, in %."""
 
 import collections
 import csv
@@ -7,6 +7,7 @@ import statistics as python_statistics
 from typing import NamedTuple
 
 from wcjax.analysis import paper
+from wcjax.analysis.document import Table
 from wcjax.analysis.runs import Run, Setting, without_repeats
 from wcjax.analysis.statistics import holm, mean_and_std, permutation_p, welch_interval
 from wcjax.files import saving
@@ -95,16 +96,14 @@ def _row(place, runs, printed, baseline, baseline_accuracies):
     return Row(*place, reparam, len(x), mean, std, *printed, baseline, difference, low, high, p, None)
 
 
-def markdown(rows: list[Row]) -> str:
+def as_table(rows: list[Row]) -> Table:
     """The table of a report."""
     difference = f"difference to {rows[0].baseline} (95 % interval)"
-    lines = [
-        f"| network | method | Ψ | n | accuracy (%) | paper (%) | {difference} | p | p (Holm) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ["network", "method", "Ψ", "n", "accuracy (%)", "paper (%)", difference, "p", "p (Holm)"]
+    lines = []
     for row in rows:
         interval = "" if row.low is None else f" ({row.low:+.2f} to {row.high:+.2f})"
-        cells = [
+        line = [
             f"{row.model} ({row.setting})" if row.setting else row.model,
             row.method,
             row.reparam or "",
@@ -114,8 +113,8 @@ def markdown(rows: list[Row]) -> str:
             "" if row.difference is None else f"{row.difference:+.2f}{interval}",
             *("" if p is None else f"{p:.3g}" for p in (row.p, row.p_holm)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(line)
+    return Table(columns, lines)
 
 
 def _plus_minus(mean, std):
