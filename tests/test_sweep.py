@@ -26,11 +26,12 @@ pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 import optuna
 
 from wcjax import run_folder, training
+from wcjax.config import default_config
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted, command
 from wcjax.files import write_json
 from wcjax.sweep import __main__ as sweep
 from wcjax.sweep import plan, process, study
-from wcjax.sweep.table import LiveTable
+from wcjax.sweep.table import LiveTable, table_rows
 from wcjax.training.preemption import START_AGAIN
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -152,7 +153,8 @@ def test_every_run_is_trained_once_with_jobs_at_a_time(trainer, tmp_path, jobs):
 def test_how_a_run_ends_decides_if_it_is_tried_again(trainer, tmp_path, capsys, end, code, row, times):
     trainer.ends = {"resnet8_wc_seed7": end}
     assert trainer.sweep(*RUNS, "--out", tmp_path) == code
-    assert f"| resnet8_wc_seed7 | {row.format(tmp_path)} |" in capsys.readouterr().out
+    table = re.sub(" +", " ", capsys.readouterr().out)
+    assert re.sub(" +", " ", f"| resnet8_wc_seed7 | {row.format(tmp_path)} |") in table
     trainer.ends = {}
     assert trainer.sweep(*RUNS, "--out", tmp_path) == 0
     assert sorted(trainer.trained) == NAMES + ["resnet8_wc_seed7"] * (times - 1)
@@ -369,7 +371,7 @@ def test_a_run_leaves_a_reason_only_if_it_cannot_finish(tmp_path, monkeypatch, e
 
 
 def test_the_table_is_redrawn_on_a_terminal_alone():
-    rows = {"r1": ("running", "1/3", "50.00%", ""), "r2": ("to do", "", "", "")}
+    rows = {"r1": ("running", "1/3", "50.00%", "step 7/9"), "r2": ("to do", "", "", "")}
     terminal, file = io.StringIO(), io.StringIO()
     terminal.isatty = lambda: True
     for stream in (terminal, file):
@@ -379,9 +381,34 @@ def test_the_table_is_redrawn_on_a_terminal_alone():
         table.show(rows | {"r1": ("finished", "3/3", "90.00%", "")})
     drawn = terminal.getvalue().split("\x1b[6F\x1b[J")
     assert len(drawn) == 3
-    assert drawn[0].startswith("2 runs: 1 running, 1 to do\n\n| run | state |")
-    assert "| r1 | finished | 3/3 | 90.00% |  |" in drawn[2]
-    assert file.getvalue() == "r1: running, 1/3, 50.00%\nr1: finished, 3/3, 90.00%\n"
+    assert drawn[0].startswith("2 runs: 1 running, 1 to do\n\n| run | state   |")
+    assert drawn[2].splitlines()[2:] == [
+        "| run | state    | epoch | val accuracy | note |",
+        "| --- | -------- | ----- | ------------ | --- |",
+        "| r1  | finished | 3/3   | 90.00%       |  |",
+        "| r2  | to do    |       |              |  |",
+    ]
+    assert file.getvalue() == "r1: running, 1/3, 50.00%, step 7/9\nr1: finished, 3/3, 90.00%\n"
+
+
+def test_a_log_has_a_line_for_a_running_run_each_minute():
+    seconds, file = [0], io.StringIO()
+    table = LiveTable(["r1"], file, clock=lambda: seconds[0])
+    for step, seconds[0] in ((1, 0), (2, 59), (3, 60), (3, 200), (4, 210)):
+        table.show({"r1": ("running", "1/3", "", f"step {step}/9")})
+    assert file.getvalue().splitlines() == [f"r1: running, 1/3, step {step}/9" for step in (1, 3, 4)]
+
+
+def test_a_running_run_shows_its_progress(tmp_path):
+    progress = {"epoch": 2, "epochs": 10, "step": 107, "steps_per_epoch": 100, "loss": 0.5, "accuracy": 0.75}
+    progress |= {"images_per_second": 1234, "epoch_seconds_left": 93, "seconds_left": 4000}
+    outcome = study.Outcome(plan.Plan("runs", {}, {}, {"r1": default_config()}), {}, {}, {}, {"r1"})
+    (tmp_path / "r1").mkdir()
+    rows = [table_rows(outcome, tmp_path)]
+    run_folder.write(tmp_path / "r1", "progress.json", progress)
+    rows.append(table_rows(outcome, tmp_path))
+    note = "step 7/100  loss 0.5000  accuracy 75.0%  0:01:33 left, run 1:06:40  1,234 images/s"
+    assert rows == [{"r1": ("running", "0/10", "", "")}, {"r1": ("running", "2/10", "", note)}]
 
 
 START = """import sys
@@ -437,4 +464,4 @@ def test_a_sweep_that_is_killed_repeats_no_finished_run(tmp_path):
     assert "3 runs: 3 finished" in log
     for name in (f"resnet8_plain_seed{seed}" for seed in range(3)):
         accuracy = json.loads((tmp_path / name / "summary.json").read_text())["best_val_accuracy"]
-        assert f"| {name} | finished | 1/1 | {accuracy:.2%} |  |" in log
+        assert re.search(rf"\| {name} +\| finished +\| 1/1 +\| {accuracy:.2%} +\|  \|", log)

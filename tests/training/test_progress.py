@@ -12,7 +12,7 @@ from wcjax import training
 from wcjax.errors import DivergedError
 from wcjax.training.progress import Progress
 
-UNFINISHED = {".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "midway", "tensorboard"}
+UNFINISHED = {".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "midway", "progress.json"}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -23,7 +23,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         step = re.search(r"nan or inf at step (\d+) \(epoch 3\), learning rate 1e\+29\.", str(error.value))[1]
         assert 2 * STEPS < int(step) < 3 * STEPS
         assert runs.saved(run) == [line["epoch"] for line in runs.metrics(run)] == [1, 2]
-        assert {path.name for path in run.iterdir()} == UNFINISHED | {"weights.jsonl"}
+        assert {path.name for path in run.iterdir()} == UNFINISHED | {"tensorboard", "weights.jsonl"}
 
 
 def spoil(step):

@@ -4,6 +4,7 @@
     data.json        the fingerprint of the data set, and the mean and std that normalize its images
     metrics.jsonl    one line for each epoch: loss, accuracy, learning rate, images/s
     weights.jsonl    one line for each epoch: how the weights of each layer are distributed
+    progress.json    where the run is, while it trains
     summary.json     the result, once the run is finished
     failed.json      instead of it, why the run can never finish; written by sweeps
     checkpoints/, midway/, folded/    see `wcjax.run_folder.checkpoints`
@@ -25,6 +26,7 @@ from wcjax.run_folder import forms
 _JSON = {
     "config.json": forms.OBJECT,
     "data.json": forms.DATA,
+    "progress.json": forms.PROGRESS,
     "summary.json": forms.SUMMARY,
     "failed.json": forms.FAILED,
 }

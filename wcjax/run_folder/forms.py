@@ -65,6 +65,9 @@ DATA = {"classes": COUNT, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std"
 # Records of checkpoints: at the end of an epoch, and within one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
+PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
+PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), POSITIVE)
+PROGRESS["accuracy"] = SHARE
 FAILED = {"reason": ANY_TEXT, "config": OBJECT}
 METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
 PAIRS = {"pairs": {EACH: {"a": LEARNED, "b": LEARNED}}}

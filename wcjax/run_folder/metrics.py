@@ -10,22 +10,33 @@ import numpy as np
 from flax import traverse_util
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
+from tensorboardX.summary import hparams, scalar
 
 from wcjax import run_folder
+from wcjax.config.keys import MAY_DIFFER
 from wcjax.files import saving, write_text
+
+# {field of metrics.jsonl: its name in TensorBoard}; other fields keep their names, and epoch is the horizontal axis.
+NAMES = {f"{split}_{number}": f"{split}/{number}" for split in ("train", "val") for number in ("loss", "accuracy")}
+NAMES["learning_rate"] = "train/learning_rate"
+# {field of summary.json: its name in TensorBoard}; these are the metrics of TensorBoard's HPARAMS tab.
+RESULTS = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "best_val_accuracy": "val/best_accuracy"}
 
 
 class MetricsWriter:
     """Appends one line for each epoch to metrics.jsonl and weights.jsonl, and the numbers to TensorBoard."""
 
-    def __init__(self, workdir, done_epochs: int):
-        """Removes the lines of epochs after done_epochs, which an interrupted run left; with -1, all lines."""
+    def __init__(self, workdir, config, done_epochs: int):
+        """Removes the lines of epochs after done_epochs, which an interrupted run left; with -1, all lines.
+
+        config: its keys are the hyperparameters that TensorBoard shows.
+        """
         self._workdir = pathlib.Path(workdir)
         for name in ("metrics.jsonl", "weights.jsonl"):
             lines = [line for line in run_folder.read_lines(workdir, name) if line["epoch"] <= done_epochs]
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
-        # Not tensorboardX's SummaryWriter, whose thread dies on a full disk: add_scalar then waits for it for ever.
+        # Not tensorboardX's SummaryWriter, whose thread dies on a full disk: add_scalar then waits for it for ever. Its
+        # add_hparams would also put the hyperparameters into a folder of their own, which TensorBoard shows as a run.
         self._tensorboard = self._workdir / "tensorboard"
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
         with saving(self._tensorboard):
@@ -33,11 +44,15 @@ class MetricsWriter:
             self._events = RecordWriter(str(self._tensorboard / name))
         self._add_event(file_version="brain.Event:2")
         self._add_event(step=done_epochs + 1, session_log=SessionLog(status=SessionLog.START))  # hides older events
+        experiment, session, self._end_of_session = hparams(_hyperparameters(config), dict.fromkeys(RESULTS.values()))
+        self._add_event(summary=experiment)
+        self._add_event(summary=session)
 
     def write(self, line: dict) -> None:
         """line: 'epoch' and numbers by name, or dicts of them."""
         self._append("metrics.jsonl", line)
-        self._show(line, line["epoch"])
+        numbers = {NAMES.get(name, name): value for name, value in line.items() if name != "epoch"}
+        self._show(numbers, line["epoch"])
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
         """layers: from `weights.describe_layers`. TensorBoard gets the numbers without the histograms."""
@@ -49,6 +64,11 @@ class MetricsWriter:
             if name != "histogram"
         }
         self._show({"weights": shown}, epoch)
+
+    def write_summary(self, summary: dict) -> None:
+        """Gives TensorBoard the results of the run. summary: as in summary.json."""
+        self._show({shown: summary[name] for name, shown in RESULTS.items()}, summary["epochs"])
+        self._add_event(summary=self._end_of_session)
 
     def _append(self, name, line):
         path = self._workdir / name
@@ -72,6 +92,16 @@ class MetricsWriter:
             self._events.close()
 
 
+def _hyperparameters(config) -> dict:
+    """{'reparam.a': 0.6, ...}: every key of a config that makes it another run."""
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    return {
+        key: value if isinstance(value, str | bool | int | float) else str(value)
+        for key, value in flat.items()
+        if key.partition(".")[0] not in MAY_DIFFER
+    }
+
+
 class NoMetrics:
     """A MetricsWriter that writes nothing, for all processes but the first."""
 
@@ -79,6 +109,9 @@ class NoMetrics:
         pass
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
+        pass
+
+    def write_summary(self, summary: dict) -> None:
         pass
 
     def close(self) -> None:

@@ -1,17 +1,22 @@
-"""The table of a sweep while it runs: redrawn in place on a terminal, elsewhere one line for each change."""
+"""The table of a sweep while it runs: redrawn in place on a terminal, elsewhere lines for what has changed."""
 
 import collections
 import shutil
 import sys
+import time
 
 from wcjax import run_folder
+from wcjax.training.log import LINE, describe
 
-HEAD = ["| run | state | epoch | val accuracy | note |", "| --- | --- | --- | --- | --- |"]
+HEAD = ("run", "state", "epoch", "val accuracy", "note")
 ORDER = ("running", "lost", "failed", "finished", "to do")
 
 
 def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
-    """{name: (state, epoch, accuracy on val, note)} from the `study.Outcome` of the runs in the folder `out`."""
+    """{name: (state, epoch, accuracy on val, note)} from the `study.Outcome` of the runs in the folder `out`.
+
+    The epoch is the last one that is finished, or of a running run the one that its progress.json has.
+    """
     rows = {}
     for name, config in outcome.plan.configs.items():
         lines = run_folder.read_lines(out / name)
@@ -23,18 +28,25 @@ def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
         elif name in outcome.lost:
             rows[name] = ("lost", epoch, "", outcome.lost[name])
         elif name in outcome.running:
-            rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", "")
+            note = ""
+            if progress := run_folder.read(out / name, "progress.json"):
+                epoch, note = f"{progress['epoch']}/{config.epochs}", "  ".join(describe(progress)[1:])
+            rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", note)
         else:
             rows[name] = ("to do", epoch if lines else "", "", "")
     return rows
 
 
 class LiveTable:
-    """Prints {name: (state, epoch, accuracy on val, note)} to a stream, by default standard output."""
+    """Prints {name: (state, epoch, accuracy on val, note)} to a stream, by default standard output.
 
-    def __init__(self, names, stream=None):
-        self._stream = stream or sys.stdout
-        self._states = dict.fromkeys(names, "to do")
+    Where the stream is not a terminal, a run gets a line if its state has changed, or if a minute has passed since its
+    last line and anything has changed.
+    """
+
+    def __init__(self, names, stream=None, clock=time.monotonic):
+        self._stream, self._clock = stream or sys.stdout, clock
+        self._printed = dict.fromkeys(names, (("to do",), -LINE))  # {name: (row, time)} of the last lines
         self._drawn = 0  # lines on the terminal that the next table replaces
         self._waiting = False
 
@@ -45,9 +57,10 @@ class LiveTable:
             self._draw(rows, last)
         else:
             for name, row in rows.items():
-                if row[0] != self._states[name]:
+                (printed, then), now = self._printed[name], self._clock()
+                if row[0] != printed[0] or (row != printed and row[0] == "running" and now - then >= LINE):
                     self._print(f"{name}: {', '.join(cell for cell in row if cell)}")
-        self._states = {name: row[0] for name, row in rows.items()}
+                    self._printed[name] = row, now
 
     def wait(self) -> None:
         """Says, once until the next table, that the database does not answer."""
@@ -65,8 +78,8 @@ class LiveTable:
             omitted = max(0, len(names) - room)
             names = names[:room]
         counts = collections.Counter(row[0] for row in rows.values())
-        lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), "", *HEAD]
-        lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in (name, *rows[name])) + " |" for name in names]
+        lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), ""]
+        lines += aligned([HEAD, *((name, *rows[name]) for name in names)])
         if omitted:
             lines.append(f"... and {omitted} more")
         if not last:  # a line wider than the terminal would take two
@@ -78,3 +91,12 @@ class LiveTable:
 
     def _print(self, text):
         print(text, file=self._stream, flush=True)
+
+
+def aligned(rows) -> list[str]:
+    """The lines of a Markdown table, in which all columns but the last, which may be long, have an even width."""
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
+    head, *others = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
+    return [head, f"| {' | '.join('-' * max(3, width) for width in widths)} |", *others]

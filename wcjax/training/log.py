@@ -1,47 +1,30 @@
-"""What a run shows on the screen while it trains."""
+"""What a run shows while it trains: a live line on a terminal, plain lines elsewhere, and progress.json."""
 
 import collections
+import contextlib
+import math
+import shutil
 import sys
+import time
 
 import jax
-import tqdm
+import numpy as np
 
-# Steps that may be on their way to the device at once: enough that it never waits, few enough for an honest progress
-# bar and for the memory that streamed batches take.
+from wcjax import processes, run_folder
+from wcjax.errors import SaveError
+
+# Steps that may be on their way to the device at once: enough that it never waits, few enough that the numbers shown
+# are recent, and for the memory that streamed batches take.
 IN_FLIGHT = 8
 
-
-class ProgressBar:
-    """A bar with images/s and the time left on a terminal, and plain lines elsewhere. In the first process alone."""
-
-    def __init__(self, total_images: int, done_images: int):
-        self._bar = tqdm.tqdm(
-            total=total_images,
-            initial=done_images,
-            unit=" images",
-            unit_scale=True,
-            dynamic_ncols=True,
-            smoothing=0.05,
-            disable=jax.process_index() != 0 or not sys.stderr.isatty(),
-        )
-
-    def advance(self, images: int) -> None:
-        self._bar.update(images)
-
-    def say(self, text: str) -> None:
-        """One line above the bar."""
-        if jax.process_index() == 0:
-            tqdm.tqdm.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        self._bar.close()
+REDRAW, RECORD, LINE = 0.2, 10, 60  # seconds between two live lines, two versions of progress.json, two plain lines
 
 
 class InFlight:
     """The results of the last steps, which the device may not have computed yet; at most IN_FLIGHT of them."""
 
-    def __init__(self, on_done=lambda: None):
-        """on_done: called for each step that the device has finished."""
+    def __init__(self, on_done=lambda result: None):
+        """on_done: called with the result of each step that the device has finished."""
         self._results, self._on_done = collections.deque(), on_done
 
     def add(self, result: jax.Array) -> None:
@@ -56,5 +39,132 @@ class InFlight:
             self._wait()
 
     def _wait(self):
-        self._results.popleft().block_until_ready()
-        self._on_done()
+        result = self._results.popleft()
+        result.block_until_ready()
+        self._on_done(result)
+
+
+class Display:
+    """Shows where a run is, in its first process alone.
+
+    On a terminal this is one line that is redrawn. Elsewhere it is a plain line for each epoch, and one after each
+    minute without a line. progress.json has the same numbers for other processes.
+    """
+
+    def __init__(self, run, stream=None, clock=time.perf_counter):
+        self._run, self._stream, self._clock = run, stream or sys.stderr, clock
+        self._is_first, self._is_live = processes.is_first(), self._stream.isatty()
+        self._drawn_at = -math.inf
+        self._recorded_at = self._line_at = clock()
+        self._trained_at = None  # when the last step was finished, or the epoch began
+        self._seconds_between = []  # after the last step of each epoch, until the next one begins: validation, saving
+
+    def begin_epoch(self, progress) -> None:
+        """Must be called before the first step of each epoch, or before the first step after a run was resumed."""
+        now = self._clock()
+        if self._trained_at is not None:
+            self._seconds_between.append(now - self._trained_at)
+        self._epoch, self._step = progress.epoch, progress.step
+        self._began, self._trained_at = now - progress.seconds, now
+
+    def finish_step(self, means: jax.Array) -> None:
+        """Must be called after each step that the device has finished, with the means of the epoch so far.
+
+        means: loss and accuracy, shape (2,). They are read only if they are shown.
+        """
+        self._step += 1
+        self._trained_at = now = self._clock()
+        if not self._is_first:
+            return
+        shown_at, interval = (self._drawn_at, REDRAW) if self._is_live else (self._line_at, LINE)
+        show, record = now - shown_at >= interval, now - self._recorded_at >= RECORD
+        if show or record:
+            numbers = self._numbers(*np.asarray(means).tolist())
+            if show and self._is_live:
+                self._draw(describe(numbers))
+                self._drawn_at = now
+            elif show:
+                self.say("  ".join(describe(numbers)))
+            if record:
+                self._record(numbers)
+
+    def validate(self) -> None:
+        """Says that the images of val are being evaluated, which the live line does not count."""
+        if self._is_first and self._is_live:
+            self._draw([f"epoch {self._epoch + 1}/{self._run.config.epochs}", "validation ..."])
+
+    def finish_epoch(self, line: dict) -> None:
+        """Shows the numbers of an epoch. line: as in metrics.jsonl."""
+        if not self._is_first:
+            return
+        numbers = self._numbers(line["train_loss"], line["train_accuracy"])
+        self.say(
+            f"epoch {line['epoch']}/{self._run.config.epochs}   "
+            f"train loss {line['train_loss']:.4f} accuracy {line['train_accuracy']:.2%}   "
+            f"val loss {line['val_loss']:.4f} accuracy {line['val_accuracy']:.2%}   "
+            f"{line['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"
+        )
+        self._record(numbers)
+
+    def say(self, text: str) -> None:
+        """Prints one line, above the live line."""
+        self._clear()
+        print(text, file=self._stream, flush=True)
+        self._line_at = self._clock()
+
+    def close(self) -> None:
+        self._clear()
+
+    def _numbers(self, loss, accuracy) -> dict:
+        """The content of progress.json."""
+        config, steps_per_epoch = self._run.config, self._run.steps_per_epoch
+        done = self._step - self._epoch * steps_per_epoch
+        seconds_per_step = (self._trained_at - self._began) / done
+        between = sum(self._seconds_between) / max(1, len(self._seconds_between))
+        epoch_left = (steps_per_epoch - done) * seconds_per_step
+        later_epochs = (config.epochs - self._epoch - 1) * (steps_per_epoch * seconds_per_step + between)
+        return {
+            "epoch": self._epoch + 1,
+            "epochs": config.epochs,
+            "step": self._step,
+            "steps_per_epoch": steps_per_epoch,
+            "loss": loss,
+            "accuracy": accuracy,
+            "images_per_second": config.batch_size / seconds_per_step,
+            "epoch_seconds_left": epoch_left,
+            "seconds_left": epoch_left + later_epochs,
+        }
+
+    def _record(self, numbers):
+        self._recorded_at = self._clock()
+        if math.isfinite(numbers["loss"]):  # else the run ends with this epoch
+            with contextlib.suppress(SaveError):  # nothing is lost; what has to be saved reports the error
+                run_folder.write(self._run.folder, "progress.json", numbers)
+
+    def _draw(self, parts):
+        while len("  ".join(parts)) >= shutil.get_terminal_size().columns and len(parts) > 1:
+            parts = parts[:-1]  # a line wider than the terminal would take two
+        print(f"\r\x1b[K{'  '.join(parts)}", end="", file=self._stream, flush=True)
+
+    def _clear(self):
+        if self._is_first and self._is_live:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+
+def describe(numbers: dict) -> list[str]:
+    """The content of progress.json in words, the most important ones first."""
+    step = numbers["step"] - (numbers["epoch"] - 1) * numbers["steps_per_epoch"]
+    return [
+        f"epoch {numbers['epoch']}/{numbers['epochs']}",
+        f"step {step}/{numbers['steps_per_epoch']}",
+        f"loss {numbers['loss']:.4f}",
+        f"accuracy {numbers['accuracy']:.1%}",
+        f"{duration(numbers['epoch_seconds_left'])} left, run {duration(numbers['seconds_left'])}",
+        f"{numbers['images_per_second']:,.0f} images/s",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """'0:04:07', or '49:04:07' for two days and an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

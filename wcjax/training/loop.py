@@ -25,7 +25,7 @@ from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.evaluate import evaluate, evaluate_folded
-from wcjax.training.log import InFlight, ProgressBar
+from wcjax.training.log import Display, InFlight
 from wcjax.training.preemption import Interrupted, interruption, signals_noticed
 from wcjax.training.progress import MIDWAY, Progress, Saves
 from wcjax.training.run import Run
@@ -34,7 +34,12 @@ from wcjax.training.weights import describe_layers, learned_pairs
 log = logging.getLogger(__name__)
 
 
-def train(config, workdir, on_step: Callable[[Progress], None] | None = None) -> dict:
+def train(
+    config,
+    workdir,
+    on_step: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> dict:
     """Trains the network that config describes and leaves a run folder, or resumes the run in that folder.
 
     Args:
@@ -43,6 +48,8 @@ def train(config, workdir, on_step: Callable[[Progress], None] | None = None) ->
         folded/ and summary.json. All processes of a run must see it. The first one writes, and all write checkpoints.
       on_step: called with the `Progress` after each training step. Its arrays may not be computed yet: to read them
         waits for the device, and the next step deletes them.
+      on_epoch: called after each epoch with its row of metrics.jsonl, for example to send it to another tracker. An
+        epoch that is repeated because the process was killed is reported again.
 
     Returns:
       The content of summary.json: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
@@ -89,15 +96,17 @@ def train(config, workdir, on_step: Callable[[Progress], None] | None = None) ->
 
         with contextlib.closing(Saves(run)) as saves:
             saves.restore(progress)
-            try:
-                compile_seconds = _train_epochs(run, progress, saves, check_stop, on_step)
-                best = saves.best_state(progress)
-                saves.close()
-                return _finish(run, progress, best, compile_seconds, check_stop)
-            except Interrupted as signal:
-                if progress.step > progress.epoch * run.steps_per_epoch:  # else the checkpoint of the epoch has it all
-                    saves.save_within(progress)
-                raise interruption(signal.name, _place(run, progress)) from None
+            with contextlib.closing(_metrics_writer(run, progress)) as writer:
+                try:
+                    calls = _Calls(on_step or _nothing, on_epoch or _nothing, check_stop)
+                    compile_seconds = _train_epochs(run, progress, saves, writer, calls)
+                    best = saves.best_state(progress)
+                    saves.close()
+                    return _finish(run, progress, best, compile_seconds, writer, check_stop)
+                except Interrupted as signal:
+                    if progress.step > progress.epoch * run.steps_per_epoch:  # else the epoch's checkpoint has it all
+                        saves.save_within(progress)
+                    raise interruption(signal.name, _place(run, progress)) from None
 
 
 def _check_initial_weights(run, progress) -> None:
@@ -112,41 +121,55 @@ def _check_initial_weights(run, progress) -> None:
         raise InitialWeightsError(f"initial weights: {error}") from error
 
 
-def _train_epochs(run, progress, saves, check_stop, on_step) -> float:
+def _metrics_writer(run, progress):
+    if not processes.is_first():
+        return NoMetrics()
+    return MetricsWriter(run.folder, run.config, done_epochs=progress.epoch if progress.step else -1)
+
+
+class _Calls(NamedTuple):
+    on_step: Callable[[Progress], None]
+    on_epoch: Callable[[dict], None]
+    check_stop: Callable[[], None]  # raises Interrupted after a signal
+
+
+def _nothing(_):
+    pass
+
+
+def _train_epochs(run, progress, saves, writer, calls) -> float:
     """Trains from progress on until all epochs are finished; returns the seconds to compile."""
     config = run.config
-    num_images = config.epochs * run.steps_per_epoch * config.batch_size
-    finished_epochs = progress.epoch if progress.step else -1
-    writer = MetricsWriter(run.folder, finished_epochs) if processes.is_first() else NoMetrics()
     with (
-        contextlib.closing(writer),
         feed.training(run, progress.step) as train_data,
         feed.evaluation(run.dataset.val, run.dataset, config, run.mesh) as val_data,
-        contextlib.closing(ProgressBar(num_images, progress.step * config.batch_size)) as bar,
+        contextlib.closing(Display(run)) as display,
     ):
         programs = _compile(run, progress, train_data, val_data)
         if progress.step:
             log.info("Resuming at %s.", _place(run, progress))
         else:
             writer.write_weights(0, _describe_weights(run, progress))
-        check_stop()  # from here on there is something to save, and a signal waits for the end of the step
+        calls.check_stop()  # from here on there is something to save, and a signal waits for the end of the step
 
         def after_step():
-            if on_step is not None:
-                on_step(progress)
+            calls.on_step(progress)
             every, is_last = config.checkpoint_every, progress.step % run.steps_per_epoch == 0
             if every and progress.step % every == 0 and not is_last:
                 saves.save_within(progress)
-            check_stop()
+            calls.check_stop()
 
         while progress.epoch < config.epochs:
             began = time.perf_counter() - progress.seconds
-            in_flight = InFlight(on_done=lambda: bar.advance(config.batch_size))
-            _train_epoch(run, programs.train, progress, train_data.epoch(progress.state), in_flight, after_step)
+            inputs = train_data.epoch(progress.state)
+            display.begin_epoch(progress)
+            in_flight = InFlight(on_done=display.finish_step)
+            _train_epoch(run, programs.train, progress, inputs, in_flight, after_step)
             progress.check_finite(run.schedule)
             trained = progress.totals.means()
+            display.validate()
             state = progress.state
-            val = evaluate(programs.evaluate, state.params, state.batch_stats, val_data, check_stop)
+            val = evaluate(programs.evaluate, state.params, state.batch_stats, val_data, calls.check_stop)
             if not np.isfinite(val["loss"]):
                 raise progress.diverged("loss became nan or inf at", progress.step - 1, run.schedule)
 
@@ -166,11 +189,8 @@ def _train_epochs(run, progress, saves, check_stop, on_step) -> float:
             writer.write(line)
             writer.write_weights(progress.epoch, _describe_weights(run, progress))
             saves.save_epoch(progress, val["accuracy"])
-            bar.say(
-                f"epoch {progress.epoch}/{config.epochs}   "
-                f"train loss {trained['loss']:.4f} accuracy {trained['accuracy']:.2%}   "
-                f"val loss {val['loss']:.4f} accuracy {val['accuracy']:.2%}   {images_per_second:,.0f} images/s"
-            )
+            display.finish_epoch(line)
+            calls.on_epoch(line)
     return programs.seconds
 
 
@@ -193,10 +213,10 @@ def _train_epoch(run, program, progress, inputs, in_flight, after_step) -> None:
     """Does the steps that are left of an epoch, and calls after_step() after each."""
     began = time.perf_counter() - progress.seconds
     while progress.step < (progress.epoch + 1) * run.steps_per_epoch:
-        progress.state, progress.totals, loss = program(progress.state, progress.totals, next(inputs))
+        progress.state, progress.totals, means = program(progress.state, progress.totals, next(inputs))
         progress.step += 1
         progress.seconds = time.perf_counter() - began
-        in_flight.add(loss)
+        in_flight.add(means)
         after_step()
     in_flight.drain()
     progress.seconds = time.perf_counter() - began
@@ -206,13 +226,14 @@ def _describe_weights(run, progress):
     return describe_layers(meshes.gather(run.mesh, progress.state.params), run.config)
 
 
-def _finish(run, progress, best, compile_seconds, check_stop) -> dict:
+def _finish(run, progress, best, compile_seconds, writer, check_stop) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns."""
     params = meshes.gather(run.mesh, best.params)
     params = params if run.psi is None else fold(params)
     save_tree(run.folder / "folded", {"params": params, "batch_stats": best.batch_stats})
     if processes.is_first():
         shutil.rmtree(run.folder / MIDWAY, ignore_errors=True)
+        (run.folder / "progress.json").unlink(missing_ok=True)
     test = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=check_stop)["test"]
     summary = {
         "best_epoch": progress.best_epoch,
@@ -228,6 +249,7 @@ def _finish(run, progress, best, compile_seconds, check_stop) -> dict:
         "num_devices": run.mesh.size,
         "jax_version": jax.__version__,
     }
+    writer.write_summary(summary)
     if processes.is_first():
         run_folder.write(run.folder, "summary.json", summary)
     processes.wait_for_all("the summary is written")

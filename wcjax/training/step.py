@@ -95,8 +95,9 @@ def gathered_network(mesh, model) -> tuple:
 
 
 def train_step(run, data, state: TrainState, totals: Totals, inputs):
-    """One step of the optimizer of a run: (state, totals, loss), where loss is the mean over the batch, shape ().
+    """One step of the optimizer of a run: (state, totals, means).
 
+    means: loss and accuracy of the epoch so far, float32, shape (2,). Unlike totals, the next step does not delete it.
     data, inputs: a feed and the inputs that it gives for this step, see `wcjax.training.feed`.
     """
     network, gather = gathered_network(run.mesh, run.model)
@@ -126,7 +127,7 @@ def train_step(run, data, state: TrainState, totals: Totals, inputs):
         batch_stats=updated.get("batch_stats", {}),
         opt_state=opt_state,
     )
-    return state, totals, loss
+    return state, totals, jnp.stack([totals.loss, totals.correct]) / totals.seen
 
 
 def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Totals:
@@ -146,7 +147,7 @@ def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Total
 
 
 def compile_train_step(run, data, state, totals):
-    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, loss). It reuses the buffers of the first two.
+    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means). It reuses the first two's buffers.
 
     state, totals: arrays, or their shapes, dtypes and shardings. XLA chooses the layout of the state in memory, because
     GPUs want kernels with their input channels last and would otherwise transpose each of them, and Ψ of it, in every

@@ -1,0 +1,110 @@
+"""What a run shows while it trains."""
+
+import io
+import types
+
+import numpy as np
+import pytest
+
+from wcjax.run_folder import read
+from wcjax.training import log
+from wcjax.training.progress import Progress
+
+LINE = {"train_loss": 0.4, "train_accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.7, "images_per_second": 64.0}
+EPOCH = "train loss 0.4000 accuracy 80.00%   val loss 0.5000 accuracy 70.00%   64 images/s"
+MEANS = "loss 0.4321  accuracy 85.2%"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Means:
+    """The loss and the accuracy of an epoch so far, on a device."""
+
+    reads = 0
+
+    def __array__(self, *args, **kwargs):
+        self.reads += 1
+        return np.float32([0.4321, 0.852])
+
+
+@pytest.fixture
+def show(tmp_path):
+    """show(stream) trains 2 of 3 epochs: 100 steps of a second, and 20 s of validation. Returns (texts, reads).
+
+    texts: what the stream had got after each step. reads: how often the numbers were read from the device.
+    """
+
+    def train(stream):
+        seconds, texts, means = [0], {}, Means()
+        config = types.SimpleNamespace(epochs=3, batch_size=64)
+        run = types.SimpleNamespace(config=config, steps_per_epoch=100, folder=tmp_path)
+        display, progress = log.Display(run, stream, clock=lambda: seconds[0]), Progress(None, None)
+        for epoch in range(2):
+            progress.epoch, progress.step = epoch, 100 * epoch
+            display.begin_epoch(progress)
+            for step in range(1, 101):
+                seconds[0] += 1
+                display.finish_step(means)
+                texts[100 * epoch + step] = stream.getvalue()
+            display.validate()
+            seconds[0] += 20
+            display.finish_epoch(LINE | {"epoch": epoch + 1})
+        display.close()
+        return texts, means.reads
+
+    return train
+
+
+def test_a_terminal_has_one_live_line_with_the_times_left(show, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    texts, _ = show(stream := Terminal())
+    # The validation of an epoch counts as soon as one has been measured.
+    assert texts[50].endswith(f"\r\x1b[Kepoch 1/3  step 50/100  {MEANS}  0:00:50 left, run 0:04:10  64 images/s")
+    assert texts[150].endswith(f"\r\x1b[Kepoch 2/3  step 50/100  {MEANS}  0:00:50 left, run 0:02:50  64 images/s")
+    first, second, last = (line.split("\r\x1b[K") for line in stream.getvalue().split("\n"))
+    assert first[-2:] == ["epoch 1/3  validation ...", f"epoch 1/3   {EPOCH}   0:03:20 left"]
+    assert second[-2:] == ["epoch 2/3  validation ...", f"epoch 2/3   {EPOCH}   0:02:00 left"]
+    assert last == ["", ""], "the live line is removed"
+
+
+def test_a_narrow_terminal_shows_what_fits_into_one_line(show, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert show(Terminal())[0][50].endswith(f"\r\x1b[Kepoch 1/3  step 50/100  {MEANS}")
+
+
+def test_a_log_has_a_plain_line_each_minute_and_each_epoch(show):
+    _, reads = show(stream := io.StringIO())
+    assert stream.getvalue().splitlines() == [
+        f"epoch 1/3  step 60/100  {MEANS}  0:00:40 left, run 0:04:00  64 images/s",
+        f"epoch 1/3   {EPOCH}   0:03:20 left",
+        f"epoch 2/3  step 60/100  {MEANS}  0:00:40 left, run 0:02:40  64 images/s",
+        f"epoch 2/3   {EPOCH}   0:02:00 left",
+    ]
+    assert reads <= 2 * 100 / log.RECORD, "numbers are read every ten seconds"
+
+
+def test_other_processes_can_read_where_a_run_is(show, tmp_path):
+    show(io.StringIO())
+    expected = {"epoch": 2, "epochs": 3, "step": 200, "steps_per_epoch": 100, "loss": 0.4, "accuracy": 0.8}
+    expected |= {"images_per_second": 64, "epoch_seconds_left": 0, "seconds_left": 120}
+    assert read(tmp_path, "progress.json") == pytest.approx(expected)
+
+
+def test_a_result_is_passed_on_when_the_device_has_it():
+    class Result:
+        is_ready = False
+
+        def block_until_ready(self):
+            self.is_ready = True
+
+    done, results = [], [Result() for _ in range(log.IN_FLIGHT + 2)]
+    in_flight = log.InFlight(on_done=lambda result: done.append((result, result.is_ready)))
+    for result in results:
+        in_flight.add(result)
+    assert done == [(result, True) for result in results[:2]]
+    assert not any(result.is_ready for result in results[2:]), "no step waits for the newest results"
+    in_flight.drain()
+    assert done == [(result, True) for result in results]
