@@ -105,6 +105,14 @@ def test_digits_are_the_scaled_ones_of_scikit_learn():
     assert np.all(abs(shares - 0.2) < 1 / 170), "the test split has a fifth of each class"
 
 
+def test_train_images_keeps_the_first_of_the_same_order(cifar_dir):
+    everything, few = data.load("cifar10", cifar_dir), data.load("cifar10", cifar_dir, train_images=7)
+    first = data.Split(everything.train.images[:7], everything.train.labels[:7])
+    sets.assert_same((few.train, few.val, few.test), (first, everything.val, everything.test))
+    np.testing.assert_allclose(few.mean, (first.images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
+    assert few.fingerprint() == everything.fingerprint()
+
+
 @pytest.mark.parametrize("options", [{"seed": 5}, {"val_fraction": 0.4}])
 def test_seed_and_fraction_change_train_and_val_alone(options):
     dataset, same, other = data.load("digits"), data.load("digits"), data.load("digits", **options)
@@ -129,6 +137,15 @@ KNOWN = r"Known: digits, cifar10, cifar100, tiny_imagenet, imagenet\.$"
             for x in (0, 1, -0.1, float("nan"), "0.1", None)
         ),
         *(("digits", {"seed": x}, f"seed must be an integer of at least 0, found {x!r}") for x in (-1, 1.5, None)),
+        *(
+            ("digits", {"train_images": x}, f"train_images must be an integer of at least 0, found {x!r}")
+            for x in (-1, 10.0)
+        ),
+        (
+            "digits",
+            {"train_images": 1294},
+            "but digits has 1293 training images .* smaller number, or 0 for all",
+        ),
         (
             "digits",
             {"val_fraction": 1e-4},

@@ -5,12 +5,25 @@ import math
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
+import scipy.special
 
 from tests.training import runs
 from tests.training.runs import EPOCHS, STEPS
 from wcjax import training
 from wcjax.training import log
+from wcjax.training.step import cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_the_loss_is_the_cross_entropy_with_smooth_labels(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 5)), rng.integers(0, 5, 6)
+    targets = np.full((6, 5), smoothing / 5)
+    targets[np.arange(6), labels] += 1 - smoothing
+    expected = -np.sum(targets * scipy.special.log_softmax(logits, axis=1)) / 6
+    np.testing.assert_allclose(cross_entropy(np.float32(logits), labels, smoothing), expected, rtol=1e-6)
 
 
 def test_a_step_takes_over_the_buffers_of_the_state_before(tmp_path):

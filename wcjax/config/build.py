@@ -36,6 +36,7 @@ def load_dataset(config) -> data.Dataset:
         config.dataset,
         config.data_dir or None,
         val_fraction=config.val_fraction,
+        train_images=config.train_images,
         seed=config.split_seed,
     )
     if (n := dataset.train.num_images) < config.batch_size:

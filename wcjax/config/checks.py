@@ -20,6 +20,7 @@ INT32 = 2**31 - 1  # steps and images are counted in int32
 RANGES = {  # with both ends
     "epochs": (1, INT32),
     "batch_size": (1, INT32),
+    "train_images": (0, INT32),
     "split_seed": (0, INT32),
     "seed": (0, 2**32 - 1),  # jax.random.key takes 32 bits
     "checkpoint_every": (0, INT32),
@@ -29,6 +30,7 @@ RANGES = {  # with both ends
     "data_workers": (0, 1024),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
+    "label_smoothing": (0, 1),
 }
 OPEN_RANGES = {"val_fraction": (0, 1), "learning_rate": (0, math.inf), "schedule.factor": (0, math.inf)}
 PSI_RANGE = (1e-6, 1e6)  # beyond it, float32 cannot represent Ψ

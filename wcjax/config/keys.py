@@ -51,6 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.dataset = "digits"  # one of wcjax.data.NAMES
     config.data_dir = ""  # its folder or file: see wcjax.data.load
     config.val_fraction = 0.1  # share of the training images that is held out for validation
+    config.train_images = 0  # how many of the other training images are used, the first ones in order; 0: all
     config.split_seed = 0  # which images are held out: not `seed`, so that runs with different seeds are comparable
     config.augment = Config({"padding": 4, "flip": True})  # zeros around the image before a random crop, in pixels
     # For streamed data sets (tiny_imagenet, imagenet), which have no held-out part and no padding:
@@ -70,6 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.momentum = 0.9  # for sgd
     config.schedule = Config({"milestones": (), "factor": 0.1})  # epochs that multiply the learning rate by factor
     config.weight_decay = 1e-4  # λ: λ·w is added to the gradient of w, for adam too
+    config.label_smoothing = 0.0  # ε: the target of a class is ε / number of classes, and 1 − ε more for the label
     config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
 
     config.epochs = 10

@@ -47,16 +47,18 @@ def image_shape(name, image_size) -> tuple[int, int, int]:
     return _SETS[name].shape or (image_size, image_size, 3)
 
 
-def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
+def load(name, data_dir=None, *, val_fraction=0.1, train_images=0, seed=0):
     """Reads a data set and holds out a validation split from its official training images.
 
     Let n be the number of official training images, `order = np.random.default_rng(seed).permutation(n)` and
     `m = round(val_fraction * n)`. The validation split is the images `order[:m]` and the training split the images
     `order[m:]`, both in that order. The images of CIFAR are first sorted by their SHA-256, so that both splits are the
-    same in every format. The test split does not depend on `seed`.
+    same in every format. If `train_images` is not 0, the training split is only the first `train_images` of its images,
+    and the validation split stays the same. The test split does not depend on `seed`.
 
     'tiny_imagenet' and 'imagenet' are streamed, and nothing is held out. As in the paper, accuracy is measured on the
     official validation split, which is both `val` and `test`, and `val_fraction` and `seed` have no effect.
+    `train_images` must be 0.
 
     Args:
       name: one of NAMES. 'digits' (8x8 grey, 10 classes) comes with scikit-learn and ignores `data_dir`.
@@ -69,6 +71,7 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
         For 'imagenet': a folder with `train/<class>/<image>` and `val/<class>/<image>`, with any number of classes, or
         a directory in which tensorflow_datasets prepared `imagenet2012` as array_record.
       val_fraction: share of the official training images to hold out, above 0 and below 1.
+      train_images: the number of training images to use; 0 for all.
       seed: integer >= 0.
 
     Returns:
@@ -84,9 +87,13 @@ def load(name, data_dir=None, *, val_fraction=0.1, seed=0):
         raise InputError(f"val_fraction must be a number above 0 and below 1, found {val_fraction!r}.")
     if not (isinstance(seed, numbers.Integral) and seed >= 0):
         raise InputError(f"seed must be an integer of at least 0, found {seed!r}.")
+    if not (isinstance(train_images, numbers.Integral) and train_images >= 0):
+        raise InputError(f"train_images must be an integer of at least 0, found {train_images!r}.")
 
     with reading():
         train, test, num_classes = _SETS[name].read(name, data_dir)
     if not isinstance(train, Split):
+        if train_images:
+            raise InputError(f"train_images must be 0 for {name}, whose images are streamed, found {train_images}.")
         return streamed_dataset(train, test, num_classes)
-    return arrays_dataset(name, train, test, num_classes, val_fraction, seed)
+    return arrays_dataset(name, train, test, num_classes, val_fraction, train_images, seed)

@@ -37,6 +37,7 @@ class Dataset(NamedTuple):
       num_classes: number of classes.
       mean, std: float32 (c,), per channel over all pixels of `train`, for pixels scaled to 0..1. `std` divides by the
         number of pixels. Streamed sets have the usual values of ImageNet.
+      unused: Split, the official training images that are in neither `train` nor `val`; None if streamed.
     """
 
     train: Split | Source
@@ -45,6 +46,7 @@ class Dataset(NamedTuple):
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+    unused: Split | None = None
 
     @property
     def streamed(self) -> bool:
@@ -54,14 +56,14 @@ class Dataset(NamedTuple):
     def fingerprint(self, splits=("train", "test")) -> dict:
         """{'classes': number, 'train': ..., 'test': ...}: the official splits in the form of `Source.fingerprint`.
 
-        'train' includes the held-out images. The checksum of an array covers every pixel and does not depend on the
-        order of the images, so that CIFAR has the same fingerprint in every format. splits: the official splits to
-        include.
+        'train' includes the held-out and the unused images. The checksum of an array covers every pixel and does not
+        depend on the order of the images, so that CIFAR has the same fingerprint in every format. splits: the official
+        splits to include.
         """
         if self.streamed:
             fingerprints = {name: getattr(self, name).fingerprint() for name in splits}
         else:
-            official = {"train": (self.train, self.val), "test": (self.test,)}
+            official = {"train": (self.train, self.val, self.unused), "test": (self.test,)}
             fingerprints = {name: _fingerprint(official[name]) for name in splits}
         return {"classes": self.num_classes} | fingerprints
 
@@ -71,20 +73,28 @@ def streamed_dataset(train: Source, val: Source, num_classes: int) -> Dataset:
     return Dataset(train, val, val, num_classes, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def arrays_dataset(name: str, train: Split, test: Split, num_classes: int, val_fraction: float, seed: int) -> Dataset:
-    """The Dataset of official splits in memory, with val held out from train by `hold_out`.
+def arrays_dataset(name: str, train: Split, test: Split, num_classes, val_fraction, train_images, seed) -> Dataset:
+    """The Dataset of official splits in memory, with val held out from train. See `wcjax.data.load`.
 
     Raises:
-      InputError: train or val would be empty, or a channel is constant and cannot be normalized.
+      InputError: train or val would be empty, train has fewer than train_images images, or a channel is constant and
+        cannot be normalized.
     """
     train, val = hold_out(train, val_fraction, seed)
+    if train_images > train.num_images:
+        raise InputError(
+            f"train_images={train_images}, but {name} has {train.num_images} training images that are not held out. "
+            "Choose a smaller number, or 0 for all."
+        )
+    used = train_images or train.num_images
+    train, unused = Split(*(x[:used] for x in train)), Split(*(x[used:] for x in train))
     mean, std = channel_statistics(train.images)
     if not std.all():
         raise InputError(
             f"{name}: channel {int(std.argmin())} has the same value in every pixel of the {train.num_images} training "
             "images, so it cannot be normalized. Check the data, or use more images."
         )
-    return Dataset(train, val, test, num_classes, mean, std)
+    return Dataset(train, val, test, num_classes, mean, std, unused)
 
 
 def checksum(content) -> str:

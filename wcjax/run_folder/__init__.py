@@ -7,6 +7,7 @@
     progress.json    where the run is, while it trains
     summary.json     the result, once the run is finished
     failed.json      instead of it, why the run can never finish; written by sweeps
+    robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
     checkpoints/, midway/, folded/    see `wcjax.run_folder.checkpoints`
 
 A run folder may come from anyone, so that each file is checked when it is read.
@@ -18,7 +19,7 @@ import pathlib
 from flax import traverse_util
 
 from wcjax.config.checks import check_config
-from wcjax.config.keys import MAY_DIFFER
+from wcjax.config.keys import MAY_DIFFER, default_config
 from wcjax.errors import InputError
 from wcjax.files import reading, write_json
 from wcjax.run_folder import forms
@@ -29,6 +30,7 @@ _JSON = {
     "progress.json": forms.PROGRESS,
     "summary.json": forms.SUMMARY,
     "failed.json": forms.FAILED,
+    "robustness.json": forms.ROBUSTNESS,
 }
 _LINES = {"metrics.jsonl": forms.METRICS, "weights.jsonl": forms.WEIGHTS}
 
@@ -67,8 +69,9 @@ def check(run, config) -> None:
         if _exists(pathlib.Path(run, "checkpoints")):
             raise InputError(f"workdir {run} holds checkpoints but no config.json; give a new folder.")
         return
-    asked = json.loads(json.dumps(config.to_dict()))
-    stored, asked = (traverse_util.flatten_dict(x, sep=".") for x in (stored, asked))
+    defaults, asked = (json.loads(json.dumps(x.to_dict())) for x in (default_config(), config))
+    defaults, stored, asked = (traverse_util.flatten_dict(x, sep=".") for x in (defaults, stored, asked))
+    stored = defaults | stored  # a key that is younger than the run
     keys = [key for key in sorted(stored | asked) if key.split(".")[0] not in MAY_DIFFER]
     if differing := [key for key in keys if stored.get(key) != asked.get(key)]:
         rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)

@@ -65,6 +65,11 @@ DATA = {"classes": COUNT, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std"
 # Records of checkpoints: at the end of an epoch, and within one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
+CURVE = (
+    "a list of [level, accuracy]",
+    lambda x: type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(POSITIVE[1], p)) for p in x),
+)
+ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
 PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
 PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), POSITIVE)
 PROGRESS["accuracy"] = SHARE

@@ -62,7 +62,8 @@ def check(plan: Plan, setup: Setup) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
         run_folder.check(run_path(setup.out / name, "workdir"), config)
-    for config in {(c.dataset, c.val_fraction, c.batch_size): c for c in plan.configs.values()}.values():
+    splits = lambda config: (config.dataset, config.val_fraction, config.train_images, config.batch_size)
+    for config in {splits(config): config for config in plan.configs.values()}.values():
         load_dataset(config)
     check_writable(setup.out, "--out")
 

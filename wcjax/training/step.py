@@ -110,7 +110,7 @@ def train_step(run, data, state: TrainState, totals: Totals, inputs):
         logits, updated = network.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, updated)
+        return cross_entropy(logits, labels, run.config.label_smoothing), (logits, updated)
 
     (loss, (logits, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
@@ -128,6 +128,14 @@ def train_step(run, data, state: TrainState, totals: Totals, inputs):
         opt_state=opt_state,
     )
     return state, totals, jnp.stack([totals.loss, totals.correct]) / totals.seen
+
+
+def cross_entropy(logits, labels, label_smoothing: float):
+    """The mean over the batch, shape (). logits: (n, classes). labels: int (n,)."""
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Totals:
