@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from matplotlib import image
+from scipy import stats
 
 from wcjax.analysis import course, paper, report, tables
 from wcjax.analysis.runs import differences, find_runs, settings
@@ -46,7 +47,8 @@ def row_of(rows, model, method):
 def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
     rows = tables.table([setting for setting in settings(find_runs([cifar])) if setting.dataset == "cifar10"])
     wc = row_of(rows, "resnet18", "WC")
-    assert (wc.n, wc.reparam, wc.paper_mean, wc.paper_std) == (3, "arctan(a=1, b=0.6)", 94.44, 0.12)
+    assert (wc.n, wc.reparam, wc.tuning) == (3, "arctan(a=1, b=0.6)", "0.1, 0.0001")
+    assert (wc.paper_mean, wc.paper_std, wc.paired) == (94.44, 0.12, False)
     np.testing.assert_allclose([wc.mean, wc.std], [100 * np.mean(WC), 100 * np.std(WC, ddof=1)])
     np.testing.assert_allclose(wc.difference, 100 * (np.mean(WC) - np.mean(PLAIN)))
     assert wc.low < wc.difference < wc.high
@@ -57,8 +59,8 @@ def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
     assert (channel.mean, channel.reparam) == (94.3, "arctan(a=0.5, b=1, learned channel)")
     assert channel.paper_mean is None
     lines = tables.as_table(rows).markdown().splitlines()
-    assert "| vgg19_bn | WC |  | 0 |  | 93.33 ± 0.25 |  |  |  |" in lines
-    assert {line.count("|") for line in lines} == {10}
+    assert "| vgg19_bn | WC |  |  | 0 |  | 93.33 ± 0.25 |  |  |  |" in lines
+    assert {line.count("|") for line in lines} == {11}
     printed = {(row.model, row.method): (row.paper_mean, row.paper_std) for row in rows}
     expected = {(m, method): cell for m, row in paper.ACCURACY["cifar10"].items() for method, cell in row.items()}
     assert expected.items() <= printed.items()
@@ -69,15 +71,15 @@ def test_runs_whose_settings_differ_are_not_mixed(tmp_path, write_run, write_rep
     write_run("a", "plain", 0, 0.94)
     write_run("b", "plain", 1, 0.95, momentum=0.5)
     write_run("c", "wc", 1, 0.96, momentum=0.5, data_dir="elsewhere")
-    write_run("d", "plain", 1, 0.97, momentum=0.7, learning_rate=0.3)  # more than the rate, so it is not a tuned one
+    write_run("d", "plain", 1, 0.97, momentum=0.7, learning_rate=0.3)
     groups = settings(find_runs([tmp_path / "runs"]))
     assert sorted([run.method for run in setting.runs] for setting in groups) == [["plain"], ["plain"], ["plain", "WC"]]
-    assert differences(groups) == {"learning_rate": ["0.1", "0.1", "0.3"], "momentum": ["0.5", "0.9", "0.7"]}
+    assert differences(groups) == {"momentum": ["0.5", "0.7", "0.9"]}
     text = write_report()
-    assert "| resnet8 (A) | plain | none | 1 | 95.00 |" in text
-    assert "| resnet8 (B) | plain | none | 1 | 94.00 |" in text
+    assert "| resnet8 (A) | plain | none | 0.1, 0.0001 | 1 | 95.00 |" in text
+    assert "| resnet8 (C) | plain | none | 0.1, 0.0001 | 1 | 94.00 |" in text
     assert "resnet8 on digits:\n\n| key | A | B | C |" in text
-    assert "| momentum | 0.5 | 0.9 | 0.7 |\n| runs | 2 | 1 | 1 |" in text
+    assert "| momentum | 0.5 | 0.7 | 0.9 |\n| runs | 2 | 1 | 1 |" in text
 
 
 def test_runs_on_different_data_are_in_different_tables(tmp_path, write_run, write_report):
@@ -89,9 +91,9 @@ def test_runs_on_different_data_are_in_different_tables(tmp_path, write_run, wri
     text = write_report()
     table = {part.split("\n")[0]: part for part in text.split("## Test accuracy on ")[1:]}
     assert list(table) == ["digits-data-1", "digits-data-2", "digits-data-3"]
-    assert "| resnet8 | WC | arctan(a=1, b=1) | 3 | 50.00 ± 0.00 |" in table["digits-data-1"]
-    assert "| resnet8 | plain | none | 3 | 94.01 ± 0.11 |" in table["digits-data-2"]
-    assert "| resnet8 | plain | none | 1 | 99.00 |" in table["digits-data-3"]
+    assert "| resnet8 | WC | arctan(a=1, b=1) | 0.1, 0.0001 | 3 | 50.00 ± 0.00 |" in table["digits-data-1"]
+    assert "| resnet8 | plain | none | 0.1, 0.0001 | 3 | 94.01 ± 0.11 |" in table["digits-data-2"]
+    assert "| resnet8 | plain | none | 0.1, 0.0001 | 1 | 99.00 |" in table["digits-data-3"]
     assert "- digits-data-2, resnet8, plain: n = 3" in text
     assert "| key | digits-data-1 | digits-data-2 | digits-data-3 |" in text
     assert "| train.images | 99 | 1437 | - |" in text
@@ -108,25 +110,59 @@ def test_a_run_that_failed_before_its_data_joins_its_setting(tmp_path, write_run
     assert "## Data that differ" not in write_report()
 
 
-def test_a_tuned_plain_network_is_a_second_baseline(tmp_path, write_run, write_report):
+def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run, write_report):
     for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed])
-        write_run(f"wc{seed}", "wc", seed, WC[seed])
-        write_run(f"tuned{seed}", "plain", seed, 0.95 + seed / 1e3, learning_rate=0.3)
+        write_run(f"plain{seed}", "plain", seed, PLAIN[seed], val_accuracy=0.93)
+        write_run(f"wc{seed}", "wc", seed, WC[seed], weight_decay=0.001)
+        write_run(f"tuned{seed}", "plain", seed, 0.95 + seed / 1e3, val_accuracy=0.94, learning_rate=0.3)
+        write_run(f"smooth{seed}", "plain", seed, 0.96, label_smoothing=0.1)
     write_run("other", "plain", 0, 0.99, val_accuracy=0.99, weight_decay=0.01)
     groups = settings(find_runs([tmp_path / "runs"]))
-    assert [len(setting.runs) for setting in groups] == [10]
-    tuned = row_of(tables.table(groups), "resnet8", "plain tuned")
-    assert (tuned.n, tuned.reparam, tuned.baseline) == (3, "none, lr 0.3, decay 0.0001", "plain")
-    np.testing.assert_allclose(tuned.difference, 95.1 - 100 * np.mean(PLAIN))
-    wc = row_of(tables.table(groups, baseline="plain tuned"), "resnet8", "WC")
+    assert [len(setting.runs) for setting in groups] == [13]
+    default, tuned, wc, smooth = tables.table(groups)
+    assert [row.tuning for row in (default, tuned, wc)] == ["0.1, 0.0001", "0.3, 0.0001", "0.1, 0.001"]
+    assert (smooth.method, smooth.tuning) == ("plain, label smoothing", "0.1, 0.0001, smoothing 0.1")
+    np.testing.assert_allclose(default.difference, 100 * np.mean(PLAIN) - 95.1)
     np.testing.assert_allclose(wc.difference, 100 * np.mean(WC) - 95.1)
-    np.testing.assert_allclose([wc.p, wc.p_holm], [0.1, 0.2])  # plain against the tuned one is a test of the table too
+    assert tuned.difference is None
+    np.testing.assert_allclose([wc.p, wc.p_holm], [0.1, 0.3])  # the table has three tests
     text = write_report()
-    assert "| difference to plain (95 % interval) |" in text
-    assert "| difference to plain tuned (95 % interval) |" in text
-    assert "| resnet8 on digits | none, lr 0.1, decay 0.01 | 1 | 99.00 |" in text
+    assert "| resnet8 on digits | plain | none | 0.1, 0.01 | 1 | 99.00 |" in text
     assert "## Settings that differ" not in text
+
+
+def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_run):
+    accuracies = {"plain": [0.9 + seed / 100 for seed in range(8)], "wc": [0.905 + seed / 90 for seed in range(8)]}
+    for variant, values in accuracies.items():
+        for seed in range(8):
+            write_run(f"{variant}{seed}", variant, seed, values[seed])
+    (setting,) = settings(find_runs([tmp_path / "runs"]))
+    _, wc = tables.table([setting])
+    interval = stats.ttest_rel(accuracies["wc"], accuracies["plain"]).confidence_interval()
+    np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
+    assert wc.paired and tables.difference(wc).endswith(", paired)")
+    _, wc = tables.table([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
+    interval = stats.ttest_ind(accuracies["wc"][:7], accuracies["plain"], equal_var=False).confidence_interval()
+    np.testing.assert_allclose([wc.low, wc.high], [100 * interval.low, 100 * interval.high])
+    assert not wc.paired
+
+
+def test_robustness_is_compared_over_the_levels_of_a_change(tmp_path, write_run, write_report):
+    for seed in range(8):
+        for variant, gain in (("plain", 0), ("wc", 0.02)):
+            curves = {"weight_bits": [[8, 0.8], [4, 0.5 + gain * (0.7 if seed % 2 else 1.3) + seed / 999]]}
+            curves |= {"image_blur": [[1, 0.7]]}
+            measured = {"images": 100, "accuracy": 0.8, "curves": curves}
+            folder = write_run(f"{variant}{seed}", variant, seed, 0.8)
+            (folder / "robustness.json").write_text(json.dumps(measured))
+    measured["images"] = 50
+    (write_run("few", "erf", 0, 0.8) / "robustness.json").write_text(json.dumps(measured))
+    text = write_report()
+    assert (tmp_path / "out" / "digits_resnet8_robustness.png").exists()
+    assert "| weight bits | plain | 8 | 65.18 | 14.82 |  |  |" in text
+    assert "| weight bits | WC | 8 | 66.18 | 13.82 | +1.00 (+0.73 to +1.27, paired) | 0.0156 |" in text
+    assert "| image blur | WC | 8 | 70.00 | 10.00 | +0.00 | 1 |" in text
+    assert "| WC erf | 1 |" not in text  # measured on fewer images
 
 
 def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_report):
@@ -134,7 +170,7 @@ def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_repo
         write_run(name, "plain", int(name == "c"), 0.94)
     (setting,) = settings(find_runs([tmp_path / "runs", tmp_path / "runs" / "a"]))
     assert len(setting.runs) == 3
-    assert len(tables.chosen_runs(setting.runs)["plain"]) == 2
+    assert len(tables.chosen_runs(setting.runs)[0]) == 2
     assert f"the same config and seed as another run\n\n- {tmp_path / 'runs' / 'b'}\n" in write_report()
 
 
@@ -146,10 +182,10 @@ def test_the_command_writes_text_figures_and_numbers(cifar, tmp_path, capsys):
     assert "- runs: 10, of them 9 finished, 1 failed, 0 unfinished" in text
     assert "- cifar10, resnet18, plain: n = 3" in text
     assert "jax 0.10.2 on cpu" in text
-    assert "| resnet8 | WC |  | 0 |  |  |  |  |  |" in text
+    assert "| resnet8 | WC |  |  | 0 |  |  |  |  |  |" in text
     assert f"- {cifar / 'failed'}: it does not fit" in text
-    assert "| resnet18 on cifar10 | arctan(a=1, b=0.9) | 1 | 99.00 |" in text
-    names = ("curves", "course", "near_zero", "layers", "arctan_fine_pairs", "arctan_channel_pairs")
+    assert "| resnet18 on cifar10 | WC | arctan(a=1, b=0.9) | 0.1, 0.0001 | 1 | 99.00 |" in text
+    names = ("curves", "course", "near_zero", "layers", "WC_learned_fine_pairs", "WC_learned_channel_pairs")
     pictures = {"psi.png", *(f"cifar10_resnet18_{name}.png" for name in names)}
     assert {path.name for path in out.iterdir()} == pictures | {"report.html", "report.md", "results.csv", "runs.csv"}
     for name in pictures:
@@ -166,7 +202,7 @@ def test_the_command_writes_text_figures_and_numbers(cifar, tmp_path, capsys):
 def test_runs_without_weights_in_an_odd_folder_have_tables(tmp_path, write_run):
     (write_run("[a*]", "plain", 0, 0.94) / "weights.jsonl").unlink()
     text = report.write_report([tmp_path / "runs" / "[a*]"], tmp_path / "[out]?").read_text()
-    assert "- runs: 1, of them 1 finished" in text and "| resnet8 | plain | none | 1 | 94.00 |" in text
+    assert "- runs: 1, of them 1 finished" in text and "| resnet8 | plain | none | 0.1, 0.0001 | 1 | 94.00 |" in text
     assert {path.name for path in (tmp_path / "[out]?").glob("*.png")} == {"psi.png", "digits_resnet8_curves.png"}
 
 
@@ -181,9 +217,9 @@ def test_the_page_has_the_numbers_of_the_csv(tmp_path, write_run, write_report):
     assert len(rows) == len(results) == 2
     for row, result in zip(rows, results, strict=True):
         cells = row.split("</td><td>")
-        assert cells[:4] == [result[name] for name in ("model", "method", "reparam", "n")]
-        assert cells[4] == f"{float(result['mean']):.2f} ± {float(result['std']):.2f}"
-        assert result["difference"] == "" or cells[6].startswith(f"{float(result['difference']):+.2f} (")
+        assert cells[:5] == [result[name] for name in ("model", "method", "reparam", "tuning", "n")]
+        assert cells[5] == f"{float(result['mean']):.2f} ± {float(result['std']):.2f}"
+        assert result["difference"] == "" or cells[7].startswith(f"{float(result['difference']):+.2f} (")
     assert page.count('src="data:image/png;base64,') == len(list((tmp_path / "out").glob("*.png")))
 
 

@@ -30,6 +30,19 @@ def test_a_permutation_p_of_few_runs_counts_all_ways():
     np.testing.assert_allclose(statistics.permutation_p([6, 7, 8, 9, 10], [1, 2, 3, 4, 5]), 2 / 252)  # the smallest
 
 
+def test_pairs_are_compared_by_their_differences():
+    x, y = [54.1, 50.2, 52.9, 57.0], [53.0, 49.9, 52.4, 55.1]
+    differences = np.subtract(x, y)
+    half = scipy.stats.t.ppf(0.975, 3) * differences.std(ddof=1) / 2
+    expected = [differences.mean() - half, differences.mean() + half]
+    np.testing.assert_allclose(statistics.paired_interval(x, y), expected)
+    means = [np.dot(signs, differences) / 4 for signs in itertools.product([-1, 1], repeat=4)]
+    np.testing.assert_allclose(statistics.sign_flip_p(x, y), np.mean(np.abs(means) >= differences.mean() - 1e-9))
+    np.testing.assert_allclose(statistics.sign_flip_p(np.arange(10.0) + 1, np.zeros(10)), 2 / 1024)
+    assert statistics.paired_interval([1.0], [2.0]) is None and statistics.sign_flip_p([1.0], [2.0]) is None
+    assert statistics.paired_interval([1.0, 2.0], [0.0, 1.0]) is None
+
+
 @pytest.mark.parametrize("x, y", [([1.0], [1.0, 2.0]), ([1.0, 2.0], []), ([2.0, 2.0], [1.0, 1.0])])
 def test_too_few_or_constant_accuracies_have_no_interval(x, y):
     assert statistics.welch_interval(x, y) is None

@@ -5,9 +5,9 @@ TinyImageNet and ImageNet. Methods have the names of `runs.method`. Errors of th
 copied.
 """
 
-# In the order of a table. The paper has no tuned plain network, and no number for learned coarse.
+# In the order of a table. The paper has no number for learned coarse.
 LEARNED = ("WC learned fine", "WC learned coarse", "WC learned channel")  # the last one is not in the paper
-METHODS = ("plain", "plain tuned", "PP", "WN", "WC", "WC arsinh", "WC erf", *LEARNED)
+METHODS = ("plain", "PP", "WN", "WC", "WC arsinh", "WC erf", *LEARNED)
 
 SLIPS = (
     "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is omitted.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+import scipy.stats
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -83,6 +84,37 @@ def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str
     styles = zip(curves, COLOURS * len(curves), LINES * len(curves), strict=False)
     handles = [Line2D([], [], label=label, color=colour, linestyle=line) for label, colour, line in styles]
     all_axes[-1].legend(handles=handles, loc="center", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarray]]], title: str) -> pathlib.Path:
+    """Accuracy over the level of each change. curves: {label: from `robustness.curves`}.
+
+    A line is the mean of its runs, and the band its 95 % interval by Student's t.
+    """
+    names = list(dict.fromkeys(name for changes in curves.values() for name in changes))
+    figure = Figure(figsize=(9, 3 * math.ceil(len(names) / 3) + 0.6), layout="constrained")
+    panels = figure.subplots(math.ceil(len(names) / 3), 3, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(panels, names, strict=False):
+        for (label, changes), colour, line in zip(
+            curves.items(), itertools.cycle(COLOURS), itertools.cycle(LINES), strict=False
+        ):
+            if name not in changes:
+                continue
+            levels, accuracies = changes[name]
+            place, mean = np.arange(1 + len(levels)), accuracies.mean(axis=0)
+            axes.plot(place, mean, color=colour, linestyle=line, label=f"{label} (n = {len(accuracies)})")
+            if len(accuracies) > 1:
+                half = scipy.stats.t.ppf(0.975, len(accuracies) - 1) * scipy.stats.sem(accuracies, axis=0)
+                axes.fill_between(place, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+            axes.set_xticks(place, ["none", *(f"{level:g}" for level in levels)])
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.grid(color="0.9")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(handles)), fontsize=8)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 

@@ -6,25 +6,39 @@ python -m wcjax.analysis.report RUNS [RUNS ...] --out DIR
 import argparse
 import itertools
 import pathlib
+import re
 import sys
 from collections import Counter, defaultdict
 
 import wcjax
-from wcjax.analysis import course, paper, plots
+from wcjax.analysis import course, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, search, settings, without_repeats
-from wcjax.analysis.tables import Row, as_table, chosen_runs, setting_letters, table, write_csv
+from wcjax.analysis.tables import (
+    PAIRS,
+    Row,
+    as_table,
+    baseline_of,
+    chosen_runs,
+    labels,
+    setting_letters,
+    table,
+    val_accuracy,
+    write_csv,
+)
 from wcjax.errors import command
 from wcjax.files import check_writable, folder_path, saving, write_text
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import mesh
 
-EXPLANATION = """Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
-runs, each with another seed, which mean ± standard deviation are taken over. Difference: in percentage points, with
-Welch's 95 % interval. p: two-sided permutation test of that difference, exact if that is feasible. p (Holm): corrected
-for all tests of the table. An empty cell: too few runs. Paper: tables II to VII of arXiv 2306.16993. If a method was
-run with several Ψ, the one with the most runs is shown, and of equals the best on val. Plain tuned: the plain network
-with another learning rate and decay than all other methods, chosen among several in the same way as a Ψ."""
+EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
+runs, each with another seed, which mean ± standard deviation are taken over. Difference: in percentage points, with its
+95 % interval. If both sides have the same {PAIRS} seeds or more, runs are compared seed by seed (paired; Student's
+interval, sign flip test). Otherwise the interval is Welch's and p comes from a permutation test. Tests are two-sided,
+and exact if that is feasible. p (Holm): corrected for all tests of the table. An empty cell: too few runs. Paper:
+tables II to VII of arXiv 2306.16993. If a method was run with several Ψ, learning rates or decays, those with the most
+runs are shown, or the best on val if each was run once. If there are several plain networks, differences are to the one
+that is best on val."""
 
 
 @command
@@ -55,13 +69,10 @@ def write_report(folders, out) -> pathlib.Path:
     for dataset, members in itertools.groupby(groups, key=lambda s: s.dataset):
         members = list(members)
         rows = table(members)
-        to_tuned = [row for row in table(members, baseline="plain tuned") if row.difference is not None]
         parts += [Heading(f"Test accuracy on {dataset}"), as_table(rows)]
-        if to_tuned:
-            parts += [Paragraph("The same runs against the tuned plain network:"), as_table(to_tuned)]
-        results += rows + to_tuned
+        results += rows
     parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Slips of the paper: " + " ".join(paper.SLIPS))]
-    parts += _data_that_differ(groups) + _other_psis(groups) + _settings_that_differ(groups)
+    parts += _data_that_differ(groups) + _other_variants(groups) + _settings_that_differ(groups)
     parts += _unfinished(runs) + _repeats(groups) + _omitted(folders)
     parts += [Heading("Figures"), _figure_2(out)]
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
@@ -110,7 +121,9 @@ def _settings_that_differ(groups):
         members = list(members)
         counts = [len(setting.runs) for setting in members]
         tables[f"{model} on {dataset}"] = setting_letters(members), differences(members), counts
-    explanation = "Runs whose configs differ in more than Ψ and seed (and in plain tuned's two keys) are not compared."
+    explanation = (
+        "Runs whose configs differ in more than Ψ, learning rate, decay, label smoothing and seed are not compared."
+    )
     return _that_differ("Settings that differ", explanation, tables)
 
 
@@ -124,16 +137,16 @@ def _that_differ(heading, explanation, tables):
     return [Heading(heading), Paragraph(explanation), *parts] if parts else []
 
 
-def _other_psis(groups):
+def _other_variants(groups):
     lines = []
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
-        runs = [run for run in setting.runs if run.summary]
-        in_table = {chosen[0].reparam for chosen in chosen_runs(runs).values()}
-        for reparam in sorted({run.reparam for run in runs} - in_table):
-            val = [run.summary["best_val_accuracy"] for run in runs if run.reparam == reparam]
-            lines.append([_name(setting, letter), reparam, str(len(val)), f"{100 * sum(val) / len(val):.2f}"])
-    table = Table(["network", "Ψ", "n", "val accuracy (%)"], lines)
-    return [Heading("Other Ψ, and other tunings of plain, that were run"), table] if lines else []
+        runs = without_repeats([run for run in setting.runs if run.summary])[0]
+        in_table = {chosen[0].variant for chosen in chosen_runs(runs)}
+        for variant in sorted({run.variant for run in runs} - in_table):
+            members = [run for run in runs if run.variant == variant]
+            lines.append([_name(setting, letter), *variant, str(len(members)), f"{100 * val_accuracy(members):.2f}"])
+    table = Table(["network", "method", "Ψ", "learning rate, decay", "n", "val accuracy (%)"], lines)
+    return [Heading("Other variants that were run"), table] if lines else []
 
 
 def _unfinished(runs):
@@ -161,8 +174,8 @@ def _figures(setting: Setting, letter: str, out) -> list:
     """Writes the figures of one setting and returns their parts. They show the runs that the table shows."""
     name = _name(setting, letter)
     stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
-    order = {method: i for i, method in enumerate(paper.METHODS)}
-    chosen = dict(sorted(chosen_runs(setting.runs).items(), key=lambda item: order.get(item[0], len(order))))
+    variants = chosen_runs(setting.runs)
+    chosen = dict(zip(labels(variants), variants, strict=True))
     one_seed = {method: min(runs, key=lambda run: run.config["seed"]) for method, runs in chosen.items()}
     parts = []
 
@@ -176,8 +189,8 @@ def _figures(setting: Setting, letter: str, out) -> list:
         parts.append(Picture(f"{stem}_curves.png", caption))
 
     courses = {
-        f"{method}\n{run.reparam}, seed {run.config['seed']}": weights
-        for method, run in one_seed.items()
+        f"{run.method}\n{run.reparam}, {run.tuning}, seed {run.config['seed']}": weights
+        for run in one_seed.values()
         if (weights := course.first_layer_course(run))
     }
     if courses:
@@ -188,6 +201,17 @@ def _figures(setting: Setting, letter: str, out) -> list:
         plots.plot_near_zero(out / f"{stem}_near_zero.png", courses, title + ", after the last epoch")
         caption = "The first layer's weights around zero after training (figure 4)."
         parts.append(Picture(f"{stem}_near_zero.png", caption))
+
+    if measured := robustness.measurements([run for runs in variants for run in runs]):
+        changed = {label: numbers for label, runs in chosen.items() if (numbers := robustness.curves(runs, measured))}
+        plots.plot_robustness(out / f"{stem}_robustness.png", changed, f"{name}: test accuracy after a change (%)")
+        caption = (
+            "Test accuracy after changes of the weights and of the images, which `wcjax.analysis.robustness` measures. "
+            "Lines: means over runs. Bands: 95 % intervals of the mean."
+        )
+        text = "Means over the levels of a change. Lost: compared with the accuracy without a change."
+        table_of_changes = robustness.change_table(chosen, baseline_of(variants), measured)
+        parts += [Picture(f"{stem}_robustness.png", caption), Paragraph(text), table_of_changes]
 
     layers = {
         f"{method} (n = {len(runs)})": numbers
@@ -201,7 +225,7 @@ def _figures(setting: Setting, letter: str, out) -> list:
 
     for method, run in one_seed.items():
         if pairs := course.learned_pairs(run):
-            file = f"{stem}_{run.config['reparam']['name']}_{run.config['reparam']['learn']}_pairs.png"
+            file = "_".join([stem, *re.findall(r"[\w.]+", method), "pairs.png"])
             title = f"{name}: a and b of {method}, seed {run.config['seed']} (n = 1)"
             plots.plot_pairs(out / file, *pairs, title)
             parts.append(Picture(file, f"The learned a and b after each epoch, {method}, from input to output."))
@@ -218,10 +242,10 @@ def _write_runs(path, groups):
     rows = []
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
         for run in setting.runs:
-            place = (run.path, setting.dataset, setting.model, letter, run.method, run.reparam, run.config["seed"])
+            place = (run.path, setting.dataset, setting.model, letter, *run.variant, run.config["seed"])
             state = "finished" if run.summary else run.failure or "unfinished"
             rows.append((*place, state, *((run.summary or {}).get(name) for name in names)))
-    write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "seed", "state", *names), rows)
+    write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "tuning", "seed", "state", *names), rows)
 
 
 if __name__ == "__main__":

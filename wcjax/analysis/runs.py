@@ -15,8 +15,8 @@ from wcjax.errors import InputError
 from wcjax.files import local_path, reading
 from wcjax.reparam import BY_NAME
 
-_FREE = ("seed", "reparam", *MAY_DIFFER)  # keys that may differ between the runs of one setting
-_TUNED = ("learning_rate", "weight_decay")  # keys that may also differ for the plain network, as a and b may for WC
+# Keys that may differ between the runs of one setting. Those from reparam to label_smoothing make variants of a method.
+_FREE = ("seed", "reparam", "learning_rate", "weight_decay", "label_smoothing", *MAY_DIFFER)
 
 
 class Run(NamedTuple):
@@ -27,22 +27,28 @@ class Run(NamedTuple):
     summary: dict | None
     failure: str | None  # why it will never finish
     data: dict | None = None  # the fingerprint of its data; None if it never read them, or is older than data.json
-    tuned: bool = False  # a plain network with another learning rate or decay than the rest of its setting
-
-    @property
-    def reparam(self) -> str:
-        text = describe_reparam(self.config["reparam"])
-        if self.tuned:
-            text += f", lr {self.config['learning_rate']:g}, decay {self.config['weight_decay']:g}"
-        return text
 
     @property
     def method(self) -> str:
-        return "plain tuned" if self.tuned else method(self.config["reparam"])
+        return method(self.config["reparam"]) + (", label smoothing" if self.config["label_smoothing"] else "")
+
+    @property
+    def reparam(self) -> str:
+        return describe_reparam(self.config["reparam"])
+
+    @property
+    def tuning(self) -> str:
+        smoothing = f", smoothing {self.config['label_smoothing']:g}" if self.config["label_smoothing"] else ""
+        return f"{self.config['learning_rate']:g}, {self.config['weight_decay']:g}{smoothing}"
+
+    @property
+    def variant(self) -> tuple[str, str, str]:
+        """What runs that differ only in their seeds have in common."""
+        return self.method, self.reparam, self.tuning
 
 
 class Setting(NamedTuple):
-    """Runs that differ in Ψ and seed alone, so that their accuracies can be compared, and tuned plain runs."""
+    """Runs whose accuracies can be compared: they differ only in Ψ, learning rate, decay, label smoothing and seed."""
 
     dataset: str  # 'cifar10', or 'cifar10-data-1' if there are runs on different data of that name
     model: str
@@ -102,8 +108,7 @@ def read_run(folder) -> Run:
 def settings(runs: list[Run]) -> list[Setting]:
     """runs in groups that may be compared, sorted by data set and model.
 
-    Plain runs that differ from exactly one group with a Ψ in learning rate and decay alone join it as tuned ones. A run
-    that ended before it read its data joins any group of its config.
+    A run that ended before it read its data joins any group of its config.
     """
     groups = collections.defaultdict(list)  # {(config without _FREE, data): runs}
     for run in sorted(runs, key=lambda run: run.data is None):
@@ -112,7 +117,6 @@ def settings(runs: list[Run]) -> list[Setting]:
         if run.data is None and run.summary is None:
             data = next((known for other, known in groups if other == config), data)
         groups[config, data].append(run)
-    _add_tuned(groups)
 
     fingerprints = collections.defaultdict(list)  # {data set: its data, in the order of the groups}
     for (_, data), members in groups.items():
@@ -127,20 +131,6 @@ def settings(runs: list[Run]) -> list[Setting]:
         return Setting(dataset + number, members[0].config["model"], config, members)
 
     return sorted(setting(config, data, members) for (config, data), members in groups.items())
-
-
-def _add_tuned(groups) -> None:
-    """Moves the runs of each group that is plain alone to the group with a Ψ that they are tuned plain runs of."""
-
-    def untuned(group):
-        config, data = group
-        return [(key, value) for key, value in config if key not in _TUNED], data
-
-    plain = [group for group, runs in groups.items() if {run.method for run in runs} == {"plain"}]
-    for group in plain:
-        matches = [other for other in groups if other not in plain and untuned(other) == untuned(group)]
-        if len(matches) == 1:
-            groups[matches[0]] += [run._replace(tuned=True) for run in groups.pop(group)]
 
 
 def _flat(nested) -> tuple:
@@ -164,10 +154,10 @@ def _differing(columns: list[dict[str, str]]) -> dict[str, list[str]]:
 
 
 def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """(runs, repeats): of runs with the same Ψ and seed, which are no new evidence, all but the first are repeats."""
+    """(runs, repeats): of runs of one variant and seed, which are no new evidence, all but the first are repeats."""
     first, repeats = {}, []
     for run in runs:
-        if first.setdefault((run.reparam, run.config["seed"]), run) is not run:
+        if first.setdefault((run.variant, run.config["seed"]), run) is not run:
             repeats.append(run)
     return list(first.values()), repeats
 

@@ -1,4 +1,4 @@
-"""Statistics of n runs of a method against n plain runs: difference of means, its interval, p-values."""
+"""Statistics of the runs of a method against plain runs: difference of means, its interval, p-values."""
 
 from collections.abc import Sequence
 
@@ -20,6 +20,33 @@ def welch_interval(x: Sequence[float], plain: Sequence[float]) -> tuple[float, f
         return None
     interval = scipy.stats.ttest_ind(x, plain, equal_var=False).confidence_interval(0.95)
     return float(interval.low), float(interval.high)
+
+
+def paired_interval(x: Sequence[float], plain: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of mean(x − plain) by Student's t; None with fewer than 2 pairs, or if no difference varies.
+
+    A pair of runs has the same seed, so it starts from the same w and sees the same images in the same order.
+    """
+    if len(x) < 2 or np.ptp(np.subtract(x, plain)) == 0:
+        return None
+    interval = scipy.stats.ttest_rel(x, plain).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
+def sign_flip_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
+    """Two-sided p of mean(x − plain) if the labels of each pair meant nothing; None with fewer than 2 pairs.
+
+    Exact if there are no more than RESAMPLES ways to swap labels, else from that many random ones (seed 0).
+    """
+    if len(x) < 2:
+        return None
+    mean = lambda x, y, axis: np.round(np.mean(x - y, axis=axis), 9)
+    rng = np.random.default_rng(0)
+    return float(
+        scipy.stats.permutation_test(
+            (np.array(x), np.array(plain)), mean, permutation_type="samples", n_resamples=RESAMPLES, rng=rng
+        ).pvalue
+    )
 
 
 def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:

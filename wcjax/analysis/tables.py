@@ -1,15 +1,23 @@
 """Tables II to VII of the paper next to the results of runs, as rows, a table and CSV. Accuracies: on test, in %."""
 
-import collections
 import csv
+import itertools
 import pathlib
 import statistics as python_statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 from wcjax.analysis import paper
 from wcjax.analysis.document import Table
 from wcjax.analysis.runs import Run, Setting, without_repeats
-from wcjax.analysis.statistics import holm, mean_and_std, permutation_p, welch_interval
+from wcjax.analysis.statistics import (
+    holm,
+    mean_and_std,
+    paired_interval,
+    permutation_p,
+    sign_flip_p,
+    welch_interval,
+)
 from wcjax.files import saving
 
 
@@ -21,41 +29,92 @@ class Row(NamedTuple):
     model: str
     method: str
     reparam: str | None  # Ψ with the a and b of the runs
+    tuning: str | None  # learning rate, decay, and label smoothing if there is any
     n: int  # finished runs
     mean: float | None  # test accuracy, %
     std: float | None  # of the sample
     paper_mean: float | None
     paper_std: float | None
-    baseline: str  # the method that this one is compared with
     difference: float | None  # to the baseline, percentage points
     low: float | None  # 95 % interval of the difference
     high: float | None
     p: float | None  # permutation test against the baseline
+    paired: bool  # whether interval and p compare the runs seed by seed
     p_holm: float | None  # over all tests of this table
 
 
-def chosen_runs(runs: list[Run]) -> dict[str, list[Run]]:
-    """{method: its finished runs} of one setting.
+class Comparison(NamedTuple):
+    """The difference of some runs to baseline runs. None if there are too few runs."""
 
-    If a method was run with several (a, b) or α, the one with the most runs counts, and of equals the best on val.
-    After a grid every pair has one run, and the best pair has more.
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    paired: bool = False
+
+
+PAIRS = 8  # With fewer seeds no sign flip test gives a p below 0.01, and a paired interval is wide.
+
+
+def compare(runs: list[Run], baseline: list[Run], value: Callable[[Run], float]) -> Comparison:
+    """The difference of the means of value(run), its 95 % interval and its p.
+
+    If both have the same seeds, at least PAIRS of them, runs are compared seed by seed. Otherwise the interval is
+    Welch's.
     """
-    by_method = collections.defaultdict(lambda: collections.defaultdict(list))
-    for run in without_repeats([run for run in runs if run.summary])[0]:
-        by_method[run.method][run.reparam].append(run)
-
-    def merit(runs):
-        return len(runs), python_statistics.mean(run.summary["best_val_accuracy"] for run in runs)
-
-    return {method: max(by_reparam.values(), key=merit) for method, by_reparam in by_method.items()}
-
-
-def accuracies(runs: list[Run]) -> list[float]:
-    """Test accuracy in % of finished runs."""
-    return [100 * run.summary["test_accuracy"] for run in runs]
+    if not runs or not baseline:
+        return Comparison()
+    by_seed, baseline_by_seed = ({run.config["seed"]: value(run) for run in side} for side in (runs, baseline))
+    paired = by_seed.keys() == baseline_by_seed.keys() and len(by_seed) >= PAIRS
+    x, y = ([values[seed] for seed in sorted(values)] for values in (by_seed, baseline_by_seed))
+    interval, p = (paired_interval, sign_flip_p) if paired else (welch_interval, permutation_p)
+    return Comparison(
+        python_statistics.mean(x) - python_statistics.mean(y), *(interval(x, y) or (None, None)), p(x, y), paired
+    )
 
 
-def table(settings: list[Setting], baseline: str = "plain") -> list[Row]:
+def chosen_runs(runs: list[Run]) -> list[list[Run]]:
+    """The finished runs that a table has rows for, one list for each variant, in the order of `paper.METHODS`.
+
+    A method may have been run with several (a, b), learning rates or decays. The variants with the most runs count. If
+    that is one run each, as after a grid, only the best variant on val counts.
+    """
+    order = {method: place for place, method in enumerate(paper.METHODS)}
+    place = lambda run: (order.get(run.method, len(order)), run.variant)
+    finished = sorted(without_repeats([run for run in runs if run.summary])[0], key=place)
+    chosen = []
+    for _, of_method in itertools.groupby(finished, key=lambda run: run.method):
+        variants = [list(variant) for _, variant in itertools.groupby(of_method, key=lambda run: run.variant)]
+        most = max(map(len, variants))
+        chosen += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
+    return chosen
+
+
+def val_accuracy(runs: list[Run]) -> float:
+    """The mean of the best accuracy on val of finished runs."""
+    return python_statistics.mean(run.summary["best_val_accuracy"] for run in runs)
+
+
+def test_accuracy(run: Run) -> float:
+    """Accuracy of a finished run on test, in %."""
+    return 100 * run.summary["test_accuracy"]
+
+
+def baseline_of(chosen: list[list[Run]]) -> list[Run]:
+    """The plain runs that all others are compared with: the best variant on val. Empty if there are none."""
+    return max((runs for runs in chosen if runs[0].method == "plain"), key=val_accuracy, default=[])
+
+
+def labels(chosen: list[list[Run]]) -> list[str]:
+    """A name for each variant: its method, and its Ψ and tuning if the method has several."""
+    methods = [runs[0].method for runs in chosen]
+    return [
+        m if methods.count(m) == 1 else f"{m}, {runs[0].reparam}, {runs[0].tuning}"
+        for m, runs in zip(methods, chosen, strict=True)
+    ]
+
+
+def table(settings: list[Setting]) -> list[Row]:
     """The rows of the settings of one data set: each network and method that was run or that the paper has."""
     dataset = settings[0].dataset
     reported = paper.ACCURACY.get(settings[0].runs[0].config["dataset"], {})
@@ -63,13 +122,13 @@ def table(settings: list[Setting], baseline: str = "plain") -> list[Row]:
     networks += [("", model, []) for model in reported if model not in {s.model for s in settings}]
     rows = []
     for letter, model, runs in networks:
-        chosen, tried = chosen_runs(runs), {run.method for run in runs}
-        baseline_accuracies = accuracies(chosen.get(baseline, []))
+        chosen, tried, printed = chosen_runs(runs), {run.method for run in runs}, reported.get(model, {})
+        baseline = baseline_of(chosen)
         for method in (*paper.METHODS, *sorted(tried - set(paper.METHODS))):
-            printed = reported.get(model, {}).get(method)
-            if method in tried or printed:
-                place, runs_of_method = (letter, dataset, model, method), chosen.get(method, [])
-                rows.append(_row(place, runs_of_method, printed or (None, None), baseline, baseline_accuracies))
+            if method in tried or method in printed:
+                for variant in [runs for runs in chosen if runs[0].method == method] or [[]]:
+                    place = letter, dataset, model, method
+                    rows.append(_row(place, variant, printed.get(method) or (None, None), baseline))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
 
@@ -84,37 +143,42 @@ def _letter(i):
     return chr(ord("A") + i) if i < 26 else str(i + 1)
 
 
-def _row(place, runs, printed, baseline, baseline_accuracies):
-    x = accuracies(runs)
-    mean, std = mean_and_std(x)
-    difference = interval = p = None
-    if place[-1] != baseline and x and baseline_accuracies:
-        difference = mean - mean_and_std(baseline_accuracies)[0]
-        interval, p = welch_interval(x, baseline_accuracies), permutation_p(x, baseline_accuracies)
-    low, high = interval or (None, None)
-    reparam = runs[0].reparam if runs else None
-    return Row(*place, reparam, len(x), mean, std, *printed, baseline, difference, low, high, p, None)
+def _row(place, runs, printed, baseline):
+    comparison = Comparison() if runs is baseline else compare(runs, baseline, test_accuracy)
+    variant = (runs[0].reparam, runs[0].tuning) if runs else (None, None)
+    numbers = len(runs), *mean_and_std([test_accuracy(run) for run in runs])
+    return Row(*place, *variant, *numbers, *printed, *comparison, None)
 
 
 def as_table(rows: list[Row]) -> Table:
     """The table of a report."""
-    difference = f"difference to {rows[0].baseline} (95 % interval)"
-    columns = ["network", "method", "Ψ", "n", "accuracy (%)", "paper (%)", difference, "p", "p (Holm)"]
+    columns = ["network", "method", "Ψ", "learning rate, decay", "n", "accuracy (%)", "paper (%)"]
+    columns += ["difference to plain (95 % interval)", "p", "p (Holm)"]
     lines = []
     for row in rows:
-        interval = "" if row.low is None else f" ({row.low:+.2f} to {row.high:+.2f})"
         line = [
             f"{row.model} ({row.setting})" if row.setting else row.model,
             row.method,
             row.reparam or "",
+            row.tuning or "",
             str(row.n),
             _plus_minus(row.mean, row.std),
             _plus_minus(row.paper_mean, row.paper_std),
-            "" if row.difference is None else f"{row.difference:+.2f}{interval}",
+            difference(row),
             *("" if p is None else f"{p:.3g}" for p in (row.p, row.p_holm)),
         ]
         lines.append(line)
     return Table(columns, lines)
+
+
+def difference(comparison: Row | Comparison) -> str:
+    """'+0.40 (+0.10 to +0.70, paired)'"""
+    if comparison.difference is None:
+        return ""
+    text = f"{comparison.difference:+.2f}"
+    if comparison.low is None:
+        return text
+    return f"{text} ({comparison.low:+.2f} to {comparison.high:+.2f}{', paired' if comparison.paired else ''})"
 
 
 def _plus_minus(mean, std):

@@ -1,0 +1,59 @@
+"""robustness.json of a run, against accuracies of the changed network by hand."""
+
+import json
+import shutil
+
+import numpy as np
+
+from wcjax import data, training
+from wcjax.analysis import changes, robustness
+from wcjax.run_folder import read
+
+
+def accuracy(model, params, batch_stats, images, labels, dataset):
+    pixels = np.float32((images / 255 - dataset.mean) / dataset.std)
+    logits = model.apply({"params": params, "batch_stats": batch_stats}, pixels, train=False)
+    return np.mean(np.asarray(logits).argmax(axis=1) == labels)
+
+
+def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    assert robustness.main([str(tmp_path), "--images", "100"]) == 0
+    result = read(run, "robustness.json")
+    assert result["curves"].keys() == {*changes.OF_WEIGHTS, *changes.OF_IMAGES}
+
+    dataset = data.load("digits", val_fraction=0.5)
+    images, labels = dataset.test.images[:100], dataset.test.labels[:100]
+    model, variables = training.load_folded(run)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    by_hand = lambda params, images: accuracy(model, params, batch_stats, images, labels, dataset)
+    assert (result["images"], result["accuracy"]) == (100, by_hand(params, images))
+    for name, (change, levels) in changes.OF_WEIGHTS.items():
+        for level, measured in zip(levels, result["curves"][name], strict=True):
+            rng = np.random.default_rng((0, round(100 * level)))
+            assert measured == [level, by_hand(change(params, level, rng), images)], name
+    for name, (change, levels) in changes.OF_IMAGES.items():
+        for level, measured in zip(levels, result["curves"][name], strict=True):
+            rng = np.random.default_rng((0, 100 * level))
+            assert measured == [level, by_hand(params, change(images, level, rng))], name
+
+
+def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    measured = {"images": 20, "accuracy": 0.5, "curves": {"weight_bits": [[8, 0.5]]}}
+    (run / "robustness.json").write_text(json.dumps(measured))
+    robustness.main([str(run), "--images", "20"])
+    assert read(run, "robustness.json") == measured
+    robustness.main([str(run), "--images", "21"])
+    assert read(run, "robustness.json")["images"] == 21
+
+
+def test_runs_that_cannot_be_measured_are_one_line(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for arguments, line in (
+        ([str(tmp_path)], "error: no run is finished; give folders of finished runs.\n"),
+        ([str(tmp_path), "--images", "-1"], "error: --images must be at least 0, found -1.\n"),
+    ):
+        assert robustness.main(arguments) == 2
+        assert capsys.readouterr().err == line

@@ -1,0 +1,167 @@
+"""Accuracy of the folded networks of runs after changes of their weights and of the test images.
+
+python -m wcjax.analysis.robustness RUNS [RUNS ...] [--images N] [--data_dir DIR]
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+import tqdm
+
+from wcjax import run_folder
+from wcjax.analysis import changes
+from wcjax.analysis.document import Table
+from wcjax.analysis.runs import Run, find_runs
+from wcjax.analysis.statistics import holm
+from wcjax.analysis.tables import Comparison, compare, difference
+from wcjax.config.build import load_dataset
+from wcjax.data import Split
+from wcjax.errors import InputError, command
+from wcjax.files import check_writable
+from wcjax.run_folder.data import check_data
+from wcjax.training import feed
+from wcjax.training import mesh as meshes
+from wcjax.training import step as steps
+from wcjax.training.evaluate import evaluate, load_folded
+
+EXPLANATION = """Prunes, rounds and disturbs the weights of finished runs, and adds noise, blur, contrast and brightness
+to the test images; writes the accuracy after each change to robustness.json in the run folder. wcjax.analysis.report
+then draws the curves. A run that has its robustness.json is skipped."""
+
+
+@command
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m wcjax.analysis.robustness", description=EXPLANATION)
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="use the first N test images (default: all)")
+    parser.add_argument("--data_dir", metavar="DIR", help="path of the data set, if it has moved since training")
+    args = parser.parse_args(argv)
+    if args.images < 0:
+        raise InputError(f"--images must be at least 0, found {args.images}.")
+    meshes.devices()
+    measure_runs([run for run in find_runs(args.runs) if run.summary], args.images, args.data_dir)
+
+
+def measure_runs(runs: list[Run], num_images: int = 0, data_dir: str | None = None) -> None:
+    """Writes robustness.json to the folder of each finished run that has none for as many images.
+
+    Raises InputError if there is no run, if a folder is read-only, and if the data are not the data of the runs.
+    """
+    if not runs:
+        raise InputError("no run is finished; give folders of finished runs.")
+    for run in runs:
+        check_writable(run.path, "run folder")
+    datasets, programs = {}, {}
+    with tqdm.tqdm(runs, unit=" runs", dynamic_ncols=True) as bar:
+        for run in bar:
+            bar.set_description(str(run.path))
+            config = run_folder.read_config(run.path)
+            if data_dir is not None:
+                config.data_dir = data_dir
+            key = config.dataset, config.data_dir, config.val_fraction, config.split_seed, config.train_images
+            if key not in datasets:
+                datasets[key] = load_dataset(config)
+            measured = run_folder.read(run.path, "robustness.json")
+            if measured is None or measured["images"] != _first(datasets[key].test, num_images).num_images:
+                run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
+
+
+def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> dict:
+    """The content of robustness.json of a finished run.
+
+    Args:
+      run: the run folder. What is drawn at random depends on the seed of the run.
+      dataset: the data set of the run.
+      num_images: the number of test images to use, the first ones; 0 for all.
+      programs: compiled evaluations of earlier runs, which this one adds to.
+
+    Returns:
+      {'images': number, 'accuracy': without a change, 'curves': {name in `changes`: [[level, accuracy], ...]}}. The
+      images of a streamed data set are not changed.
+    """
+    config, programs = run_folder.read_config(run), {} if programs is None else programs
+    dataset, _ = check_data(run, dataset, ("test",))
+    model, variables = load_folded(run, dataset.num_classes)
+    params = variables["params"]
+    mesh = meshes.one_device()
+    test = _first(dataset.test, num_images)
+
+    def accuracy(params, split):
+        with feed.evaluation(split, dataset, config, mesh) as data:
+            key = model, data.num_images, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
+            on_device = meshes.replicate(mesh, (params, variables["batch_stats"]))
+            if key not in programs:
+                programs[key] = steps.compile_eval_step(model, data, *on_device)
+            return evaluate(programs[key], *on_device, data)["accuracy"]
+
+    draws = lambda level: np.random.default_rng((config.seed, round(100 * level)))
+    curves = {}
+    for name, (change, levels) in changes.OF_WEIGHTS.items():
+        curves[name] = [[level, accuracy(change(params, level, draws(level)), test)] for level in levels]
+    for name, (change, levels) in {} if dataset.streamed else changes.OF_IMAGES.items():
+        splits = {level: Split(change(test.images, level, draws(level)), test.labels) for level in levels}
+        curves[name] = [[level, accuracy(params, split)] for level, split in splits.items()]
+    return {"images": test.num_images, "accuracy": accuracy(params, test), "curves": curves}
+
+
+def measurements(runs: list[Run]) -> dict[pathlib.Path, dict]:
+    """{path: content of robustness.json} of the runs that were measured, on as many images as any of them."""
+    measured = {run.path: m for run in runs if (m := run_folder.read(run.path, "robustness.json"))}
+    most = max((m["images"] for m in measured.values()), default=0)
+    return {path: m for path, m in measured.items() if m["images"] == most}
+
+
+def curves(runs: list[Run], measured: dict[pathlib.Path, dict]) -> dict[str, tuple[list, np.ndarray]]:
+    """{change: (levels, accuracies in % (runs, 1 + levels))} of the runs in measured, which is from `measurements`.
+
+    The first accuracy of each run is the one without a change.
+    """
+    of_runs = [measured[run.path] for run in runs if run.path in measured]
+    result = {}
+    for name in dict.fromkeys(name for m in of_runs for name in m["curves"]):
+        accuracies = [[m["accuracy"], *(y for _, y in m["curves"][name])] for m in of_runs if name in m["curves"]]
+        result[name] = [level for level, _ in of_runs[0]["curves"][name]], 100 * np.array(accuracies)
+    return result
+
+
+def change_table(variants: dict[str, list[Run]], baseline: list[Run], measured: dict[pathlib.Path, dict]) -> Table:
+    """The accuracy after each change, as the mean over its levels, and its difference to the accuracy of baseline.
+
+    variants: {label: runs}. baseline: the runs of one of them. measured: from `measurements`.
+    """
+    lines, p_values = [], []
+    for change in dict.fromkeys(name for m in measured.values() for name in m["curves"]):
+        curve = {path: m["curves"][change] for path, m in measured.items() if change in m["curves"]}
+        after = lambda run, curve=curve: 100 * np.mean([accuracy for _, accuracy in curve[run.path]])
+        plain = [run for run in baseline if run.path in curve]
+        for label, runs in variants.items():
+            if runs := [run for run in runs if run.path in curve]:
+                comparison = Comparison() if runs == plain else compare(runs, plain, after)
+                accuracy = np.mean([after(run) for run in runs])
+                lost = 100 * np.mean([measured[run.path]["accuracy"] for run in runs]) - accuracy
+                numbers = str(len(runs)), f"{accuracy:.2f}", f"{lost:.2f}", difference(comparison)
+                lines.append([change.replace("_", " "), label, *numbers])
+                p_values.append(comparison.p)
+    corrected = ["" if p is None else f"{p:.3g}" for p in holm(p_values)]
+    columns = (
+        "change",
+        "method",
+        "n",
+        "accuracy (%)",
+        "lost (points)",
+        "difference to plain (95 % interval)",
+        "p (Holm)",
+    )
+    return Table([*columns], [[*line, p] for line, p in zip(lines, corrected, strict=True)])
+
+
+def _first(split, num_images):
+    if not num_images or not isinstance(split, Split):
+        return split
+    return Split(split.images[:num_images], split.labels[:num_images])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
