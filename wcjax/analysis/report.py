@@ -13,7 +13,7 @@ import wcjax
 from wcjax.analysis import course, paper, plots
 from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, search, settings, without_repeats
 from wcjax.analysis.tables import Row, chosen_runs, markdown, setting_letters, table, write_csv
-from wcjax.errors import command
+from wcjax.errors import command, program
 from wcjax.files import check_writable, folder_path, saving, write_text
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import mesh
@@ -28,7 +28,7 @@ with another learning rate and decay than all other methods, chosen among severa
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(program("wcjax.analysis.report"), description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.md, and its files"
