@@ -147,6 +147,18 @@ def test_an_unknown_config_lists_those_that_there_are():
         read_config_file("imagnet:resnet50,wc")
 
 
+PREPARE = """import os, runpy, signal
+runpy.run_path("wcjax/training/start.py")["prepare"]()
+print(os.environ["GLIBC_TUNABLES"], flush=True)
+os.kill(os.getpid(), signal.SIGTERM)"""
+
+
+def test_a_training_process_starts_again_with_huge_pages():
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    process = subprocess.run([sys.executable, "-c", PREPARE], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (process.stdout, process.returncode) == ("glibc.malloc.hugetlb=1\n", 75)  # 75: run the same command again
+
+
 def test_the_citation_is_of_this_version():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {wcjax.__version__}\n" in citation

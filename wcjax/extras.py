@@ -10,7 +10,7 @@ _TRAIN = _FLAX | {
     "absl": "absl-py",
     "matplotlib": "matplotlib",
     "ml_collections": "ml_collections",
-    "orbax.checkpoint": "orbax-checkpoint",
+    "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "scipy": "scipy",
     "tensorboardX": "tensorboardX",
