@@ -35,7 +35,7 @@ test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, 
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (about 2 minutes the first time) ..."
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[train]'
 	@touch $@
 
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt

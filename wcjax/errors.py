@@ -1,8 +1,9 @@
-"""The errors that a user can fix. train.py prints them without a traceback."""
+"""The errors that a user can fix. Commands print them without a traceback."""
 
 import codecs
 import difflib
 import functools
+import pathlib
 import reprlib
 import sys
 
@@ -85,6 +86,12 @@ def command(main):
             return 2
 
     return told_main
+
+
+def program(module: str) -> str:
+    """What a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
+    name = pathlib.Path(sys.argv[0]).name
+    return name if name.startswith("wcjax-") or name == "train.py" else f"python -m {module}"
 
 
 PLAIN_LETTERS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}

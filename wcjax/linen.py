@@ -16,14 +16,18 @@ import copyreg
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from wcjax import checks, serialization
+from wcjax.extras import needs
 from wcjax.params import Reparameterized, is_weight, reparameterized, unboxed
 from wcjax.psi import Psi
 from wcjax.reparam import BY_NAME, Sigmoid
+
+needs("wcjax.linen", "flax")
+
+import flax.linen as nn  # noqa: E402
 
 OWN_KERNEL = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
 

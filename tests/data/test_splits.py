@@ -164,6 +164,6 @@ def test_heavy_packages_are_imported_only_if_needed(monkeypatch):
     code = f"import sys, wcjax.data; print(sorted({heavy} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(InputError, match="digits: scikit-learn cannot be imported .* pip install scikit-learn"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(InputError, match=r"^digits needs scikit-learn: pip install 'wcjax\[train\]'$"):
         data.load("digits")

@@ -87,7 +87,7 @@ TRAIN = ["train.py", "--config=configs/digits.py", "--workdir={}/run"]
         ("absl", TERM, TRAIN),
         ("jax", INT, TRAIN),
         ("orbax.checkpoint", TERM, TRAIN),
-        ("optuna", TERM, ["wcjax.sweep", "grid", "--config=configs/digits.py", "--out={}/run"]),
+        ("optuna.trial", TERM, ["wcjax.sweep", "grid", "--config=configs/digits.py", "--out={}/run"]),
         ("orbax.checkpoint", INT, ["wcjax.sweep", "one", "{}/run"]),
     ],
 )

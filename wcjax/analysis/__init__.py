@@ -1,1 +1,5 @@
 """Tables and plots from run folders; nothing here trains."""
+
+from wcjax.extras import needs
+
+needs("wcjax.analysis", "train")

@@ -10,13 +10,13 @@ import pathlib
 import sys
 
 from wcjax.analysis.runs import Run, data_differences, read_run
-from wcjax.errors import InputError, command
+from wcjax.errors import InputError, command, program
 from wcjax.files import check_writable, local_path
 
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(program("wcjax.analysis.compare"), description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--png", metavar="FILE.png", help="file for a plot of the weights of the first layer")
     args = parser.parse_args(argv)

@@ -26,7 +26,7 @@ from wcjax.analysis.tables import (
     val_accuracy,
     write_csv,
 )
-from wcjax.errors import command
+from wcjax.errors import command, program
 from wcjax.files import check_writable, folder_path, saving, write_text
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import mesh
@@ -43,7 +43,7 @@ that is best on val."""
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(program("wcjax.analysis.report"), description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.html and .md, and its files"

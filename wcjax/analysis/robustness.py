@@ -18,7 +18,7 @@ from wcjax.analysis.statistics import holm
 from wcjax.analysis.tables import Comparison, compare, difference
 from wcjax.config.build import load_dataset
 from wcjax.data import Split
-from wcjax.errors import InputError, command
+from wcjax.errors import InputError, command, program
 from wcjax.files import check_writable
 from wcjax.run_folder.data import check_data
 from wcjax.training import feed
@@ -33,7 +33,7 @@ then draws the curves. A run that has its robustness.json is skipped."""
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m wcjax.analysis.robustness", description=EXPLANATION)
+    parser = argparse.ArgumentParser(program("wcjax.analysis.robustness"), description=EXPLANATION)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="use the first N test images (default: all)")
     parser.add_argument("--data_dir", metavar="DIR", help="path of the data set, if it has moved since training")

@@ -1,5 +1,7 @@
 """Config files, and --config.key=value on a command line. Every mistake is an InputError of one line."""
 
+import os
+import pathlib
 import re
 import runpy
 import traceback
@@ -11,6 +13,8 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from wcjax.config.keys import check_keys, default_config
 from wcjax.errors import InputError, cause
 
+PACKAGE = pathlib.Path(__file__).parents[1]
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # else: a checkout
 EXPECTED = "A config file defines get_config(), which returns wcjax.config.default_config() with changes."
 
 
@@ -35,6 +39,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE.py or FILE.py:argument with overrides like '--config.epochs=5', each in the type of its key.
+
+    If there is no such file, NAME and configs/NAME.py are the config NAME that comes with wcjax.
 
     Raises InputError if the file cannot be read, is not a config file, or an override does not fit.
     """
@@ -69,6 +75,8 @@ def _default(key: str):
 def _load(file: str) -> ConfigDict:
     """The result of get_config in FILE.py or FILE.py:argument."""
     path, *argument = file.split(":", 1)
+    if not os.path.isfile(path):
+        path = _shipped().get(path.removeprefix("configs/").removesuffix(".py"), path)
     line = None
     try:
         with open(path, "rb"):  # runpy would also take a folder
@@ -84,7 +92,9 @@ def _load(file: str) -> ConfigDict:
         if isinstance(error, SyntaxError) and error.filename == path:
             lines = [error.lineno]
         if isinstance(error, OSError) and not lines:  # the file itself
-            raise InputError(f"[Errno {error.errno}] {error.strerror}: {path!r}") from error
+            raise InputError(
+                f"[Errno {error.errno}] {error.strerror}: {path!r}. wcjax comes with {', '.join(_shipped())}."
+            ) from error
         raise InputError(
             f"{_place(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
         ) from error
@@ -92,6 +102,11 @@ def _load(file: str) -> ConfigDict:
         kind = "None" if config is None else f"a {type(config).__name__}"
         raise InputError(f"{_place(path, line)}: get_config() returned {kind}. {EXPECTED}")
     return config.lock()
+
+
+def _shipped() -> dict[str, str]:
+    """{name: path} of the config files that come with wcjax."""
+    return {path.stem: str(path) for path in sorted(CONFIGS.glob("*.py"))}
 
 
 def _place(path, line) -> str:

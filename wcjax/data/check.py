@@ -11,11 +11,9 @@ import os
 import signal
 import sys
 
-from tqdm import tqdm
-
-from wcjax.data import imagenet
 from wcjax.data.formats import folder
-from wcjax.errors import InputError
+from wcjax.errors import InputError, program
+from wcjax.extras import needs
 
 DESCRIPTION = """Decodes every image in a folder and below, as training does, and prints one line for each that is
 broken, unreadable, or of a kind that training does not read (GIF, TIFF, 16 bits per channel, animations). Run it once
@@ -29,6 +27,8 @@ def check_folder(root) -> collections.Counter:
     A file is bad if it cannot be read, if `decode.check_image` refuses it, or if its extension is that of an image but
     is not one of EXTENSIONS. Stray files (`folder.is_stray`) and others, like val_annotations.txt, are only counted.
     """
+    from tqdm import tqdm  # an optional dependency, as in _reason
+
     counts, images = collections.Counter(good=0, bad=0, stray=0, other=0), []
 
     def report_bad(reason):
@@ -81,11 +81,13 @@ def _reason(path) -> str | None:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m wcjax.data.check", description=DESCRIPTION)
+    if argv is None:  # this process is the command
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a callback of JAX can swallow KeyboardInterrupt
+    parser = argparse.ArgumentParser(program("wcjax.data.check"), description=DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", help="the folder with the images, for example tiny-imagenet-200")
     args = parser.parse_args(argv)
     try:
-        imagenet.check_installed("wcjax.data.check")
+        needs("wcjax.data.check", "stream")
         if not os.path.isdir(args.dir):
             raise InputError(f"{args.dir} is not a folder; give a folder with images.")
         counts = check_folder(args.dir)
@@ -99,5 +101,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a callback of JAX can swallow KeyboardInterrupt
     sys.exit(main())

@@ -3,7 +3,7 @@
 import numpy as np
 
 from wcjax.data.dataset import Split
-from wcjax.errors import InputError
+from wcjax.extras import needs
 
 NUM_CLASSES = 10
 
@@ -16,13 +16,11 @@ def read(name, data_dir):
     255·x/16 rounded to the nearest integer, halves up.
 
     Raises:
-      InputError: scikit-learn cannot be imported.
+      InputError: scikit-learn is not installed.
     """
-    try:
-        # Imported here because it takes seconds, and no other data set needs it.
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError(f"digits: scikit-learn cannot be imported ({error}). Run: pip install scikit-learn") from error
+    needs("digits", "train", "sklearn")
+    from sklearn.datasets import load_digits  # here, because it takes seconds, and no other data set needs it
+
     digits = load_digits()
     images = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)

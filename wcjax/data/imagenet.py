@@ -1,12 +1,12 @@
 """ImageNet from a local path. It is streamed, and evaluated on its official validation split."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 from wcjax.data.formats import folder, tfds
 from wcjax.data.formats.records import Records
 from wcjax.errors import InputError
+from wcjax.extras import needs
 
 
 def read(name, data_dir):
@@ -34,23 +34,13 @@ def check_directory(name, data_dir, how_to_get) -> Path:
     Raises:
       InputError: the directory does not exist, or a package that streaming needs is not installed.
     """
-    check_installed(name)
+    needs(name, "stream")
     if not data_dir:
         raise InputError(f"{name} needs data_dir. {how_to_get('DIR')}")
     path = Path(os.path.expanduser(data_dir))
     if not path.is_dir():
         raise InputError(f"{name}: there is no directory {path}. {how_to_get(path)}")
     return path
-
-
-def check_installed(name):
-    """Raises InputError if a package that streaming needs is not installed. name: the beginning of the message."""
-    missing = [module for module in ("grain", "PIL", "simplejpeg") if importlib.util.find_spec(module) is None]
-    if missing:
-        raise InputError(
-            f"{name}: streaming images needs packages that are not installed ({', '.join(missing)}). "
-            "Run: pip install 'wcjax[stream]'"
-        )
 
 
 def _how_to_get(directory):

@@ -4,6 +4,7 @@ import numpy as np
 
 from wcjax.errors import InputError
 from wcjax.exchange.mappings import check_like, flatten, unflatten
+from wcjax.extras import needs
 from wcjax.files import replacing
 
 
@@ -49,8 +50,7 @@ def load_safetensors(path, like=None) -> dict:
 
 
 def _safetensors():
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise InputError("safetensors is not installed: pip install 'wcjax[exchange]'.") from error
+    needs("a .safetensors file", "exchange")
+    import safetensors.numpy
+
     return safetensors

@@ -9,14 +9,19 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from wcjax.checks import check_learn, check_psi
 from wcjax.errors import InputError, unknown
-from wcjax.models import layers, resnet, vgg, wide_resnet
+from wcjax.extras import needs
 from wcjax.psi import Psi
+
+needs("wcjax.models", "flax")
+
+import flax.linen as nn  # noqa: E402
+
+from wcjax.models import layers, resnet, vgg, wide_resnet  # noqa: E402
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet.resnet8,

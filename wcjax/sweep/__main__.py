@@ -20,7 +20,7 @@ import sys
 
 import jax
 
-from wcjax.errors import InputError, Preempted, command
+from wcjax.errors import InputError, Preempted, command, program
 from wcjax.files import run_path
 from wcjax.sweep.plan import PAPERS_GRID, Setup, plan_best, plan_grid, plan_runs
 from wcjax.sweep.process import check_devices, start_run, train_one
@@ -29,6 +29,8 @@ from wcjax.training.preemption import START_AGAIN, leave_at_once
 
 @command
 def main(argv=None) -> int:
+    if argv is None:  # this process is the command
+        leave_at_once()
     return run_command(argv)
 
 
@@ -58,7 +60,7 @@ def run_command(argv=None, start=start_run, **times) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m wcjax.sweep", description=__doc__.split("\n")[0])
+    top = argparse.ArgumentParser(program("wcjax.sweep"), description=__doc__.split("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
     grid = commands.add_parser(
         "grid", help="train every point of a grid with the first seed, then the best one with the other seeds"
@@ -114,12 +116,7 @@ def unique(values: list) -> list:
 
 def sweep(args, overrides, setup: Setup, start) -> int:
     """Trains the runs that have not ended yet. Returns the exit code: 0 if every run finished or failed by itself."""
-    try:
-        from wcjax.sweep import workers
-    except ModuleNotFoundError as error:
-        if error.name != "optuna":
-            raise
-        raise InputError(f"a sweep needs Optuna ({error}): pip install 'wcjax[sweep]'.") from error
+    from wcjax.sweep import workers  # here, because Optuna takes a second
 
     jax.config.update(
         "jax_platforms", "cpu"
@@ -164,5 +161,4 @@ def check_arguments(args, overrides) -> None:
 
 
 if __name__ == "__main__":
-    leave_at_once()
     sys.exit(main())

@@ -5,6 +5,10 @@ Config files may also import `default_config` and `with_variant` from here.
 
 import importlib
 
+from wcjax.extras import needs
+
+needs("wcjax.training", "train")
+
 _MODULES = {  # imported when they are needed, because Orbax and optax take seconds
     "train": "wcjax.training.loop",
     "load_folded": "wcjax.training.evaluate",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from wcjax import run_folder
 from wcjax.config.build import load_dataset, make_model
 from wcjax.data import image_shape
-from wcjax.errors import InputError, command
+from wcjax.errors import InputError, command, program
 from wcjax.files import local_path
 from wcjax.run_folder.checkpoints import load_tree, stored_shapes
 from wcjax.run_folder.data import check_data
@@ -115,7 +115,7 @@ def evaluate_folded(
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(program("wcjax.training.evaluate"), description=__doc__.split("\n")[0])
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)

@@ -15,9 +15,9 @@ import threading
 import jax
 
 from wcjax.errors import Preempted
+from wcjax.training.start import INTERRUPTED, START_AGAIN
 
-START_AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command resumes the run
-EXIT_CODES = {signal.SIGTERM: START_AGAIN, signal.SIGINT: 128 + signal.SIGINT}
+EXIT_CODES = {signal.SIGTERM: START_AGAIN, signal.SIGINT: INTERRUPTED}
 
 
 def leave_at_once() -> None:

@@ -1,0 +1,164 @@
+"""What `pip install wcjax` gives: few imports, an absent extra in one line, console scripts and configs."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import wcjax
+from wcjax import commands
+from wcjax.config.command_line import read_config_file
+from wcjax.errors import InputError
+from wcjax.extras import EXTRAS
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
+SHIPPED = ["cifar10", "cifar100", "digits", "imagenet", "tiny_imagenet"]
+
+
+def run(folder, *arguments):
+    """Runs Python as in an environment of jax, optax and numpy alone."""
+    hidden = sorted({module for modules in EXTRAS.values() for module in modules} - {"absl"})  # optax needs absl-py
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden}))\n")
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+
+
+def test_import_loads_jax_optax_and_numpy_alone():
+    code = """import sys, jax, numpy, optax
+before = {name.partition(".")[0] for name in sys.modules}
+import wcjax
+print(*{name.partition(".")[0] for name in sys.modules} - before - set(sys.stdlib_module_names))
+print(*sys.modules)"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    new, loaded = process.stdout.splitlines()
+    assert new == "wcjax"
+    optional = {module for modules in EXTRAS.values() for module in modules} - {"absl"}  # which optax imports
+    assert not optional & set(loaded.split())
+
+
+DOORS = {
+    "from wcjax import linen": "wcjax.linen needs flax: pip install 'wcjax[flax]'",
+    "import wcjax.models": "wcjax.models needs flax: pip install 'wcjax[flax]'",
+    "wcjax.exchange.from_torchvision({})": "wcjax.models needs flax: pip install 'wcjax[flax]'",
+    "wcjax.exchange.save_safetensors('x', {})": "a .safetensors file needs safetensors: pip install 'wcjax[exchange]'",
+    "wcjax.data.load('digits')": "digits needs scikit-learn: pip install 'wcjax[train]'",
+    "wcjax.data.load('imagenet', '.')": "imagenet needs grain, simplejpeg, pillow, tqdm: pip install 'wcjax[stream]'",
+    "from wcjax.config import default_config": "wcjax.config needs TRAIN: pip install 'wcjax[train]'",
+    "wcjax.training.train": "wcjax.training needs TRAIN: pip install 'wcjax[train]'",
+    "import wcjax.training.evaluate": "wcjax.training needs TRAIN: pip install 'wcjax[train]'",
+    "import wcjax.analysis.report": "wcjax.analysis needs TRAIN: pip install 'wcjax[train]'",
+    "import wcjax.sweep": "wcjax.sweep needs TRAIN, optuna: pip install 'wcjax[sweep]'",
+}
+TRAIN = "flax, matplotlib, ml_collections, orbax-checkpoint, scikit-learn, scipy, tensorboardX, tqdm"
+
+
+def test_an_absent_extra_is_named_at_every_door(tmp_path):
+    code = f"""import json, wcjax
+messages = {{}}
+for door in {list(DOORS)}:
+    try:
+        exec(door)
+    except (wcjax.errors.InputError, ImportError) as error:
+        assert isinstance(error, ImportError) and isinstance(error, wcjax.errors.InputError), error
+        messages[door] = str(error)
+print(json.dumps(messages))"""
+    process = run(tmp_path, "-c", code)
+    assert json.loads(process.stdout) == {door: text.replace("TRAIN", TRAIN) for door, text in DOORS.items()}
+
+
+@pytest.mark.parametrize("form", ["-m wcjax.training.evaluate", "-c import wcjax.commands as c; exit(c.evaluate())"])
+def test_a_command_without_its_extra_ends_in_one_line(tmp_path, form):
+    process = run(tmp_path, *form.split(" ", 1))
+    assert process.stderr == f"error: wcjax.training needs {TRAIN}: pip install 'wcjax[train]'\n"
+    assert (process.stdout, process.returncode > 0) == ("", True)
+
+
+def packages(extra):
+    """The names of the packages of an extra, with those of the extras that it contains."""
+    names = set()
+    for requirement in OPTIONAL[extra]:
+        if inner := re.fullmatch(r"wcjax\[(.+)\]", requirement):
+            names |= set().union(*map(packages, inner[1].split(",")))
+        else:
+            names.add(re.match(r"[\w-]+", requirement)[0])
+    return names
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_extras_are_those_of_pyproject(extra):
+    assert set(EXTRAS[extra].values()) == packages(extra)
+
+
+def test_the_base_needs_jax_optax_and_numpy():
+    assert [re.match(r"\w+", requirement)[0] for requirement in PROJECT["dependencies"]] == ["jax", "numpy", "optax"]
+
+
+MODULES = {  # console script: the module that `python -m` runs
+    "wcjax-train": "wcjax.training",
+    "wcjax-sweep": "wcjax.sweep",
+    "wcjax-report": "wcjax.analysis.report",
+    "wcjax-compare": "wcjax.analysis.compare",
+    "wcjax-evaluate": "wcjax.training.evaluate",
+    "wcjax-data-check": "wcjax.data.check",
+}
+
+
+@pytest.mark.parametrize("script, module", MODULES.items())
+def test_help_names_the_program_that_was_typed(monkeypatch, capsys, script, module):
+    target, _, name = PROJECT["scripts"][script].partition(":")
+    assert target == commands.__name__ and PROJECT["scripts"].keys() == MODULES.keys()
+    file = f"/checkout/{module.replace('.', '/')}.py"
+    for program, usage in [(f"/bin/{script}", script), (file, f"python -m {module}")]:
+        monkeypatch.setattr(sys, "argv", [program])
+        with pytest.raises(SystemExit) as end:
+            getattr(commands, name)(["--help"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: {usage} [-h]")
+
+
+@pytest.mark.parametrize("name", ["digits", "configs/digits.py"])
+def test_a_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    expected = read_config_file(f"{ROOT}/configs/digits.py:resnet20,plain")
+    assert read_config_file(f"{name}:resnet20,plain") == expected
+
+
+def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()  # a folder is no config
+    assert read_config_file("digits").epochs == 10
+    text = (ROOT / "configs" / "digits.py").read_text(encoding="utf-8").replace("epochs = 10", "epochs = 99")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text(text)
+    assert read_config_file("configs/digits.py").epochs == 99
+
+
+def test_an_unknown_config_lists_those_that_there_are():
+    with pytest.raises(InputError, match=f"'imagnet'. wcjax comes with {', '.join(SHIPPED)}.$"):
+        read_config_file("imagnet:resnet50,wc")
+
+
+PREPARE = """import os, runpy, signal
+runpy.run_path("wcjax/training/start.py")["prepare"]()
+print(os.environ["GLIBC_TUNABLES"], flush=True)
+os.kill(os.getpid(), signal.SIGTERM)"""
+
+
+def test_a_training_process_starts_again_with_huge_pages():
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    process = subprocess.run([sys.executable, "-c", PREPARE], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (process.stdout, process.returncode) == ("glibc.malloc.hugetlb=1\n", 75)  # 75: run the same command again
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {wcjax.__version__}\n" in citation

@@ -1,0 +1,116 @@
+"""Trains the network that a config file describes, or resumes its run.
+
+    wcjax-train --config configs/digits.py --workdir runs/digits
+    wcjax-train --config configs/cifar10.py:resnet18,plain --workdir runs/plain --config.seed=1 --config.data_dir=DIR
+
+`python -m wcjax.training` is the same command, and in a checkout `python train.py`. One process uses all devices that
+it sees. To train with several processes, give each the same command with --distributed on a TPU pod, under Slurm or
+Open MPI; elsewhere also --coordinator_address, --num_processes and --process_id.
+"""
+
+import argparse
+import json
+import logging
+import sys
+
+from wcjax.errors import DivergedError, InputError, Preempted, program, told, use_plain_letters
+from wcjax.training import start
+
+
+def main(argv=None) -> None:
+    if argv is None:  # this process is the command
+        start.prepare()
+        argv = sys.argv[1:]
+    try:
+        run(*parse(argv))
+    except DivergedError as error:
+        sys.exit(f"diverged: {error}")
+    except Preempted as notice:
+        print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
+        sys.exit(start.START_AGAIN)
+    except KeyboardInterrupt as notice:
+        print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
+        sys.exit(start.INTERRUPTED)
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        sys.exit(f"error: {line}")
+
+
+def parse(argv):
+    """(arguments, config) of a command line. Raises InputError for a config that cannot be used."""
+    from wcjax.config.command_line import read_config_file, split_overrides
+
+    use_plain_letters()
+    argv, overrides = split_overrides(argv)
+    args, unknown = parser().parse_known_args(argv)
+    config = read_config_file(args.config, overrides)
+    if unknown:
+        raise InputError(f"unknown arguments {unknown}; see --help.")
+    return args, config
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(program("wcjax.training"), description=__doc__.split("\n")[0], allow_abbrev=False)
+    top.add_argument(
+        "--config",
+        required=True,
+        help="FILE.py or FILE.py:model,variant; or a config of wcjax: cifar10:resnet18,wc",
+    )
+    top.add_argument("--workdir", required=True, help="run folder: made if missing, resumed if it holds this run")
+    top.add_argument("--config.KEY", metavar="VALUE", help="value of a key of the config; repeat for more keys")
+    several = top.add_argument_group("one run in several processes")
+    several.add_argument("--distributed", action="store_true", help="be one of several (TPU pod, Slurm, MPI)")
+    several.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0; implies --distributed")
+    several.add_argument("--num_processes", type=at_least(1), metavar="N", help="needed if it is not detected")
+    several.add_argument("--process_id", type=at_least(0), metavar="N", help="from 0 on; needed if it is not detected")
+    return top
+
+
+def at_least(lowest: int):
+    """The type of an argument that is an integer of at least `lowest`."""
+
+    def number(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}, found {text}")
+        return int(text)
+
+    return number
+
+
+def run(args, config) -> None:
+    """Trains, and prints the summary."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
+    from wcjax import processes
+    from wcjax.training import mesh, train
+    from wcjax.training.preemption import leave_at_once
+
+    leave_at_once()
+    if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
+        join_processes(args)
+    mesh.devices()
+    logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
+    summary = train(config, args.workdir)
+    if processes.is_first():
+        print(json.dumps(summary, indent=2))
+
+
+def join_processes(args) -> None:
+    """Makes this process one of several, before JAX looks for devices. Blocks until all have joined."""
+    import jax
+
+    try:
+        # If one process fails, the others wait this long for it, then exit.
+        jax.distributed.initialize(
+            args.coordinator_address, args.num_processes, args.process_id, shutdown_timeout_seconds=60
+        )
+    except (RuntimeError, ValueError) as error:
+        sys.exit(
+            f"error: the processes cannot find each other ({str(error).splitlines()[0]}). Outside TPU pods, Slurm and "
+            "Open MPI give --coordinator_address=HOST:PORT, --num_processes and --process_id."
+        )
+
+
+if __name__ == "__main__":
+    main()
