@@ -9,8 +9,13 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
-OPTIONAL = {"equinox": "equinox", "haiku": "dm-haiku", "safetensors": "safetensors"}  # module: what to install
-NEEDED_BY = {"fine_tuning.md": ["safetensors"], "equinox.md": ["equinox"], "haiku.md": ["haiku"]}
+OPTIONAL = {"haiku": "dm-haiku"}  # module: what to install, if it has another name
+NEEDED_BY = {
+    "equinox.md": ["equinox", "paramax"],
+    "fine_tuning.md": ["safetensors"],
+    "haiku.md": ["haiku"],
+    "hugging_face.md": ["safetensors"],
+}
 BLOCK = re.compile(r"^(?P<skip><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -24,7 +29,7 @@ def blocks(page):
 def test_the_blocks_of_a_page_run_in_order_and_share_their_names(page, tmp_path, monkeypatch):
     for module in NEEDED_BY.get(page.name, []):
         if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{page.name} needs {module}: pip install {OPTIONAL[module]}")
+            pytest.skip(f"{page.name} needs {module}: pip install {OPTIONAL.get(module, module)}")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for line, code in blocks(page):
@@ -41,9 +46,9 @@ def test_every_howto_page_has_a_block_and_a_link_from_the_readme():
 
 def test_the_index_of_the_docs_links_every_page():
     docs = ROOT / "docs"
-    links = set(re.findall(r"\]\(([^)#\s]+)\)", (docs / "README.md").read_text(encoding="utf-8")))
-    pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
-    assert links == pages - {"README.md", "results/report/report.md"}
+    links = re.findall(r"\]\(([^)#\s]+)\)", (docs / "README.md").read_text(encoding="utf-8"))
+    pages = {*PAGES, *(ROOT / "notebooks").glob("*.ipynb")} - {ROOT / "README.md", docs / "README.md"}
+    assert sorted((docs / link).resolve() for link in links) == sorted(pages)  # each page once: the site's order
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
