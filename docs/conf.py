@@ -19,7 +19,8 @@ author = "The authors of wcjax"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/**", "notebooks/*.ipynb"]
-templates_path, html_static_path = [], []
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 
 html_theme = "furo"
 html_title = "wcjax"
@@ -35,7 +36,7 @@ nb_execution_timeout = -1
 default_role = "py:obj"  # `compand` in a docstring is a link if there is such a name, and code if not
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the text says what each argument is
-autodoc_inherit_docstrings = True
+autodoc_preserve_defaults = True  # where=is_kernel, not its address
 napoleon_numpy_docstring = False
 
 
@@ -60,9 +61,11 @@ def escape_bars(app, what, name, obj, options, lines):
 
 def mathml(display):
     """The visitor that writes a formula as MathML."""
+    before, after = {"inline": ("", ""), "block": ('<div class="math-block">', "</div>")}[display]
 
     def visit(translator, node):
-        translator.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+        formula = latex2mathml.converter.convert(node.astext(), display=display)
+        translator.body.append(before + formula + after)
         raise nodes.SkipNode
 
     return visit
