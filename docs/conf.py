@@ -11,6 +11,7 @@ import shutil
 
 import latex2mathml.converter
 from docutils import nodes
+from sphinx import addnodes
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -71,10 +72,12 @@ def mathml(display):
     return visit
 
 
-def keep_links_to_folders(app, env, node, text):
-    """Makes the link to a folder of the repository plain text, because the site does not have that folder."""
-    target = pathlib.Path(env.doc2path(node["refdoc"])).parent / node["reftarget"]
-    return text if node["reftarget"] and target.is_dir() else None
+def unlink_folders(app, doctree):
+    """Makes links to folders of the repository plain text, because the site does not have those folders."""
+    folder = pathlib.Path(doctree["source"]).parent
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if (folder / link["reftarget"]).is_dir():
+            link.replace_self(link.children)
 
 
 def add_index(app, error):
@@ -86,6 +89,6 @@ def add_index(app, error):
 def setup(app):
     app.connect("source-read", add_tables_of_contents)
     app.connect("autodoc-process-docstring", escape_bars, priority=100)
-    app.connect("missing-reference", keep_links_to_folders)
+    app.connect("doctree-read", unlink_folders)
     app.connect("build-finished", add_index)
     app.add_html_math_renderer("mathml", (mathml("inline"), None), (mathml("block"), None))

@@ -9,7 +9,14 @@ from wcjax.description import describe
 from wcjax.params import Reparameterized, fold, is_kernel, reparameterize
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
-_LAZY = ("analysis", "data", "io", "linen", "models", "training")  # imported on first use: they import Flax, or more
+_LAZY = (
+    "analysis",
+    "data",
+    "exchange",
+    "linen",
+    "models",
+    "training",
+)  # imported on first use: they import Flax, or more
 
 __version__ = "0.1.0"
 __all__ = [

@@ -74,8 +74,8 @@ def compand(
 
     .. math::
 
-      \Delta w = a\,\text{atan2}\left(z\cos^2 x,\; 1 + z\sin x\cos x\right),
-      \qquad \Psi'(v) = \frac{a}{b}\cos^2 x
+      \Delta w = a\,\text{atan2}\left(z\,\cos^2 x,\; 1 + z\,\sin x\,\cos x\right),
+      \qquad \Psi'(v) = \frac{a}{b}\,\cos^2 x
 
     The model stays as it is, nothing is folded after training, and the forward and backward pass cost what they did
     before. v is not stored, so w may be loaded, averaged or clipped between updates. A w can be beyond the bound, if it
