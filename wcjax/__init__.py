@@ -9,14 +9,8 @@ from wcjax.description import describe
 from wcjax.params import Reparameterized, fold, is_kernel, reparameterize
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
-_LAZY = (
-    "analysis",
-    "data",
-    "exchange",
-    "linen",
-    "models",
-    "training",
-)  # imported on first use: they import Flax, or more
+# Imported on first use, because they import Flax, or more. Not in __all__, because an extra may be missing.
+_LAZY = ("analysis", "data", "exchange", "linen", "models", "training")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,7 +26,6 @@ __all__ = [
     "is_kernel",
     "optim",
     "reparameterize",
-    *_LAZY,
 ]
 
 

@@ -102,8 +102,8 @@ def compand(
       step that would carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError: by init, if nothing is selected; if a selected leaf is not an array of floats; if |w| >= psi.bound (the
-        message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights and returns
+      ValueError: by init, if nothing is selected; if a selected leaf is not an array of floats; if |w| >= psi.bound
+        (the message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights and returns
         to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; or a function among the extra
         arguments (a line search's value_fn), which inner would call with v, unless adaptive=True and nothing is
         learned.
