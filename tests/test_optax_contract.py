@@ -4,13 +4,13 @@ docs/which_optimizers.md says which optimizers go inside, and in which mode. Her
 """
 
 import inspect
+import math
 import pathlib
 import re
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import optax.contrib
 import pytest
@@ -24,7 +24,6 @@ TABLE = {name: mode != "False" for cell, mode in ROWS for name in re.findall(r"`
 KEEPS_WEIGHTS = ("contrib.schedule_free_sgd", "contrib.schedule_free_adamw", "contrib.madgrad", "contrib.cocob")
 ADAPTIVE = TABLE | dict.fromkeys(KEEPS_WEIGHTS, False)
 SETTINGS = {"lbfgs": {"linesearch": None}, "noisy_sgd": {"key": 0}, "contrib.galore": {"rank": 2}}
-KERNEL, BIAS = [[0.3, -0.5, 0.7], [-0.2, 0.1, -0.6]], [0.1, -0.2, 0.3]
 
 
 def factory(name):
@@ -44,7 +43,7 @@ def companded(name):
 def test_the_page_knows_every_optimizer_of_optax():
     public = {name for name in dir(optax) if inspect.isfunction(getattr(alias, name, None))}
     makes_optimizer = lambda x: inspect.isfunction(x) and "GradientTransformation" in str(inspect.signature(x))
-    public |= {f"contrib.{name}" for name in dir(optax.contrib) if makes_optimizer(getattr(optax.contrib, name))}
+    public |= {name for name in dir(optax.contrib) if makes_optimizer(getattr(optax.contrib, name))}
     public -= {"optimistic_adam"}  # deprecated
     missing = {name for name in public if "scale_by" not in name and not re.search(rf"\b{name}\b", PAGE)}
     assert not missing
@@ -59,7 +58,8 @@ def test_each_optimizer_keeps_the_contract_of_optax(name):
         extra["value"] = jnp.float32(1.0)
     if name == "contrib.sophia":
         extra["obj_fn"] = loss
-    params = {"kernel": jnp.array(KERNEL, jnp.bfloat16), "bias": jnp.array(BIAS, jnp.bfloat16)}
+    draw = lambda *shape: jnp.linspace(-0.6, 0.7, math.prod(shape), dtype=jnp.bfloat16).reshape(shape)
+    params = {"kernel": draw(2, 3), "bias": draw(3)}
     state = jax.eval_shape(tx.init, params)
     step = lambda state, params: tx.update(jax.grad(loss)(params), state, params, **extra)
     updates, new_state = jax.eval_shape(step, state, params)
@@ -67,23 +67,3 @@ def test_each_optimizer_keeps_the_contract_of_optax(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
     mapped = jax.eval_shape(lambda state: optax.tree.map_params(tx.init, lambda x: x, state), state)
     chex.assert_trees_all_equal_shapes_and_dtypes(mapped, state)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in ADAPTIVE if name != "contrib.normalize"])  # which is no optimizer
-def test_each_optimizer_descends_inside_the_bound(name):
-    tx = companded(name)
-
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(params)
-        extra = {"obj_fn": loss} if name == "contrib.sophia" else {"value": value}
-        updates, state = tx.update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state
-
-    params = {"kernel": jnp.array(KERNEL), "bias": jnp.array(BIAS)}
-    state, start = tx.init(params), loss(params)
-    for _ in range(200):
-        params, state = step(params, state)
-    assert loss(params) < 0.5 * start
-    assert np.max(np.abs(params["kernel"])) < 0.9 * np.pi / 2
