@@ -4,7 +4,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages: steps on a CPU take 0.7 of the time
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long test-faults bench bench-gpu help
+.PHONY: demo test test-long test-faults docs bench bench-gpu help
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -28,6 +28,10 @@ test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, 
 	$(BIN)/pytest tests/faults -m faults -n 2
 	WCJAX_FUZZ=long $(BIN)/pytest tests/fuzz -n 2
 
+docs: .venv/installed-docs  ## Builds the documentation site in site/html, with the notebooks run
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d site/doctrees . site/html
+	@echo "Open site/html/index.html in a browser."
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  (echo "wcjax needs Python 3.11 or newer; $(PYTHON) is older. Say: make PYTHON=python3.12" && exit 1)
@@ -41,6 +45,11 @@ test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, 
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv with the test extras (about 3 minutes the first time) ..."
 	$(INSTALL) -e '.[test]'
+	@touch $@ .venv/installed
+
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv with the docs extras (about 3 minutes the first time) ..."
+	$(INSTALL) -e '.[docs]'
 	@touch $@ .venv/installed
 
 bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (some 35 minutes on 2 cores)

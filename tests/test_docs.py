@@ -1,16 +1,26 @@
 """Every Python block of the README and of the how-to pages runs as it stands."""
 
+import doctest
 import importlib.util
+import inspect
 import pathlib
+import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
-OPTIONAL = {"equinox": "equinox", "haiku": "dm-haiku", "safetensors": "safetensors"}  # module: what to install
-NEEDED_BY = {"fine_tuning.md": ["safetensors"], "equinox.md": ["equinox"], "haiku.md": ["haiku"]}
+OPTIONAL = {"haiku": "dm-haiku"}  # module: what to install, if it has another name
+NEEDED_BY = {
+    "equinox.md": ["equinox", "paramax"],
+    "fine_tuning.md": ["safetensors"],
+    "haiku.md": ["haiku"],
+    "hugging_face.md": ["safetensors"],
+}
 BLOCK = re.compile(r"^(?P<skip><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -24,7 +34,7 @@ def blocks(page):
 def test_the_blocks_of_a_page_run_in_order_and_share_their_names(page, tmp_path, monkeypatch):
     for module in NEEDED_BY.get(page.name, []):
         if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{page.name} needs {module}: pip install {OPTIONAL[module]}")
+            pytest.skip(f"{page.name} needs {module}: pip install {OPTIONAL.get(module, module)}")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for line, code in blocks(page):
@@ -41,9 +51,9 @@ def test_every_howto_page_has_a_block_and_a_link_from_the_readme():
 
 def test_the_index_of_the_docs_links_every_page():
     docs = ROOT / "docs"
-    links = set(re.findall(r"\]\(([^)#\s]+)\)", (docs / "README.md").read_text(encoding="utf-8")))
-    pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
-    assert links == pages - {"README.md", "results/report/report.md"}
+    links = re.findall(r"\]\(([^)#\s]+)\)", (docs / "README.md").read_text(encoding="utf-8"))
+    pages = {*PAGES, *(ROOT / "notebooks").glob("*.ipynb")} - {ROOT / "README.md", docs / "README.md"}
+    assert sorted((docs / link).resolve() for link in links) == sorted(pages)  # each page once: the site's order
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -51,6 +61,43 @@ def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_api_page_has_every_public_name_with_a_docstring():
+    packages = ("wcjax", "wcjax.config", "wcjax.data", "wcjax.exchange", "wcjax.training")
+    values = (getattr(module, name) for module in map(importlib.import_module, packages) for name in module.__all__)
+    public = {f"{x.__module__}.{x.__qualname__}" for x in values if callable(x)}
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = [pkgutil.resolve_name(name) for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)", text, re.MULTILINE)]
+    assert public <= {f"{x.__module__}.{x.__qualname__}" for x in listed}
+    assert all(map(inspect.getdoc, listed))
+
+
+CORE = ("companding", "description", "optim", "params", "psi", "reparam")
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_examples_in_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(f"wcjax.{module}"))
+    assert result.failed == 0
+
+
+@pytest.mark.long
+def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
+    for package in ("furo", "latex2mathml", "myst_nb"):
+        pytest.importorskip(package, reason="needs make docs, or pip install 'wcjax[docs]'")
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-c", ROOT / "docs", "-D", "nb_execution_mode=off"]
+    done = subprocess.run(
+        [*sphinx, "-d", tmp_path / "doctrees", ROOT, tmp_path / "html"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    pages = sorted((tmp_path / "html").rglob("*.html"))
+    assert {"index.html", "search.html", "api.html", "wc_in_ten_minutes.html"} <= {page.name for page in pages}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", text), page
+    for sheet in (tmp_path / "html").rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
 def test_the_performance_page_has_the_tables_of_the_results():

@@ -3,7 +3,7 @@
 Under optax.inject_hyperparams every argument except the rates belongs in static_args (inner, psi, adaptive, where,
 learn), because a Ψ and a `where` are callable and would be taken for schedules.
 
-Source: Cakaj et al. 2023, arXiv 2306.16993. docs/two_doors.md derives the step.
+docs/two_doors.md derives the step.
 """
 
 import dataclasses
@@ -50,15 +50,37 @@ def compand(
     where: Where | None = None,
     learn: str = "none",
 ) -> optax.GradientTransformationExtraArgs:
-    """Trains any model as if its weights were w = Ψ(v), while its parameters stay plain w.
+    r"""Trains any model as if its weights were w = Ψ(v), while its parameters stay plain w.
 
-    Each update takes the step u that inner would make on v = Ψ⁻¹(w) and returns Δw = Ψ(v + u) − w. The model stays as
-    it is, nothing is folded after training, and the forward and backward pass cost what they did before. v is not
-    stored, so w may be loaded, averaged or clipped between updates. A w can be beyond the bound, if it was changed
-    outside, or if init ran under jit, which cannot look at values. Then the next update takes it just inside.
+    Each update takes the step u that inner would make on v = Ψ⁻¹(w), and returns the change of w:
 
-        tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(0.6, 0.6), weight_decay=1e-4)
-        tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(0.6, 0.6), adaptive=True)
+    .. math::
+
+      \Delta w = \Psi(v + u) - w, \qquad v = \Psi^{-1}(w)
+
+    With g = dL/dw and the decay λ, the step is
+
+    .. math::
+
+      u = \text{inner}\left(\Psi'(v)\,(g + \lambda w),\; v\right)
+
+    and for an adaptive optimizer, which would cancel a factor of its gradients,
+
+    .. math::
+
+      u = \Psi'(v)\;\text{inner}\left(g + \lambda w,\; w\right)
+
+    For the arctan, Δw has a closed form without v. With x = w/a and z = u/b,
+
+    .. math::
+
+      \Delta w = a\,\text{atan2}\left(z\,\cos^2 x,\; 1 + z\,\sin x\,\cos x\right),
+      \qquad \Psi'(v) = \frac{a}{b}\,\cos^2 x
+
+    The model stays as it is, nothing is folded after training, and the forward and backward pass cost what they did
+    before. v is not stored, so w may be loaded, averaged or clipped between updates. A w can be beyond the bound, if it
+    was changed outside, or if init ran under jit, which cannot look at values. Then the next update takes it just
+    inside.
 
     Args:
       inner: an optax optimizer. Its update is the step u in v.
@@ -68,23 +90,52 @@ def compand(
       weight_decay: λ or a schedule of it. dL/dw gets λ·w before inner sees it, the gradient of any other leaf λ·p. If a
         and b are learned, dL/dv gets λ·v instead, and the gradients of a and b nothing.
       mask: bools in the structure of the params (or a prefix of it), or a function from params to them; True decays.
-      where: (key path, leaf) -> bool, the leaves that are companded; None: `is_kernel`. init asks it once for each
-        leaf. The other leaves are left to inner.
+      where: (key path, leaf) -> bool, the leaves that are companded; None: `wcjax.is_kernel`. init asks it once for
+        each leaf. The other leaves are left to inner.
       learn: 'fine', a learned (a, b) for each companded leaf; 'channel', one for each index of its last axis; 'coarse',
         one for all. They start at psi's a and b, are stored in the state and stepped by inner, which then sees the
         tuple (params, pairs); w follows them. Masks and labels of inner must have the structure of that tuple, and
         inner's own decay (as in adamw) acts on the pairs too.
 
     Returns:
-      A transform with a `CompandState`. Updates of companded leaves have the dtype of their leaf. A step that would
-      carry w to the bound stops a few roundings before it.
+      A transform with a `wcjax.companding.CompandState`. Updates of companded leaves have the dtype of their leaf. A
+      step that would carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError, by init: nothing is selected; a selected leaf is not an array of floats; |w| >= psi.bound (the message
-        has an a that fits); inner is lookahead, or adaptive=True and inner keeps weights and returns to them (see
-        `wcjax.optim.scale_by_derivative`).
-      ValueError, by update: no params; a function among the extra arguments (a line search's value_fn), which inner
-        would call with v, unless adaptive=True and nothing is learned.
+      ValueError: by init, if nothing is selected; if a selected leaf is not an array of floats; if |w| >= psi.bound
+        (the message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights and returns
+        to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; or a function among the extra
+        arguments (a line search's value_fn), which inner would call with v, unless adaptive=True and nothing is
+        learned.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import wcjax
+      >>> loss = lambda params: jnp.sum((params["kernel"] - 0.7) ** 2)
+      >>> params = {"kernel": jnp.array([[0.5, -0.2]])}
+      >>> tx = wcjax.compand(optax.sgd(0.1, momentum=0.9), wcjax.Arctan(a=0.6, b=0.6), weight_decay=1e-4)
+      >>> state = tx.init(params)
+      >>> for _ in range(4):
+      ...     print(f"Loss: {loss(params):.3f}")
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      Loss: 0.850
+      Loss: 0.595
+      Loss: 0.249
+      Loss: 0.080
+
+      An adaptive optimizer needs another argument:
+
+      >>> tx = wcjax.compand(optax.adam(1e-3), wcjax.Arctan(a=0.6, b=0.6), adaptive=True)
+
+    References:
+      Cakaj et al, `Weight Compander: A Simple Weight Reparameterization for Regularization
+      <https://arxiv.org/abs/2306.16993>`_, 2023
+
+      Schwarz et al, `Powerpropagation: A sparsity inducing weight reparameterisation
+      <https://arxiv.org/abs/2110.00296>`_, 2021
     """
     checks.check_psi(psi, Elementwise)
     checks.check_learn(psi, learn, of_network=True)
@@ -143,6 +194,9 @@ def schedule_free_eval_params(state: CompandState, params: PyTree) -> PyTree:
 
     Args:
       state, params: as they are after any update.
+
+    Returns:
+      The weights in the structure of params. Keep training with params.
 
     Raises:
       ValueError: a and b are learned, or state is not the state of such an optimizer.

@@ -76,16 +76,16 @@ copyreg.pickle(_Companded, _reduce)
 def companded(cls: type[nn.Module]) -> type[Any]:
     """The Flax layer class `cls`, with two more arguments. Its parameter 'kernel' must be its own, not a submodule's.
 
-    reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm, a LearnedPair, or None for the plain layer.
-    learn: 'none'; 'fine', the layer learns its own (a, b), which starts at reparam's; 'channel', it learns a pair for
+    The class keeps its name, so that automatic module names equal the plain network's. Its layers take these as well:
+
+    - reparam: Arctan, Arsinh, Erf, PowerProp, WeightNorm, a LearnedPair, or None for the plain layer.
+    - learn: 'none'; 'fine', the layer learns its own (a, b), which starts at reparam's; 'channel', it learns a pair for
       each output channel.
 
-    The class keeps its name, so that automatic module names equal the plain network's.
-
     Raises:
-      ValueError: the class is in flax.linen and has no kernel itself (Embed, attention, recurrent cells).
-      ValueError, when a layer is initialized or applied: any other class that has no kernel itself; an unknown reparam
-        or learn; a kernel that does not hold floats; params that do not fit reparam.
+      ValueError: at once, if the class is in flax.linen and has no kernel itself (Embed, attention, recurrent cells).
+        When a layer is initialized or applied, for any other class that has no kernel itself; an unknown reparam or
+        learn; a kernel that does not hold floats; params that do not fit reparam.
     """
     _check_class(cls)
 

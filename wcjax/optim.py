@@ -5,9 +5,6 @@
 
 Both recognize each weight and its Ψ by type, so one transform serves plain, companded and weight-normalized networks.
 `wcjax.compand` does the same work for a network that holds plain w.
-
-Sources: Cakaj et al. 2023, arXiv 2306.16993; for the scaling of adaptive steps, Powerpropagation, Schwarz et al. 2021,
-arXiv 2110.00296.
 """
 
 import dataclasses
@@ -27,18 +24,41 @@ LARGEST = 1e30  # a larger step is as good as infinite, and its products would o
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule, mask: PyTree | Callable[[PyTree], PyTree] | None = None
 ) -> optax.GradientTransformation:
-    """Adds the gradient of the penalty λ/2·‖w‖² to the gradients: decay acts on w = Ψ(v), not on v.
+    r"""Adds the gradient of the penalty λ/2·‖w‖² to the gradients: decay acts on w = Ψ(v), not on v.
 
-    If Ψ is constant, the gradient of v gets λ·Ψ(v)·Ψ′(v). If a and b are learned, the gradient of v gets λ·v, and the
-    gradients of a and b nothing. The gradient of every other leaf p gets λ·p: biases, norms, and v and g of WeightNorm.
-    The mask can exempt them.
+    The gradient g of a v with a constant Ψ becomes
+
+    .. math::
+
+      g + \lambda\,\Psi(v)\,\Psi'(v) = \frac{d}{dv}\left(L + \frac{\lambda}{2}\lVert\Psi(v)\rVert^2\right)
+
+    If a and b are learned, the gradient of v gets λ·v, and the gradients of a and b nothing. The gradient of every
+    other leaf p gets λ·p: biases, norms, and v and g of WeightNorm. The mask can exempt them.
 
     Args:
       weight_decay: λ, or a schedule of it over the count of updates.
       mask: bools in the structure of the params (or a prefix of it), or a function from params to them; True decays.
 
     Returns:
-      A transform with the state of optax.add_decayed_weights. update raises ValueError without params.
+      A transform with the state of optax.add_decayed_weights.
+
+    Raises:
+      ValueError: an argument is a Ψ; update gets no params.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import wcjax
+      >>> params = wcjax.reparameterize({"kernel": jnp.array([[0.5, -0.2]])}, wcjax.Arctan(a=0.6, b=0.6))
+      >>> tx = optax.chain(wcjax.optim.add_decayed_weights(0.1), optax.sgd(1.0))
+      >>> zeros = optax.tree.zeros_like(params)
+      >>> updates, _ = tx.update(zeros, tx.init(params), params)
+      >>> updates["kernel"].v.round(4)  # -λ·w·Ψ′(v)
+      Array([[-0.0226,  0.0179]], dtype=float32)
+
+    References:
+      Cakaj et al, `Weight Compander: A Simple Weight Reparameterization for Regularization
+      <https://arxiv.org/abs/2306.16993>`_, 2023
     """
     for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
         if isinstance(x, Psi):
@@ -68,13 +88,18 @@ def _penalized(params):
 
 
 def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Lets an adaptive optimizer step on dL/dw and multiplies its step by Ψ′(v).
+    r"""Lets an adaptive optimizer step on dL/dw and multiplies its step by Ψ′(v).
 
     An adaptive optimizer divides each entry of the gradient by its size, so in dL/dv = Ψ′(v)·dL/dw it would cancel Ψ′.
-    Therefore the inner optimizer sees, for each weight v, dL/dw = (dL/dv) / Ψ′(v), and w = Ψ(v) instead of v as its
-    params at init and at update. The update of v is its step times Ψ′(v). Where Ψ′(v) = 0 (PowerProp at 0), dL/dw is
-    taken as 0 and v does not move. Every other leaf is left to the inner optimizer: learned a and b, v and g of
-    WeightNorm, biases.
+    Therefore the inner optimizer sees dL/dw, and w instead of v as its params at init and at update. With the gradient
+    g = dL/dv, the update of v is
+
+    .. math::
+
+      \Delta v = \Psi'(v)\,\text{inner}\left(\frac{g}{\Psi'(v)},\; \Psi(v)\right)
+
+    Where Ψ′(v) = 0 (PowerProp at 0), dL/dw is taken as 0 and v does not move. Every other leaf is left to the inner
+    optimizer: learned a and b, v and g of WeightNorm, biases.
 
     Args:
       inner: optax.adam(...) or another optimizer that normalizes gradients. It must not keep weights and return to them
@@ -86,9 +111,24 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
       A transform whose state is the state of inner.
 
     Raises:
-      ValueError, by init: inner keeps weights and returns to them.
-      ValueError, by update: no params; a function among the extra arguments.
-      ValueError, by both: a mask or optax.multi_transform gave learned a and b to another optimizer than their v.
+      ValueError: by init, if inner keeps weights and returns to them. By update, if it gets no params, or a function
+        among the extra arguments. By both, if a mask or optax.multi_transform gave learned a and b to another optimizer
+        than their v.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import wcjax
+      >>> params = wcjax.reparameterize({"kernel": jnp.array([[0.5, -0.2]])}, wcjax.Arctan(a=0.6, b=0.6))
+      >>> tx = wcjax.optim.scale_by_derivative(optax.adam(0.1))
+      >>> ones = optax.tree.ones_like(params)
+      >>> updates, _ = tx.update(ones, tx.init(params), params)
+      >>> updates["kernel"].v.round(4)  # -0.1·Ψ′(v): the first step of adam is 0.1 in size
+      Array([[-0.0452, -0.0893]], dtype=float32)
+
+    References:
+      Schwarz et al, `Powerpropagation: A sparsity inducing weight reparameterisation
+      <https://arxiv.org/abs/2110.00296>`_, 2021
     """
     inner = optax.with_extra_args_support(inner)
 

@@ -68,6 +68,9 @@ def is_kernel(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
 def reparameterize(params: PyTree, psi: Psi, where: Where = is_kernel, learn: str = "none") -> PyTree:
     """Replaces every weight w that `where` selects by Reparameterized(v, psi) with psi(v) = w.
 
+    A leaf that stacks layers, as nn.scan makes it, counts as one weight. To give each layer its own pair or norms, as
+    the layers of `wcjax.linen` do, call this under jax.vmap over that axis.
+
     Args:
       params: any pytree of arrays. Weights that are Reparameterized already stay as they are.
       psi: Arctan, Arsinh, Erf, PowerProp or WeightNorm. Its numbers are constants, its arrays are learned.
@@ -82,8 +85,15 @@ def reparameterize(params: PyTree, psi: Psi, where: Where = is_kernel, learn: st
       ValueError: no leaf is selected; a selected leaf is not an array of floats; |w| >= psi.bound (the message has an a
         that fits); `learn` is unknown, or psi has nothing to learn.
 
-    A leaf that stacks layers, as nn.scan makes it, counts as one weight. To give each layer its own pair or norms, as
-    the layers of `wcjax.linen` do, call this under jax.vmap over that axis.
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import wcjax
+      >>> plain = {"kernel": jnp.array([[0.5, -0.2]]), "bias": jnp.zeros(2)}
+      >>> params = wcjax.reparameterize(plain, wcjax.Arctan(a=0.6, b=0.6))
+      >>> params["kernel"].v.round(3)  # 0.6·tan(w / 0.6), which the optimizer moves
+      Array([[ 0.66 , -0.208]], dtype=float32)
+      >>> wcjax.fold(params)["kernel"].round(3)  # which the network sees
+      Array([[ 0.5, -0.2]], dtype=float32)
     """
     checks.check_psi(psi)
     checks.check_learn(psi, learn)

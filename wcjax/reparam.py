@@ -70,10 +70,17 @@ class Arctan(Sigmoid):
     """Weight compander: w = a·arctan(v / b), |w| < a·π/2, Ψ′(v) = a·b / (b² + v²).
 
     Args:
-      a, b: numbers > 0, which are constants, or arrays, which are learned and may leave that range.
+      a: a number > 0, which is a constant, or an array, which is learned and may leave that range.
+      b: the same.
 
     Raises:
       ValueError: a number is not finite or not greater than 0.
+
+    Examples:
+      >>> import wcjax
+      >>> psi = wcjax.Arctan(a=1.0, b=0.5)
+      >>> print(f"{psi(0.5):.4f} {psi.derivative(0.0):.4f}")  # π/4 and a / b
+      0.7854 2.0000
     """
 
     supremum = math.pi / 2

@@ -47,6 +47,21 @@ def plot_psi(path, *psis) -> pathlib.Path:
     return _save(figure, path)
 
 
+def plot_step_size(path, *psis) -> pathlib.Path:
+    """How far a small step moves each weight compared with the plain network, Ψ′(v)² over w: docs/step_size.png."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for psi, colour, line in zip(psis, itertools.cycle(COLOURS), itertools.cycle(LINES)):
+        reach = min(psi.bound, 1.6)
+        w = np.linspace(-reach, reach, 501, dtype=np.float32)
+        label = ", ".join(f"{name} = {getattr(psi, name):g}" for name in vars(psi) if name != "learned")
+        axes.plot(w, np.square(psi.slope(w)), label=label, color=colour, linestyle=line)
+    axes.axhline(1, color="0.6", linewidth=1, label="plain")
+    axes.set(xlabel="w", ylabel="step of w / plain step", yscale="log", ylim=(1e-3, 10))
+    axes.legend(loc="lower center", fontsize=8)
+    return _save(figure, path)
+
+
 def _formula(psi):
     if isinstance(psi, PowerProp):
         return f"v·|v|^{psi.alpha - 1:g}"
