@@ -42,7 +42,7 @@ def test_the_second_of_two_runs_in_one_folder_refuses(unbroken, tmp_path, chance
     def start_another(attempt, run):
         if not attempt.wait_for((run / "config.json").exists):
             return False
-        other = attempts.Attempt(run)
+        other = attempts.train(run)
         code, struck = other.end(), attempt.process.is_alive()
         assert attempt.end() == 0, attempt.output()
         if struck:
@@ -98,7 +98,7 @@ def shorten_heartbeat():
 
 def start_two(run):
     flags = [f"--{name}={value}" for name, value in worker.addresses(2)[0].items()]
-    return [attempts.Attempt(run, *flags, f"--process_id={i}", changes=(shorten_heartbeat,)) for i in range(2)]
+    return [attempts.train(run, *flags, f"--process_id={i}", changes=(shorten_heartbeat,)) for i in range(2)]
 
 
 def end(two) -> list[int]:
