@@ -10,6 +10,7 @@ from tests.training import runs
 from tests.training.runs import STEPS
 from wcjax import training
 from wcjax.errors import DivergedError
+from wcjax.training.progress import Progress
 
 UNFINISHED = {".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "midway", "tensorboard"}
 
@@ -59,3 +60,10 @@ def test_a_loss_on_val_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match=message):
         training.train(runs.tiny(), tmp_path / "run")
     assert runs.saved(tmp_path / "run") == runs.metrics(tmp_path / "run") == []
+
+
+def test_the_first_of_the_best_epochs_is_the_best():
+    progress = Progress(None, None)
+    for accuracy in (0.0, 0.7, 0.7, 0.6):
+        progress.finish_epoch(accuracy, None)
+    assert (progress.epoch, progress.best_epoch, progress.best_val_accuracy) == (4, 2, 0.7)
