@@ -32,7 +32,7 @@ def network():
     return {
         "conv": {"kernel": weights(3, 3, 2, 4), "bias": weights(4)},
         "norm": {"scale": weights(4)},
-        "head": [{"kernel": weights(4, 2)}, ({"w": weights(2, 2), "b": weights(2)}, {"weight": weights(3, 2)})],
+        "head": [{"kernel": weights(4, 2)}, ({"w": weights(4, 2), "b": weights(2)}, {"weight": weights(4, 2)})],
         "empty": {},
         "none": None,
         "steps": jnp.arange(3),
@@ -72,8 +72,9 @@ FORMS = {  # a, learn: the shapes of the learned a and b of a kernel (3, 3, 2, 4
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form, dtype", [(form, "float32") for form in FORMS] + [("channel", "float64"), ("channel", "bfloat16")]
+)
 def test_a_weight_holds_v_and_learned_arrays_of_its_rank(form, dtype):
     a, learn, shapes = FORMS[form]
     with jax.enable_x64(dtype == "float64"):
