@@ -4,6 +4,7 @@ Tests of rounding errors compile as users do, with the fixture `optimized`.
 """
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -12,8 +13,16 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that test
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """What libraries and killed processes leave behind is where pytest removes it."""
+    folder = str(tmp_path_factory.getbasetemp())
+    if len(folder) < 60:  # the whole path of a socket has at most 104 letters
+        tempfile.tempdir = os.environ["TMPDIR"] = folder

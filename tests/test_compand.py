@@ -152,6 +152,10 @@ ERRORS = {
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
     "PowerProp": (lambda: start(PARAMS, PowerProp(2.0), learn="fine"), "PowerProp has no a and b to learn"),
     "v": (lambda: start(wcjax.reparameterize(PARAMS, PSI)), "compand takes plain weights, but this tree has Reparam"),
+    "inject_hyperparams": (
+        lambda: optax.inject_hyperparams(compand)(SGD, PSI, weight_decay=0.01).init(PARAMS),
+        r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', ",
+    ),
     "no params": (lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)), "needs the parameters"),
 }
 

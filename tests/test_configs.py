@@ -121,7 +121,8 @@ THIN = {  # the families at a size that takes a second to compile
 
 @pytest.mark.parametrize(
     "model, variant",
-    [("resnet18", variant) for variant in keys.VARIANTS]
+    [("resnet18", variant) for variant in ("wc", "learned", "coarse", "channel", "pp", "wn")]
+    + [pytest.param("resnet18", variant, marks=pytest.mark.long) for variant in ("arsinh", "erf", "plain")]
     + [pytest.param(model, "learned", marks=pytest.mark.long) for model in ("wrn28_10", "vgg16_bn")],
 )
 def test_every_variant_takes_a_step_that_moves_all_weights(model, variant):

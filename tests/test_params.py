@@ -274,7 +274,10 @@ MISTAKES = {
     "bound of a channel": (lambda: start(Arctan(np.array([0.9, 0.1]), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arc"),
     "bound of a negative a": (lambda: start(Arctan(np.array(-0.1), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arctan"),
     "nothing selected": (lambda: start(PSI.ours(), name="bias"), "selects no leaf of the 1 .x/bias"),
-    "twice": (lambda: reparameterize(start(PSI.ours()), PSI.ours()), "selects no leaf of the 1 .x/kernel/v"),
+    "twice": (
+        lambda: reparameterize(start(PSI.ours()), PSI.ours()),
+        "no leaf of the 1 .* Reparameterized already: 1; fold the tree",
+    ),
     "unknown learn": (lambda: start(PSI.ours(), learn="coarse"), "'none', 'fine', 'channel', found 'coarse'"),
     "fine PowerProp": (lambda: start(PowerProp(), learn="fine"), "PowerProp has no a and b"),
     "fine WeightNorm": (lambda: start(WeightNorm(), learn="fine"), "WeightNorm has no a and b"),

@@ -285,18 +285,15 @@ MISTAKES = {  # changes of RUNS: message
     "--storage oracle://x": "--storage oracle://x needs the Python module oracledb: pip install",
     "--out ''": "--out is empty: give a path.",
     "--out gs://bucket/sweep": "--out gs://bucket/sweep: gs:// is not a local path",
-    "--out 'a[1]?'": "a[1]?: the path of a checkpoint cannot contain [ ] ?. Give another path.",
     f"--out {DIGITS}": f"--out {DIGITS}: {DIGITS} is a file; give a folder.",
-    f"--out {'x' * 300}": "cannot be read (File name too long)",
 }
 MISTAKES |= {
     f"--config deaf.py --models {model!r}": f"a run folder would be called {f'{model}_plain_seed0'!r}"
-    for model in ("../../evil", "/evil", "..", "a/b")
+    for model in ("../../evil", "a/b")
 }
 GRID_MISTAKES = {  # changes of GRID: message
     "--config.reparam.a=3": "config.reparam.a is set by the grid; give its values with --over.",
     "--over seed=1,2": "--over takes each key once, and the seeds are given by --seeds.",
-    "--over reparam.a=2 --over reparam.a=1": "--over takes each key once",
     "--over momentun=0.9": "unknown config key 'momentun'. Did you mean 'momentum'?",
     "--over momentum=0.9,much": "flag --config.momentum=much",
     "--over momentum=0.9,1.9": "config.momentum must be between 0 and 1, found 1.9.",

@@ -449,23 +449,14 @@ def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
         layer.init(KEY, jnp.ones((1, 2), jnp.bfloat16))
 
 
-@pytest.mark.parametrize("base", [nn.Dense, nn.Conv, nn.DenseGeneral, nn.ConvTranspose, nn.Einsum])
-def test_companded_layers_and_their_classes_pickle(base):
-    cls = linen.companded(base)
-    assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)
+def test_companded_layers_and_their_classes_pickle():
+    for base in (nn.Dense, nn.Conv, nn.DenseGeneral, nn.ConvTranspose, nn.Einsum):
+        cls = linen.companded(base)
+        assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)
     nodes = reparameterize(PARAMS, Arctan(jnp.ones(()), 0.5))
     chex.assert_trees_all_equal(pickle.loads(pickle.dumps(nodes)), nodes)
     layer = linen.Dense(3, reparam=PSI, learn="fine", kernel_init=nn.initializers.zeros)
     assert pickle.loads(pickle.dumps(layer)) == layer
-
-
-def test_the_error_of_the_bound_says_what_the_dtype_reaches():
-    params = {"kernel": jnp.full((2, 2), 0.9219, jnp.bfloat16)}
-    psi = Arctan(0.6, 0.6)
-    for attempt in (compand(optax.sgd(0.1), psi).init, lambda params: reparameterize(params, psi)):
-        with pytest.raises(ValueError, match=r"largest \|w\| is 0.921875, but .* \|w\| < 0.9130.. in bfloat16"):
-            attempt(params)
-    reparameterize(jax.tree.map(jnp.float32, params), psi)
 
 
 @each_learn
@@ -507,17 +498,6 @@ def test_a_psi_of_the_users_own_is_checked_and_trained():
     v = W / (1 - np.abs(W)) - 0.1 / (1 + np.abs(W / (1 - np.abs(W)))) ** 2
     moved = after_update(compand(optax.sgd(0.1), Softsign()), PARAMS, jax.tree.map(jnp.ones_like, PARAMS))
     np.testing.assert_allclose(moved["kernel"], v / (1 + np.abs(v)), rtol=1e-5)
-
-
-def test_inject_hyperparams_without_static_args_names_them():
-    tx = optax.inject_hyperparams(compand)(optax.sgd(0.1), PSI, weight_decay=0.01)
-    with pytest.raises(ValueError, match=r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', "):
-        tx.init(PARAMS)
-
-
-def test_a_tree_that_is_reparameterized_already_is_said_to_be():
-    with pytest.raises(ValueError, match="selects no leaf .* Reparameterized already: 1; fold the tree"):
-        reparameterize(reparameterize(PARAMS, PSI), Arctan(0.9, 0.9))
 
 
 FLAX_AFTER_WCJAX = """

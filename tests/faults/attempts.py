@@ -22,7 +22,8 @@ from tests.training import runs
 
 PATIENCE = 600  # seconds after which a process counts as one that hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app"])
+_IMPORTED = ("wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app", "optuna")
+_CONTEXT.set_forkserver_preload([*_IMPORTED, "matplotlib.pyplot"])
 _numbers = itertools.count()
 
 

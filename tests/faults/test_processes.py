@@ -38,6 +38,7 @@ def test_a_stopped_run_resumes_at_the_step_it_was_at(unbroken, tmp_path, chance)
     attempts.strike(tmp_path, chance, unbroken.seconds, stop, unbroken.same)
 
 
+@pytest.mark.long
 def test_the_second_of_two_runs_in_one_folder_refuses(unbroken, tmp_path, chance):
     def start_another(attempt, run):
         if not attempt.wait_for((run / "config.json").exists):
@@ -68,6 +69,7 @@ def turn_back_the_clock():
     datetime.datetime = Datetime
 
 
+@pytest.mark.long
 def test_a_clock_that_goes_backwards_changes_nothing(unbroken, tmp_path, chance):
     changes = (turn_back_the_clock,)
     attempts.strike(tmp_path, chance, unbroken.seconds, attempts.stop, unbroken.same, changes=changes)

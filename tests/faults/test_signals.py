@@ -84,7 +84,6 @@ TRAIN = ["train.py", "--config=configs/digits.py", "--workdir={}/run"]
 @pytest.mark.parametrize(
     "module, number, arguments",
     [
-        ("absl", TERM, TRAIN),
         ("jax", INT, TRAIN),
         ("orbax.checkpoint", TERM, TRAIN),
         ("optuna", TERM, ["wcjax.sweep", "grid", "--config=configs/digits.py", "--out={}/run"]),

@@ -146,7 +146,7 @@ def random_variables(model, shape):
 
 KINDS = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}
 RESNETS = [("cifar", "basic", (9, 13)), ("cifar", "bottleneck", (12, 14))]
-RESNETS += [("imagenet", "basic", (12, 14)), ("imagenet", "bottleneck", (9, 13)), ("imagenet", "basic", (9, 14))]
+RESNETS += [("imagenet", "basic", (12, 14)), ("imagenet", "bottleneck", (9, 13))]
 IN_NUMPY = [  # (network, the same in NumPy, size of the images)
     *(
         (
