@@ -71,27 +71,29 @@ def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
     cls, arguments, shape, channels = LAYERS[name]
     x = inputs(shape)
     plain, layer = cls(**arguments, bias_init=BIAS), layer_of(name)(**arguments, bias_init=BIAS, **FORMS[form]())
-    expected, params = (model.init(KEY, x)["params"] for model in (plain, layer))
+    expected, params = (jax.jit(model.init)(KEY, x)["params"] for model in (plain, layer))
     assert params.keys() == {"kernel", "bias"} | ({"reparam"} if form == "coarse" else set())
     assert isinstance(params["kernel"], Reparameterized)
     learned = {"fine": (1,) * len(channels), "channel": channels, "weightnorm": channels}.get(form)
     assert {x.shape for x in jax.tree.leaves(params["kernel"].psi)} == ({learned} if learned else set())
-    chex.assert_trees_all_equal(params["bias"], expected["bias"])
+    chex.assert_trees_all_close(params["bias"], expected["bias"], rtol=1e-6)
     np.testing.assert_allclose(w_by_hand(params), expected["kernel"], rtol=2e-6)
 
     rng = np.random.default_rng(1)  # a and b of each channel move by different amounts
-    trained = jax.tree.map(lambda p: p * jnp.asarray(rng.uniform(0.8, 1.2, p.shape), p.dtype) + 0.01, params)
+    trained = jax.tree.map(lambda p: np.float32(np.asarray(p) * rng.uniform(0.8, 1.2, p.shape) + 0.01), params)
     by_hand = {"kernel": jnp.asarray(w_by_hand(trained), jnp.float32), "bias": trained["bias"]}
-    chex.assert_trees_all_close(fold(trained), by_hand, rtol=2e-6)
-    logits = plain.apply({"params": by_hand}, x)
-    chex.assert_trees_all_close(layer.apply({"params": trained}, x), logits, rtol=1e-5, atol=1e-6)
+    folded, *outputs = jax.jit(
+        lambda trained: (fold(trained), layer.apply({"params": trained}, x), plain.apply({"params": by_hand}, x))
+    )(trained)
+    chex.assert_trees_all_close(folded, by_hand, rtol=2e-6)
+    chex.assert_trees_all_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_without_reparam_it_is_the_flax_layer_to_the_bit(name):
     cls, arguments, shape, _ = LAYERS[name]
     plain, layer = (c(**arguments, bias_init=BIAS) for c in (cls, layer_of(name)))
-    expected, outputs = (model.init_with_output(KEY, inputs(shape)) for model in (plain, layer))
+    expected, outputs = (jax.jit(model.init_with_output)(KEY, inputs(shape)) for model in (plain, layer))
     chex.assert_trees_all_equal(outputs, expected)
 
 
@@ -149,12 +151,12 @@ class ScanBody(nn.Module):
 @pytest.mark.parametrize("how", ["sequential", "remat", "scan"])
 def test_a_learned_pair_is_one_pair_for_all_layers(how):
     x, learned, plain = inputs((2, 4)), Stack(how, PSI), Stack(how)
-    params = learned.init(KEY, x)["params"]
+    params = jax.jit(learned.init)(KEY, x)["params"]
     chex.assert_trees_all_equal(params["pair"], {"psi": Arctan(jnp.float32(A), jnp.float32(B))})
     names = [path[-1] for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert [names.count(jax.tree_util.GetAttrKey(name)) for name in "abv"] == [1, 1, 2]
 
-    params = jax.tree.map(lambda p: p * 1.2 + 0.01, params)
+    params = jax.tree.map(lambda p: np.float32(np.asarray(p) * 1.2 + 0.01), params)
     loss = lambda model, params: jnp.sum(jnp.sin(model.apply({"params": params}, x)))
 
     @jax.jit
