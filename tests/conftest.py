@@ -1,6 +1,6 @@
 """Programs are compiled in a hurry, as in JAX's own tests: most of them run for less time than XLA would optimize them.
 
-Tests of rounding errors compile as users do, with the fixture `optimized`.
+Tests of rounding errors, and long runs, compile as users do: with the fixture `optimized`.
 """
 
 import os
@@ -13,7 +13,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that test
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -216,6 +216,7 @@ def test_sharded_over_two_devices_the_result_is_that_of_one():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("optimized")
 def test_bfloat16_weights_train_as_well_as_a_bfloat16_v():
     (images, labels), (test_images, test_labels) = compand_gap.digits()
     images, test = images.reshape(len(images), 64), (test_images.reshape(-1, 64), test_labels)

@@ -204,6 +204,7 @@ def test_gradients_are_finite_differences_of_the_loss_by_hand(name, learn):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("optimized")
 def test_in_float32_compand_strays_little_more_than_a_rounding():
     with jax.enable_x64(False):
         layers, companded, others = compand_gap.runs(jnp.tanh, [100], 1)
