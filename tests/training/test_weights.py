@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
 
+from tests import truth
 from tests.training import runs
 from wcjax import training
 from wcjax.run_folder import read_lines
@@ -49,14 +49,6 @@ def test_no_weight_is_lost_on_an_edge_or_without_spread():
     assert (constant["std"], constant["kurtosis"]) == (0, 0)
 
 
-PSI = {
-    "arctan": lambda v, p: p["a"] * np.arctan(v / p["b"]),
-    "arsinh": lambda v, p: p["a"] * np.arcsinh(v / p["b"]),
-    "erf": lambda v, p: p["a"] * scipy.special.erf(v / p["b"]),
-    "powerprop": lambda v, p: v * abs(v) ** (p["alpha"] - 1),
-    "weightnorm": lambda v, p: p["g"] * v / np.sqrt(np.sum(v**2, tuple(range(v.ndim - 1)), keepdims=True)),
-    "none": lambda v, p: v,
-}
 VARIANTS = ["wc", "learned", "channel", "wn"]
 VARIANTS += [pytest.param(variant, marks=pytest.mark.long) for variant in ("plain", "coarse", "arsinh", "erf", "pp")]
 
@@ -80,8 +72,15 @@ def kernels(run, config):
         v, numbers = (kernel["v"], kernel.get("psi")) if isinstance(kernel, dict) else (kernel, None)
         if config.reparam.learn == "coarse":
             numbers = params["pair"]["psi"]
-        layers[layer] = (PSI[config.reparam.name](v, numbers or config.reparam), numbers)
+        layers[layer] = (w_of(config.reparam.name, v, numbers or config.reparam), numbers)
     return layers
+
+
+def w_of(name, v, numbers):
+    if name == "weightnorm":
+        return truth.WeightNorm()(v, numbers["g"])
+    letters = {"none": (), "powerprop": ("alpha",)}.get(name, ("a", "b"))
+    return truth.Psi(name, *(numbers[letter] for letter in letters))(v) if letters else v
 
 
 def test_every_epoch_describes_what_the_network_sees(variant):
