@@ -15,7 +15,8 @@ from wcjax import Arctan, PowerProp, Reparameterized, WeightNorm, fold, linen
 A, B = 1.6, 1.3
 PSI = Arctan(A, B)
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than threefry
-BIAS = nn.initializers.normal()  # a random bias shows whether the key that it is drawn from is the plain layer's
+UNIFORM = nn.initializers.uniform(0.5)  # a random bias shows whether its key is that of the plain layer
+DRAWN = {"kernel_init": UNIFORM, "bias_init": UNIFORM}
 
 LAYERS = {  # class, arguments, shape of the input; shape of a, b and g for each output channel
     "Dense": (nn.Dense, {"features": 3}, (2, 4), (1, 3)),
@@ -70,7 +71,7 @@ CASES += [("ConvTranspose, turned", "weightnorm"), ("DenseGeneral of heads", "we
 def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
     cls, arguments, shape, channels = LAYERS[name]
     x = inputs(shape)
-    plain, layer = cls(**arguments, bias_init=BIAS), layer_of(name)(**arguments, bias_init=BIAS, **FORMS[form]())
+    plain, layer = cls(**arguments, **DRAWN), layer_of(name)(**arguments, **DRAWN, **FORMS[form]())
     expected, params = (jax.jit(model.init)(KEY, x)["params"] for model in (plain, layer))
     assert params.keys() == {"kernel", "bias"} | ({"reparam"} if form == "coarse" else set())
     assert isinstance(params["kernel"], Reparameterized)
@@ -92,7 +93,7 @@ def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
 @pytest.mark.parametrize("name", LAYERS)
 def test_without_reparam_it_is_the_flax_layer_to_the_bit(name):
     cls, arguments, shape, _ = LAYERS[name]
-    plain, layer = (c(**arguments, bias_init=BIAS) for c in (cls, layer_of(name)))
+    plain, layer = (c(**arguments, **DRAWN) for c in (cls, layer_of(name)))
     expected, outputs = (jax.jit(model.init_with_output)(KEY, inputs(shape)) for model in (plain, layer))
     chex.assert_trees_all_equal(outputs, expected)
 
