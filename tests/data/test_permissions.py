@@ -36,14 +36,14 @@ def assert_refused(call, path):
 
 
 @pytest.fixture
-def data_dir(request, prepared, tmp_path):
+def data_dir(request, tmp_path):
     """The folder of a data set in the form that the parameter names."""
     folder = tmp_path / "set"
     if request.param == "npz":
         folder.mkdir()
         np.savez(folder / "cifar10.npz", **sets.cifar_arrays())
     elif request.param == "prepared":
-        shutil.copytree(prepared[0] / "cifar10", folder / "cifar10")
+        shutil.copytree(request.getfixturevalue("prepared")[0] / "cifar10", folder / "cifar10")
     elif request.param == "class folders":
         pictures.class_folders(folder, num_train=2, num_val=1)
     else:
