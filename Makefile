@@ -19,7 +19,7 @@ test: .venv/installed-test  ## Runs ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2
+	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2 --dist loadfile
 
 test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks
 	$(BIN)/pytest -m 'long and not faults' -n 2

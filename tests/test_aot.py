@@ -22,6 +22,7 @@ def test_wc_adds_no_copy_and_no_kernel_on_accelerators(target, tmp_path):
     command = ["-m", "benchmarks.aot", "--target", target, *config, "--variants", "plain,layers,compand"]
     out = tmp_path / "out.json"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
     ended = subprocess.run(
         [sys.executable, *command, "--out", str(out)], cwd=ROOT, env=environment, capture_output=True, text=True
     )

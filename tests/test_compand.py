@@ -152,6 +152,10 @@ ERRORS = {
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
     "PowerProp": (lambda: start(PARAMS, PowerProp(2.0), learn="fine"), "PowerProp has no a and b to learn"),
     "v": (lambda: start(wcjax.reparameterize(PARAMS, PSI)), "compand takes plain weights, but this tree has Reparam"),
+    "inject_hyperparams": (
+        lambda: optax.inject_hyperparams(compand)(SGD, PSI, weight_decay=0.01).init(PARAMS),
+        r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', ",
+    ),
     "no params": (lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)), "needs the parameters"),
 }
 
@@ -212,6 +216,7 @@ def test_sharded_over_two_devices_the_result_is_that_of_one():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("optimized")
 def test_bfloat16_weights_train_as_well_as_a_bfloat16_v():
     (images, labels), (test_images, test_labels) = compand_gap.digits()
     images, test = images.reshape(len(images), 64), (test_images.reshape(-1, 64), test_labels)

@@ -5,8 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wcjax import elementary
+
+pytestmark = pytest.mark.usefixtures("optimized")
 
 STATED = 3e-7  # the relative error that elementary promises
 TINY = float(np.finfo(np.float32).tiny)  # below it XLA flushes to 0

@@ -144,7 +144,7 @@ def test_arrays_that_do_not_fit_the_network_are_named(tmp_path, params, message)
             call(params, like)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.long)])
 def test_logits_are_those_that_torch_computed(name):
     state_dict, expected = recorded(name)
     assert_close_logits(apply(name)(exchange.from_torchvision(state_dict), record.images()), expected)

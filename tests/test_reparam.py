@@ -12,6 +12,8 @@ from tests import truth
 from tests.truth import PSIS, SIGMOIDS, Psi
 from wcjax import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 V = np.concatenate([[0.0, 1e-20, 1e-4], np.linspace(0.01, 3, 50), [20.0, 1e4]])
 V = np.concatenate([-V[:0:-1], V])
 NUMBERS = [*PSIS, Psi("powerprop", 1.0), Psi("powerprop", 2.0)]

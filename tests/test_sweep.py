@@ -25,6 +25,7 @@ pytest.importorskip("optuna", reason="needs the extra 'sweep'")
 
 import optuna
 
+from tests.run_folder.examples import SUMMARY
 from wcjax import run_folder, training
 from wcjax.config import default_config
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted, command
@@ -40,8 +41,6 @@ GRID = ["grid", "--config", f"{DIGITS}:resnet8", "--seeds", "0-2"]
 PAIRS = [*GRID, "--over", "reparam.a=0.6,1", "--over", "reparam.b=0.5,0.8"]
 RUNS = ["runs", "--config", DIGITS, "--models", "resnet8", "--variants", "plain,wc", "--seeds", "0,7"]
 NAMES = [f"resnet8_{variant}_seed{seed}" for variant in ("plain", "wc") for seed in (0, 7)]
-SUMMARY = {"best_epoch": 1, "test_accuracy": 0.5, "epochs": 10, "train_seconds": 1, "images_per_second": 1}
-SUMMARY |= {"device": "cpu", "jax_version": "0"}
 
 
 class Trainer:
@@ -63,6 +62,7 @@ class Trainer:
 
     def __call__(self, folder, config, log, jobs):
         self.trained.append(folder.name)
+        assert self.trained.count(folder.name) < 10, "it is started again and again"
         return types.SimpleNamespace(wait=functools.partial(self.train, folder, config), poll=lambda: 0)
 
     def train(self, folder, config):
@@ -82,7 +82,7 @@ class Trainer:
             return process.CANNOT_FINISH
         write_json(folder / "config.json", json.loads(json.dumps(config)))
         accuracy = 0.9 - abs(config["reparam"]["a"] - 0.6) - abs(config["reparam"]["b"] - 0.8)
-        write_json(folder / "summary.json", SUMMARY | {"best_val_accuracy": accuracy})
+        write_json(folder / "summary.json", SUMMARY | {"epochs": 10, "best_val_accuracy": accuracy})
         return 0
 
 
@@ -133,7 +133,7 @@ def test_a_grid_has_every_point_and_by_default_the_papers(arguments, names, chan
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_run_is_trained_once_with_jobs_at_a_time(trainer, tmp_path, jobs):
-    trainer.during = functools.partial(threading.Barrier(jobs).wait, timeout=600)
+    trainer.during = functools.partial(threading.Barrier(jobs).wait, timeout=200)
     assert trainer.sweep(*RUNS, "--out", tmp_path, "--jobs", jobs) == 0
     assert sorted(trainer.trained) == NAMES
     assert trainer.most_at_work == jobs
@@ -286,18 +286,15 @@ MISTAKES = {  # changes of RUNS: message
     "--storage oracle://x": "--storage oracle://x needs the Python module oracledb: pip install",
     "--out ''": "--out is empty: give a path.",
     "--out gs://bucket/sweep": "--out gs://bucket/sweep: gs:// is not a local path",
-    "--out 'a[1]?'": "a[1]?: the path of a checkpoint cannot contain [ ] ?. Give another path.",
     f"--out {DIGITS}": f"--out {DIGITS}: {DIGITS} is a file; give a folder.",
-    f"--out {'x' * 300}": "cannot be read (File name too long)",
 }
 MISTAKES |= {
     f"--config deaf.py --models {model!r}": f"a run folder would be called {f'{model}_plain_seed0'!r}"
-    for model in ("../../evil", "/evil", "..", "a/b")
+    for model in ("../../evil", "a/b")
 }
 GRID_MISTAKES = {  # changes of GRID: message
     "--config.reparam.a=3": "config.reparam.a is set by the grid; give its values with --over.",
     "--over seed=1,2": "--over takes each key once, and the seeds are given by --seeds.",
-    "--over reparam.a=2 --over reparam.a=1": "--over takes each key once",
     "--over momentun=0.9": "unknown config key 'momentun'. Did you mean 'momentum'?",
     "--over momentum=0.9,much": "flag --config.momentum=much",
     "--over momentum=0.9,1.9": "config.momentum must be between 0 and 1, found 1.9.",

@@ -14,26 +14,25 @@ import wcjax.linen
 from benchmarks import compand_gap
 from tests import truth
 
-STEPS, FEATURES, CLASSES = 60, 3, 4
+STEPS, FEATURES, CLASSES = 40, 3, 4
 DECAY = 0.05  # strong, so that a wrong decay shows
 # Largest gap measured over all runs, steps and leaves: 7e-15 of 1 + |expected| (jax 0.10.2, CPU).
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 
 PSIS = {psi.name: psi for psi in truth.PSIS} | {"weightnorm": truth.WeightNorm(), "none": None}
-ELEMENTWISE = [(psi.name, "none") for psi in truth.PSIS]
-LEARNED = [(psi.name, learn) for psi in truth.SIGMOIDS for learn in ("fine", "channel", "coarse")]
-NETWORKS = [(name, "none") for name in PSIS] + LEARNED
 MODES = ("none", "fine", "channel", "coarse")
-OPTIMIZERS = ("sgd", "adam")
+NETWORKS = [(name, "none") for name in PSIS] + [("arctan", learn) for learn in MODES[1:]]
+NETWORKS += [("arsinh", "coarse"), ("erf", "fine")]
+RUNS = [("arctan", learn, optimizer, DECAY) for learn in MODES for optimizer in ("sgd", "adam")]
+RUNS += [("powerprop", "none", optimizer, DECAY) for optimizer in ("sgd", "adam")]
+RUNS += [("arsinh", "none", "sgd", DECAY), ("arsinh", "coarse", "adam", DECAY)]
+RUNS += [("erf", "none", "adam", DECAY), ("erf", "fine", "sgd", DECAY)]
+RUNS += [("arctan", "none", "adam", 0.0), ("arctan", "channel", "sgd", 0.0)]
+OF_LAYERS = [(name, "none", optimizer, DECAY) for name in ("weightnorm", "none") for optimizer in ("sgd", "adam")]
+OF_LAYERS += [("crossed", learn, "adam", 0.0) for learn in ("fine", "coarse")]
+ARGUMENTS = ("name", "learn", "optimizer", "decay")
 OURS = {psi.name: psi.ours() for psi in truth.PSIS} | {"weightnorm": wcjax.WeightNorm(), "none": None}
 PSIS["crossed"], OURS["crossed"] = truth.Psi("arctan", -0.7, 0.5), OURS["arctan"]  # a learned a has fallen below zero
-
-
-def runs(networks, *more):
-    """Runs of (name, learn) with decay, and of the arctangent without, as arguments of the tests."""
-    cases = [(*network, optimizer, DECAY) for network in networks for optimizer in OPTIMIZERS]
-    cases += [("arctan", learn, optimizer, 0.0) for learn in MODES for optimizer in OPTIMIZERS]
-    return pytest.mark.parametrize(("name", "learn", "optimizer", "decay"), [*cases, *more])
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +115,7 @@ def train(params, model, optimizer):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    state = jax.jit(optimizer.init)(params)
+    state = optimizer.init(params)
     for images, labels in batches():
         loss, grads = loss_and_gradients(model)(params, images, labels)
         params, state = step(grads, state, params)
@@ -140,8 +139,8 @@ def by_hand(name, learn, optimizer, decay):
         history = truth.sgd(start, psi, batches(), 0.1 if learn == "none" else 0.005, decay=decay)
     for leaf in (leaf for leaf in start if leaf.split("/")[1] in ("a", "b")):
         course = np.array([params[leaf] for _, params in history])
-        assert np.max(np.abs(course - start[leaf])) > 0.02, "a pair that rests says nothing about learning it"
-        assert learn != "channel" or np.max(np.ptp(course, axis=-1)) > 0.02, "equal pairs say nothing about channels"
+        assert np.max(np.abs(course - start[leaf])) > 0.01, "a pair that rests says nothing about learning it"
+        assert learn != "channel" or np.max(np.ptp(course, axis=-1)) > 0.01, "equal pairs say nothing about channels"
     return history
 
 
@@ -160,7 +159,7 @@ def assert_layers_take(expected, name, learn, optimizer):
         assert_same(flat(params), by_hand, count, **TOLERANCE)
 
 
-@runs(NETWORKS, *(("crossed", learn, "adam", 0.0) for learn in MODES[1:]))
+@pytest.mark.parametrize(ARGUMENTS, RUNS + OF_LAYERS)
 def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
     tx = inner(optimizer, learn)
     tx = wcjax.optim.scale_by_derivative(tx) if optimizer == "adam" else tx
@@ -168,13 +167,13 @@ def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
     assert_layers_take(by_hand(name, learn, optimizer, decay), name, learn, tx)
 
 
-@pytest.mark.parametrize(("name", "learn"), [*ELEMENTWISE, ("weightnorm", "none")])
+@pytest.mark.parametrize(("name", "learn"), [("arctan", "none"), ("powerprop", "none"), ("weightnorm", "none")])
 def test_l2_inside_the_scaled_adam_is_decay_on_w(name, learn):
     tx = wcjax.optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(DECAY), inner("adam", learn)))
     assert_layers_take(by_hand(name, learn, "adam", DECAY), name, learn, tx)
 
 
-@runs(ELEMENTWISE + LEARNED)
+@pytest.mark.parametrize(ARGUMENTS, RUNS)
 def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
     psi, model, expected = PSIS[name], Net(None, "none"), by_hand(name, learn, optimizer, decay)
     adaptive = optimizer == "adam"
@@ -205,6 +204,7 @@ def test_gradients_are_finite_differences_of_the_loss_by_hand(name, learn):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("optimized")
 def test_in_float32_compand_strays_little_more_than_a_rounding():
     with jax.enable_x64(False):
         layers, companded, others = compand_gap.runs(jnp.tanh, [100], 1)

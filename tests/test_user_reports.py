@@ -48,13 +48,13 @@ INNER = {
     "dog": optax.contrib.dog(),
 }
 BEYOND = [
-    (inner, kind, adaptive, "none")
-    for inner in ("sgd", "adamw")
-    for kind in ("float64", "NumPy float64", "float32")
-    for adaptive in (False, True)
+    *(("sgd", kind, False, "none") for kind in ("float64", "NumPy float64", "float32")),
+    *(("adamw", kind, True, "none") for kind in ("float64", "NumPy float64", "float32")),
+    *((inner, "float32", False, "none") for inner in ("schedule_free", "madgrad", "dog")),
+    ("sgd", "float32", False, "fine"),
+    ("adamw", "float32", True, "channel"),
+    ("adamw", "float32", True, "coarse"),
 ]
-BEYOND += [(inner, "float32", False, "none") for inner in ("schedule_free", "madgrad", "dog")]
-BEYOND += [(inner, "float32", inner == "adamw", learn) for inner in ("sgd", "adamw") for learn in LEARN[1:]]
 
 
 @pytest.mark.parametrize("inner, kind, adaptive, learn", BEYOND)
@@ -91,7 +91,7 @@ def test_a_function_that_sees_w_is_called():
     value = lambda params: jnp.sum((params["kernel"] - 0.3) ** 2) + jnp.sum(params["bias"] ** 2)
     tx = compand(optax.lbfgs(), PSI, adaptive=True)
     more = {"value": value(PARAMS), "grad": jax.grad(value)(PARAMS), "value_fn": value}
-    updates, _ = tx.update(more["grad"], tx.init(PARAMS), PARAMS, **more)
+    updates, _ = jax.jit(lambda params: tx.update(more["grad"], tx.init(params), params, **more))(PARAMS)
     assert value(optax.apply_updates(PARAMS, updates)) < value(PARAMS)
     seen = []
     opaque = optax.contrib.sam(optax.adam(0.1), optax.sgd(0.05), opaque_mode=True)
@@ -179,7 +179,7 @@ class Net(nn.Module):
 
 def test_parameters_called_a_b_v_and_g_are_left_alone():
     x = jnp.ones((2, 4))
-    params, plain = (Net(reparam).init(KEY, x)["params"] for reparam in (PSI, None))
+    params, plain = (jax.jit(Net(reparam).init)(KEY, x)["params"] for reparam in (PSI, None))
     chex.assert_trees_all_close(fold(params), plain, rtol=1e-6)
     decay = optim.add_decayed_weights(0.1)
     updates, _ = decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)
@@ -243,21 +243,30 @@ def scanned(reparam, learn, axis, length):
 
     stack = nn.scan(Layer, variable_axes={"params": axis}, split_rngs={"params": True}, length=length)()
     x = jnp.ones((2, 4))
-    return lambda params: stack.apply({"params": params}, x, None)[0], stack.init(KEY, x, None)["params"]
+    params = jax.jit(lambda: stack.init(KEY, x, None)["params"])()
+    return lambda params: stack.apply({"params": params}, x, None)[0], params
 
 
-@pytest.mark.parametrize("axis, length", [(0, 3), (-1, 3), (1, 4)])  # with 4 every size fits every axis
-@pytest.mark.parametrize("form", FORMS)
+STACKS = [("none", -1, 3), ("fine", 0, 3), ("channel", -1, 3), ("weightnorm", 0, 3)]
+STACKS += [("channel", 1, 4), ("weightnorm", 1, 4)]  # of which every size fits every axis
+
+
+@pytest.mark.parametrize("form, axis, length", STACKS)
 def test_stacked_layers_are_folded_as_each_layer_by_itself(form, axis, length):
     apply, start = scanned(*FORMS[form], axis, length)
     plain, weights = scanned(None, "none", axis, length)
     reparam, learn = FORMS[form]
     make = jax.vmap(lambda w: reparameterize({"kernel": w}, reparam, learn=learn), in_axes=axis, out_axes=axis)
-    chex.assert_trees_all_close(make(weights["dense"]["kernel"])["kernel"], start["dense"]["kernel"], rtol=1e-5)
+    made = jax.jit(make)(weights["dense"]["kernel"])["kernel"]
+    chex.assert_trees_all_close(made, start["dense"]["kernel"], rtol=1e-5)
 
-    params = jax.tree.map(lambda p: 1.1 * p + 0.01 * jnp.arange(p.size).reshape(p.shape) / p.size, start)
-    np.testing.assert_allclose(apply(params), plain(fold(params)), rtol=1e-5, atol=1e-6)
-    weight, w = params["dense"]["kernel"], fold(params)["dense"]["kernel"]
+    params = jax.tree.map(
+        lambda p: np.float32(1.1 * np.asarray(p) + 0.01 * np.arange(p.size).reshape(p.shape) / p.size), start
+    )
+    outputs = jax.jit(lambda params: (apply(params), plain(fold(params)), fold(params)))
+    y, by_fold, folded = outputs(params)
+    np.testing.assert_allclose(y, by_fold, rtol=1e-5, atol=1e-6)
+    weight, w = params["dense"]["kernel"], folded["dense"]["kernel"]
     for i in range(length):
         take = lambda x: np.take(np.float64(x), i, 2 if axis == -1 else axis) if np.ndim(x) else x  # noqa: B023
         v, psi = take(weight.v), jax.tree.map(take, weight.psi)
@@ -309,36 +318,37 @@ def test_the_evaluation_weights_of_schedule_free_are_w():
 def test_the_step_is_differentiable_at_45_degrees():
     unit = Arctan(1.0, 1.0)
     w_of = lambda u: unit.change(jnp.zeros((1, 1)), jnp.full((1, 1), u))[0, 0]
-    np.testing.assert_allclose(jax.grad(w_of)(1.0), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(w_of))(1.0), 0.5, rtol=1e-6)
     tx = compand(optax.sgd(1.0), Arctan(1.0, 0.5))
     w_after = lambda rate: after_update(tx, {"w": jnp.zeros((1, 1))}, {"w": -rate * jnp.ones((1, 1))})["w"][0, 0]
     # u = 2·rate, z = u / b = 4·rate: at rate 1/4 w = arctan(1), dw/drate = 4 / (1 + 1).
-    np.testing.assert_allclose(jax.grad(w_after)(0.25), 2.0, rtol=1e-6)
-    for y, x in ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (2.0, 0.5), (0.0, 1.0), (1.0, 0.0)):
-        gradient = jax.grad(wcjax.elementary.arctan2, (0, 1))(jnp.float32(y), jnp.float32(x))
-        np.testing.assert_allclose(gradient, (x / (x * x + y * y), -y / (x * x + y * y)), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(w_after))(0.25), 2.0, rtol=1e-6)
+    y, x = np.float32([1, -1, 1, 2, 0, 1]), np.float32([1, 1, -1, 0.5, 1, 0])
+    gradients = jax.jit(jax.vmap(jax.grad(wcjax.elementary.arctan2, (0, 1))))(y, x)
+    np.testing.assert_allclose(gradients, (x / (x * x + y * y), -y / (x * x + y * y)), rtol=1e-6)
 
 
-HUGE = [("float32", 1e10, 1e30), ("bfloat16", 1e10, 1e30), ("float16", 100.0, 6e4), ("float16", 100.0, 1e3)]
+HUGE = {"float32": [3e37], "bfloat16": [3e37], "float16": [6e4, 1e3]}  # gradients, which the rate of 100 makes inf
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("psi", PSIS, ids=str)
-@pytest.mark.parametrize("dtype, rate, size", HUGE)
-def test_a_huge_step_stops_at_the_bound_in_every_dtype(psi, adaptive, dtype, rate, size):
-    params = {"kernel": jnp.asarray([[0.0, 1e-30, 0.5, -0.5, 0.7, -0.7]] * 2, dtype)}
-    tx, side = compand(optax.sgd(rate), psi.ours(), adaptive=adaptive), np.float32([[1], [-1]])
+def test_a_huge_step_stops_at_the_bound_in_every_dtype(psi, adaptive):
+    leaves = [jnp.full((2, 6), size, dtype) for dtype, sizes in HUGE.items() for size in sizes]
+    params = [{"kernel": jnp.asarray([[0.0, 1e-30, 0.5, -0.5, 0.7, -0.7]] * 2, size.dtype)} for size in leaves]
+    tx, side = compand(optax.sgd(100.0), psi.ours(), adaptive=adaptive), np.float32([[1], [-1]])
     step, state = jax.jit(tx.update), tx.init(params)
     for direction in (side, -side):
         for _ in range(20):
-            updates, state = step({"kernel": jnp.asarray(-size * direction + np.zeros(6), dtype)}, state, params)
+            grads = [{"kernel": -size * direction.astype(size.dtype)} for size in leaves]
+            updates, state = step(grads, state, params)
             params = optax.apply_updates(params, updates)
-        w = np.float64(params["kernel"])
-        assert np.all(np.isfinite(w)) and np.all(np.abs(w) < psi.bound)
-        if direction is side or psi.name != "arsinh":  # no step times Ψ′ moves Arsinh's v of 1e30 back
-            assert np.all(np.sign(w[:, 2:]) == direction)  # a PowerProp that starts at 0 rests
-        if psi.name == "arctan":
-            assert np.all(w * direction > 0.9 * psi.bound)
+        for w in map(np.float64, jax.tree.leaves(params)):
+            assert np.all(np.isfinite(w)) and np.all(np.abs(w) < psi.bound)
+            if direction is side or psi.name != "arsinh":  # no step times Ψ′ moves Arsinh's v of 1e30 back
+                assert np.all(np.sign(w[:, 2:]) == direction)  # a PowerProp that starts at 0 rests
+            if psi.name == "arctan":
+                assert np.all(w * direction > 0.9 * psi.bound)
 
 
 def state_of(tx, params):
@@ -423,8 +433,9 @@ def test_companded_refuses_layers_without_their_own_kernel():
             linen.companded(thing)
 
 
-@each_learn
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    "learn, adaptive", [("none", False), ("none", True), ("fine", True), ("channel", False), ("coarse", True)]
+)
 def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
     half = jax.tree.map(jnp.bfloat16, PARAMS)
     sgd = optax.sgd(0.1, momentum=0.9)
@@ -436,31 +447,22 @@ def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
         np.testing.assert_allclose(np.float32(w), expected, atol=4e-3)
         if learn != "coarse" and adaptive:
             nodes = reparameterize(half, PSI, learn=learn)
-            grads = jax.grad(lambda p: jnp.sum(jnp.square(fold(p)["kernel"])) / 2)(nodes)
+            grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(fold(p)["kernel"])) / 2))(nodes)
             nodes = after_update(optim.scale_by_derivative(sgd), nodes, grads)
             assert nodes["kernel"].v.dtype == jnp.bfloat16
             np.testing.assert_allclose(np.float32(fold(nodes)["kernel"]), expected, atol=2e-2)
         layer = linen.Dense(3, reparam=PSI, param_dtype="bfloat16", dtype="bfloat16", kernel_init=nn.initializers.zeros)
-        layer.init(KEY, jnp.ones((1, 2), jnp.bfloat16))
+        jax.eval_shape(layer.init, KEY, jnp.ones((1, 2), jnp.bfloat16))
 
 
-@pytest.mark.parametrize("base", [nn.Dense, nn.Conv, nn.DenseGeneral, nn.ConvTranspose, nn.Einsum])
-def test_companded_layers_and_their_classes_pickle(base):
-    cls = linen.companded(base)
-    assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)
+def test_companded_layers_and_their_classes_pickle():
+    for base in (nn.Dense, nn.Conv, nn.DenseGeneral, nn.ConvTranspose, nn.Einsum):
+        cls = linen.companded(base)
+        assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)
     nodes = reparameterize(PARAMS, Arctan(jnp.ones(()), 0.5))
     chex.assert_trees_all_equal(pickle.loads(pickle.dumps(nodes)), nodes)
     layer = linen.Dense(3, reparam=PSI, learn="fine", kernel_init=nn.initializers.zeros)
     assert pickle.loads(pickle.dumps(layer)) == layer
-
-
-def test_the_error_of_the_bound_says_what_the_dtype_reaches():
-    params = {"kernel": jnp.full((2, 2), 0.9219, jnp.bfloat16)}
-    psi = Arctan(0.6, 0.6)
-    for attempt in (compand(optax.sgd(0.1), psi).init, lambda params: reparameterize(params, psi)):
-        with pytest.raises(ValueError, match=r"largest \|w\| is 0.921875, but .* \|w\| < 0.9130.. in bfloat16"):
-            attempt(params)
-    reparameterize(jax.tree.map(jnp.float32, params), psi)
 
 
 @each_learn
@@ -502,17 +504,6 @@ def test_a_psi_of_the_users_own_is_checked_and_trained():
     v = W / (1 - np.abs(W)) - 0.1 / (1 + np.abs(W / (1 - np.abs(W)))) ** 2
     moved = after_update(compand(optax.sgd(0.1), Softsign()), PARAMS, jax.tree.map(jnp.ones_like, PARAMS))
     np.testing.assert_allclose(moved["kernel"], v / (1 + np.abs(v)), rtol=1e-5)
-
-
-def test_inject_hyperparams_without_static_args_names_them():
-    tx = optax.inject_hyperparams(compand)(optax.sgd(0.1), PSI, weight_decay=0.01)
-    with pytest.raises(ValueError, match=r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', "):
-        tx.init(PARAMS)
-
-
-def test_a_tree_that_is_reparameterized_already_is_said_to_be():
-    with pytest.raises(ValueError, match="selects no leaf .* Reparameterized already: 1; fold the tree"):
-        reparameterize(reparameterize(PARAMS, PSI), Arctan(0.9, 0.9))
 
 
 FLAX_AFTER_WCJAX = """

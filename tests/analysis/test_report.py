@@ -236,8 +236,8 @@ def test_curves_have_a_gap_where_a_run_has_no_number(tmp_path, write_run):
 
 
 def test_layers_are_in_the_order_of_the_data():
-    names = ["block10_0/conv1", "block1_0/conv1", "block1_0/conv0", "head", "stem"]
-    assert course.layers_in_order(names) == ["stem", "block1_0/conv0", "block1_0/conv1", "block10_0/conv1", "head"]
+    names = ["block10_0/conv1", "block2_0/conv1", "block2_0/conv0", "head", "stem"]
+    assert course.layers_in_order(names) == ["stem", "block2_0/conv0", "block2_0/conv1", "block10_0/conv1", "head"]
 
 
 def test_a_course_has_the_bound_and_the_density_of_weights(cifar):

@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from tests.data import sets
+from tests.run_folder.examples import SUMMARY
 from wcjax import Arctan, reparameterize, training
 from wcjax.config import check_config, default_config, keys, with_variant
 from wcjax.errors import InputError
@@ -101,11 +103,7 @@ def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path):
 def cifar(tmp_path_factory):
     """A folder with 40 and 6 random images in the form of CIFAR-10, and a file of it that is cut off."""
     folder = tmp_path_factory.mktemp("cifar")
-    rng = np.random.default_rng(0)
-    sizes = {"train": 40, "test": 6}
-    images = {f"x_{split}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in sizes.items()}
-    labels = {f"y_{split}": rng.integers(0, 10, n, np.int32) for split, n in sizes.items()}
-    np.savez(folder / "cifar10.npz", **images, **labels)
+    np.savez(folder / "cifar10.npz", **sets.cifar_arrays())
     content = (folder / "cifar10.npz").read_bytes()
     (folder / "cut.npz").write_bytes(content[: len(content) // 2])
     return folder
@@ -203,19 +201,13 @@ def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
     ]
     assert [path.name for path in run.iterdir()] == ["config.json"]
 
-    summary = {"best_epoch": 1, "best_val_accuracy": 0.5, "test_accuracy": 0.5, "epochs": 10, "train_seconds": 1}
-    summary |= {"images_per_second": 1, "device": "cpu", "jax_version": "0"}
-    (run / "summary.json").write_text(json.dumps(summary))
-    assert training.train(config | {"data_dir": "moved"}, run) == summary, "the data of a run may have moved"
+    (run / "summary.json").write_text(json.dumps(SUMMARY))
+    assert training.train(config | {"data_dir": "moved"}, run) == SUMMARY, "the data of a run may have moved"
 
 
 @pytest.mark.parametrize(
     "workdir, message",
     [
-        ("{}/file", "workdir {}/file: {}/file is a file; give a folder."),
-        ("{}/file/run", "workdir {}/file/run: {}/file is a file; give a folder."),
-        ("{}/run[lr=0.1]", "the path of a checkpoint cannot contain [ ]. Give another path."),
-        ("gs://bucket/run", "workdir gs://bucket/run: gs:// is not a local path"),
         ("{}/orphans", "workdir {}/orphans holds checkpoints but no config.json; give a new folder."),
         ("{}/brace", "{}/brace/config.json is not JSON"),
         ("{}/list", "{}/list/config.json is not what a run writes: a JSON object is needed, found []."),
@@ -223,7 +215,6 @@ def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
     ],
 )
 def test_a_workdir_that_cannot_be_used_is_named_and_kept(tmp_path, workdir, message):
-    (tmp_path / "file").write_text("mine")
     (tmp_path / "orphans" / "checkpoints" / "3").mkdir(parents=True)
     for name, text in {"brace": "{", "list": "[]", "empty": ""}.items():
         (tmp_path / name).mkdir()

@@ -35,30 +35,38 @@ def assert_refused(call, path):
     )
 
 
-@pytest.mark.parametrize("part", ["sets", "sets/cifar10.npz"])
-def test_an_npz_file(tmp_path, arrays, forbid, part):
-    (tmp_path / "sets").mkdir()
-    np.savez(tmp_path / "sets" / "cifar10.npz", **arrays)
-    forbid(tmp_path / part)
-    assert_refused(lambda: data.load("cifar10", tmp_path / "sets"), tmp_path / "sets" / "cifar10.npz")
+@pytest.fixture
+def data_dir(request, tmp_path):
+    """The folder of a data set in the form that the parameter names."""
+    folder = tmp_path / "set"
+    if request.param == "npz":
+        folder.mkdir()
+        np.savez(folder / "cifar10.npz", **sets.cifar_arrays())
+    elif request.param == "prepared":
+        shutil.copytree(request.getfixturevalue("prepared")[0] / "cifar10", folder / "cifar10")
+    elif request.param == "class folders":
+        pictures.class_folders(folder, num_train=2, num_val=1)
+    else:
+        pictures.tiny_imagenet(folder)
+    return folder
 
 
-@pytest.mark.parametrize(
-    "pattern, mode",
-    [
-        (".", 0),
-        ("3*", 0o311),  # files in it can be opened, but not listed
-        ("3*/dataset_info.json", 0),
-        ("3*/features.json", 0),
-        ("3*/*-test.array_record*", 0),
-        ("3*/*-train.*", 0),
-    ],
-)
-def test_a_directory_of_tensorflow_datasets(prepared, tmp_path, forbid, pattern, mode):
-    directory = shutil.copytree(prepared[0] / "cifar10", tmp_path / "cifar10")
-    (path,) = directory.glob(pattern) if pattern != "." else [directory]
+# The form, the data set, the file or folder without permission, and the one that is named if it is another one.
+CASES = [("npz", "cifar10", part, 0, "cifar10.npz") for part in ("", "cifar10.npz")]
+CASES += [("prepared", "cifar10", f"cifar10{part}", 0, "") for part in ("", "/3*/dataset_info.json")]
+CASES += [("prepared", "cifar10", f"cifar10/3*/{part}", 0, "") for part in ("features.json", "*-test.*", "*-train.*")]
+CASES += [("prepared", "cifar10", "cifar10/3*", 0o311, "")]  # files in it can be opened, but not listed
+CASES += [("class folders", "imagenet", part, 0, "") for part in ("train", "val", "train/n00000001")]
+CASES += [("class folders", "imagenet", "", 0, "imagenet2012")]
+TINY = ("wnids.txt", "train", "train/n03/images", "val/images", "val/val_annotations.txt")
+CASES += [("tiny", "tiny_imagenet", f"tiny-imagenet-200/{part}", 0, "") for part in TINY]
+
+
+@pytest.mark.parametrize("data_dir, name, part, mode, named", CASES, indirect=["data_dir"])
+def test_a_part_without_permission_is_named(data_dir, forbid, name, part, mode, named):
+    (path,) = data_dir.glob(part) if part else [data_dir]
     forbid(path, mode)
-    assert_refused(lambda: data.load("cifar10", tmp_path), path)
+    assert_refused(lambda: data.load(name, data_dir), data_dir / named if named else path)
 
 
 def test_a_cache_without_permission_is_one_warning(prepared, cache_home, forbid, caplog):
@@ -69,20 +77,6 @@ def test_a_cache_without_permission_is_one_warning(prepared, cache_home, forbid,
     sets.assert_same(denied(lambda: data.load("cifar10", prepared[0])), dataset)
     (line,) = (record.getMessage() for record in caplog.records if record.name.startswith("wcjax"))
     assert re.search(r"Could not cache the decoded images in .* \(.*Permission denied", line)
-
-
-@pytest.mark.parametrize("part", ["", "train", "val", "train/n00000001"])
-def test_a_folder_of_images(tmp_path, forbid, part):
-    root = pictures.class_folders(tmp_path / "set", num_train=2, num_val=1)
-    forbid(root / part)
-    assert_refused(lambda: data.load("imagenet", root), root / (part or "imagenet2012"))
-
-
-@pytest.mark.parametrize("part", ["wnids.txt", "train", "train/n03/images", "val/images", "val/val_annotations.txt"])
-def test_a_part_of_tiny_imagenet(tmp_path, forbid, part):
-    root = pictures.tiny_imagenet(tmp_path)
-    forbid(root / part)
-    assert_refused(lambda: data.load("tiny_imagenet", tmp_path), root / part)
 
 
 def test_an_image(tmp_path, forbid):

@@ -5,7 +5,6 @@ A fork server has imported all that a run imports, so that a start takes a tenth
 
 import contextlib
 import functools
-import importlib
 import itertools
 import multiprocessing
 import os
@@ -19,12 +18,12 @@ import time
 import jax
 import psutil
 
-from tests.permissions import obey_permissions
 from tests.training import runs
 
 PATIENCE = 600  # seconds after which a process counts as one that hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app"])
+_IMPORTED = ("wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app", "optuna")
+_CONTEXT.set_forkserver_preload([*_IMPORTED, "matplotlib.pyplot"])
 _numbers = itertools.count()
 
 
@@ -35,12 +34,11 @@ def _logs():
 
 
 class Attempt:
-    """`train.py --workdir run *flags` with the config of tiny.py, after the calls in `changes`, in a process."""
+    """`python program *arguments`, or `python -m program`, after the calls in `changes`, in a process."""
 
-    def __init__(self, run, *flags, changes=()):
+    def __init__(self, program, *arguments, changes=()):
         self.log = pathlib.Path(_logs().name, f"{next(_numbers)}.log")
-        arguments = ["train.py", "--config=tests/faults/tiny.py", f"--workdir={run}", *flags]
-        self.process = _CONTEXT.Process(target=_train, args=(arguments, self.log, changes))
+        self.process = _CONTEXT.Process(target=_run, args=(program, list(map(str, arguments)), self.log, changes))
         self.process.start()
 
     def wait_for(self, condition) -> bool:
@@ -87,62 +85,44 @@ class Attempt:
         return self.output().splitlines()[-1]
 
 
-def _redirect(log):
+def _run(program, arguments, log, changes):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.chdir(runs.ROOT)
-
-
-def _train(arguments, log, changes):
-    _redirect(log)
+    runs.register_tiny()
     for change in changes:
         change()
-    sys.argv = arguments
+    sys.argv = [program, *arguments]
     os.environ.setdefault("GLIBC_TUNABLES", "")  # else train.py would start the fork server again
     try:
-        runpy.run_path("train.py", run_name="__main__")
+        (runpy.run_path if program.endswith(".py") else runpy.run_module)(program, run_name="__main__")
     finally:
         jax.distributed.shutdown()  # as at the end of a process that was not forked
 
 
-def run_main(module, *arguments) -> tuple[int, str]:
-    """(exit code, output) of `python -m module arguments` in a process that obeys permissions."""
-    log = pathlib.Path(_logs().name, f"{next(_numbers)}.log")
-    process = _CONTEXT.Process(target=_main, args=(module, list(map(str, arguments)), log))
-    process.start()
-    process.join(PATIENCE)
-    return process.exitcode, log.read_text()
-
-
-def _main(module, arguments, log):
-    _redirect(log)
-    runs.register_tiny()
-    obey_permissions()
-    sys.exit(importlib.import_module(module).main(arguments))
+def train(run, *flags, changes=()) -> Attempt:
+    """Starts train.py with the config of tiny.py."""
+    return Attempt("train.py", "--config=tests/faults/tiny.py", f"--workdir={run}", *flags, changes=changes)
 
 
 def finish(run, *flags, changes=()) -> None:
-    attempt = Attempt(run, *flags, changes=changes)
+    attempt = train(run, *flags, changes=changes)
     assert attempt.end() == 0, attempt.output()
 
 
 def strike(folder, chance, seconds, fault, check, *flags, changes=()) -> None:
-    """Starts a run again and again, each time with a fault at a random moment, until chance.times have struck.
+    """Starts a run in folder again and again until faults at random moments have struck chance.times.
 
-    Then, and whenever a run is finished before that, check(run) compares it with an unbroken one.
+    Whenever a run is finished, and in the end, check(run) compares it with an unbroken one.
 
-    Args:
-      folder: for the run folders.
-      chance: from the fixture of this name.
-      seconds: the time that training may take, from which moments are drawn.
-      fault: (attempt, run) -> whether it struck. It returns when the process has ended.
-      check: run -> None.
+    seconds: the time that training takes, from which moments are drawn.
+    fault: (attempt, run) -> whether it struck. It returns when the process has ended.
     """
     struck, finished = 0, 0
     while struck < chance.times:
         run = pathlib.Path(folder, f"run{finished}")
-        attempt = Attempt(run, *flags, changes=changes)
+        attempt = train(run, *flags, changes=changes)
         moment = chance.random.uniform(0, seconds)
         print(f"fault {struck} of {run.name}, at {moment:.3f} s")  # pytest shows it of a test that failed
         if attempt.wait_for_training():

@@ -58,7 +58,7 @@ def streamed(compilation_cache, tmp_path_factory):  # noqa: F811
 def _train(folder, *flags) -> float:
     """Makes folder/run, once its programs are compiled; returns the seconds that it took."""
     for name in ("compiles", "run"):
-        attempt = attempts.Attempt(folder / name, *flags)
+        attempt = attempts.train(folder / name, *flags)
         assert attempt.wait_for_training(), attempt.output()
         began = time.monotonic()
         assert attempt.end() == 0, attempt.output()

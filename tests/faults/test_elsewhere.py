@@ -34,7 +34,7 @@ def test_a_run_resumes_with_another_version_of_jax(unbroken, tmp_path, chance):
     stopped, numbers = [], itertools.count()
     while len(stopped) < chance.times:
         run, moment = tmp_path / str(next(numbers)), chance.random.uniform(0, unbroken.seconds)
-        attempt = attempts.Attempt(run)
+        attempt = attempts.train(run)
         print(f"stopped at {moment:.3f} s")
         attempt.wait_for((run / "config.json").exists)
         attempt.process.join(moment)

@@ -38,11 +38,12 @@ def test_a_stopped_run_resumes_at_the_step_it_was_at(unbroken, tmp_path, chance)
     attempts.strike(tmp_path, chance, unbroken.seconds, stop, unbroken.same)
 
 
+@pytest.mark.long
 def test_the_second_of_two_runs_in_one_folder_refuses(unbroken, tmp_path, chance):
     def start_another(attempt, run):
         if not attempt.wait_for((run / "config.json").exists):
             return False
-        other = attempts.Attempt(run)
+        other = attempts.train(run)
         code, struck = other.end(), attempt.process.is_alive()
         assert attempt.end() == 0, attempt.output()
         if struck:
@@ -68,6 +69,7 @@ def turn_back_the_clock():
     datetime.datetime = Datetime
 
 
+@pytest.mark.long
 def test_a_clock_that_goes_backwards_changes_nothing(unbroken, tmp_path, chance):
     changes = (turn_back_the_clock,)
     attempts.strike(tmp_path, chance, unbroken.seconds, attempts.stop, unbroken.same, changes=changes)
@@ -98,7 +100,7 @@ def shorten_heartbeat():
 
 def start_two(run):
     flags = [f"--{name}={value}" for name, value in worker.addresses(2)[0].items()]
-    return [attempts.Attempt(run, *flags, f"--process_id={i}", changes=(shorten_heartbeat,)) for i in range(2)]
+    return [attempts.train(run, *flags, f"--process_id={i}", changes=(shorten_heartbeat,)) for i in range(2)]
 
 
 def end(two) -> list[int]:

@@ -58,7 +58,7 @@ MOMENTS = [
 
 @pytest.mark.parametrize("number, owner, name, act", MOMENTS)
 def test_a_signal_while_a_run_starts_ends_it_at_once(compilation_cache, tmp_path, number, owner, name, act):
-    attempt = attempts.Attempt(tmp_path / "run", changes=(functools.partial(act_before, owner, name, act, number),))
+    attempt = attempts.train(tmp_path / "run", changes=(functools.partial(act_before, owner, name, act, number),))
     assert attempt.end() == CODES[number], attempt.output()
     assert attempt.error() == f"stopped by {number.name}; run the same command to resume."
     assert not runs.saved(tmp_path / "run")
@@ -84,7 +84,6 @@ TRAIN = ["train.py", "--config=configs/digits.py", "--workdir={}/run"]
 @pytest.mark.parametrize(
     "module, number, arguments",
     [
-        ("absl", TERM, TRAIN),
         ("jax", INT, TRAIN),
         ("orbax.checkpoint", TERM, TRAIN),
         ("optuna.trial", TERM, ["wcjax.sweep", "grid", "--config=configs/digits.py", "--out={}/run"]),

@@ -5,7 +5,6 @@ from wcjax import training
 
 
 def get_config():
-    runs.register_tiny()
     config = training.default_config()
     config.update(runs.tiny(epochs=6))
     return config

@@ -115,21 +115,32 @@ def test_the_newest_and_the_two_best_are_kept(tmp_path, accuracies, options, exp
     assert epochs(tmp_path) == expected
 
 
+def flip(content, bit):
+    """content with one bit flipped, if it has that bit."""
+    content = bytearray(content)
+    if bit < 8 * len(content):
+        content[bit // 8] ^= 1 << bit % 8
+    return bytes(content)
+
+
 DAMAGE = {
-    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "emptied": lambda path: path.write_bytes(b""),
-    "overwritten with zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "deleted": lambda path: path.unlink(),
+    "cut in half": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "overwritten with zeros": lambda content: bytes(len(content)),
+    "with a flipped bit": lambda content: flip(content, 4 * len(content)),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", [*DAMAGE, "deleted"])
 def test_a_damaged_file_gives_its_bits_or_the_epoch_before(saved, tmp_path, damage, caplog):
     files = sorted(path.relative_to(saved) for path in (saved / "3").rglob("*") if path.is_file())
     fell_back = set()
     for i, file in enumerate(files):
         folder = shutil.copytree(saved, tmp_path / str(i))
-        DAMAGE[damage](folder / file)
+        content = (folder / file).read_bytes()
+        (folder / file).unlink()
+        if damage in DAMAGE:
+            (folder / file).write_bytes(DAMAGE[damage](content))
         caplog.clear()
         if (epoch := restore_newest(folder)) != 3:
             assert epoch == 2, file
@@ -138,18 +149,6 @@ def test_a_damaged_file_gives_its_bits_or_the_epoch_before(saved, tmp_path, dama
             assert epochs(folder) == [1, 2], "the damaged one is deleted, so that its epoch can be saved again"
             fell_back.add(file.parts[1])
     assert fell_back >= {"state", "record"}
-
-
-def test_a_flipped_bit_in_the_stored_arrays_never_comes_back(saved, tmp_path):
-    largest = max((path for path in (saved / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    content, epochs_read = largest.read_bytes(), []
-    for i, position in enumerate(np.linspace(0, len(content) - 1, 12, dtype=int)):
-        folder = shutil.copytree(saved, tmp_path / str(i))
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << (i % 8)
-        (folder / largest.relative_to(saved)).write_bytes(flipped)
-        epochs_read.append(restore_newest(folder))
-    assert epochs_read.count(2) >= 10, "the file holds arrays from end to end, but for a few bytes that nobody reads"
 
 
 def other_arrays(folder):
@@ -162,14 +161,13 @@ def other_digit(folder):
     path.write_text(path.read_text().replace("0.30000000000000004", "0.31000000000000004"))
 
 
-@pytest.mark.parametrize("change", [other_arrays, other_digit])
-def test_a_readable_checkpoint_that_was_not_saved_is_found_out(copy, change):
+def unfinished(folder):
+    (folder / "3").rename(folder / "3.orbax-checkpoint-tmp")
+
+
+@pytest.mark.parametrize("change", [other_arrays, other_digit, unfinished])
+def test_a_readable_checkpoint_that_was_not_saved_is_passed_over(copy, change):
     change(copy)
-    with (
-        opened(copy) as checkpoints,
-        pytest.raises(InputError, match="epoch 3 is damaged: it differs from what was saved"),
-    ):
-        checkpoints.restore(3, LIKE)
     assert restore_newest(copy) == 2
 
 
@@ -180,11 +178,6 @@ def test_a_record_of_another_form_is_refused(copy):
         pytest.raises(InputError, match=message),
     ):
         checkpoints.restore(3, LIKE)
-
-
-def test_an_unfinished_checkpoint_is_passed_over(copy):
-    (copy / "3").rename(copy / "3.orbax-checkpoint-tmp")
-    assert restore_newest(copy) == 2
 
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
@@ -209,20 +202,17 @@ LEAVES = {
 }
 
 
-def flip(leaf, index, bit):
-    raw = np.array(leaf)
-    raw.reshape(-1)[index : index + 1].view(f"u{raw.itemsize}")[:] ^= 1 << bit
-    return jnp.asarray(raw)
-
-
 @pytest.mark.parametrize("dtype", LEAVES)
 def test_the_fingerprint_changes_with_every_bit_and_place(dtype):
     rng = np.random.default_rng(0)
     first, second = (jnp.asarray(LEAVES[dtype](rng), dtype) for _ in range(2))
     whole = int(fingerprint([first, second]))
     assert int(fingerprint([jnp.array(first), jnp.array(second)])) == whole
-    bits = [0] if dtype == "bool" else range(8 * first.dtype.itemsize)
-    trees = [[first, flip(second, index, bit)] for index in (0, 17, second.size - 1) for bit in bits]
+    raw, width = np.asarray(second).tobytes(), 8 * first.dtype.itemsize
+    each = range(1 if dtype == "bool" else width)
+    bits = [width * index + bit for index in (0, 17, second.size - 1) for bit in each]
+    flipped = (np.frombuffer(flip(raw, bit), first.dtype).reshape(first.shape) for bit in bits)
+    trees = [[first, jnp.asarray(leaf)] for leaf in flipped]
     values = np.array(first).reshape(-1)
     other = int(np.flatnonzero(values != values[0])[0])
     values[[0, other]] = values[[other, 0]]

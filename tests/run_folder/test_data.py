@@ -1,143 +1,109 @@
 """A run stays with its data: resumed or evaluated on other data it ends with one line that says what differs."""
 
-import json
-import re
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.training import runs
-from tests.training.runs import STEPS, cifar_arrays, write_cifar
 from wcjax import data, training
 from wcjax.errors import InputError
+from wcjax.files import write_json
 from wcjax.run_folder import read
-from wcjax.training import evaluate, loop
+from wcjax.training import loop
 
 
-@pytest.fixture
-def run(cifar_run, tmp_path):
-    """A copy of a run as it was before its last epoch."""
-    return runs.unfinished_copy(cifar_run[0], tmp_path / "run", epoch=3)
+def change(name, index, value):
+    """Changes an element of an array of CIFAR."""
+
+    def act(folder):
+        array = runs.cifar_arrays()[name]
+        array[index] = value
+        runs.write_cifar(folder, **{name: array})
+
+    return act
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """Makes a run fail that goes beyond its data."""
-    monkeypatch.setattr(loop, "Run", lambda *_: pytest.fail("it trained"))
+def drop_image(folder):
+    arrays = runs.cifar_arrays()
+    runs.write_cifar(folder, x_train=arrays["x_train"][1:], y_train=arrays["y_train"][1:])
 
 
-def test_data_json_has_the_fingerprint_the_mean_and_the_std(cifar_run):
-    stored = read(cifar_run[0], "data.json")
-    images = data.load("cifar10", cifar_run[1]["data_dir"], val_fraction=0.1).train.images / 255
-    assert stored.keys() == {"classes", "train", "test", "mean", "std"}
-    assert (stored["classes"], stored["train"]["images"], stored["test"]["images"]) == (10, 101, 21)
-    np.testing.assert_allclose(stored["mean"], images.mean(axis=(0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(stored["std"], images.std(axis=(0, 1, 2)), rtol=1e-6)
+def grow(folder):
+    with (folder / "train/n00000000/train_13.JPEG").open("ab") as file:
+        file.write(b"\0")
 
 
-def changed(key, index, value):
-    array = cifar_arrays()[key]
-    array[index] = value
-    return {key: array}
+def rename(name):
+    return lambda folder: (folder / "train/n00000000/train_13.JPEG").rename(folder / "train" / name)
 
 
-def one_less(split):
-    return {f"{xy}_{split}": cifar_arrays()[f"{xy}_{split}"][:-1] for xy in "xy"}
+def drop_class(folder):
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split / "n00000002")
 
 
+PIXELS = r"other {} images \(in their pixels, or in the names and sizes of their files\)"
+FEWER = "3 classes in the run, 2 found; 42 train images in the run, 28 found; 15 test images in the run, 10 found"
 OTHER = {
-    "one image less": (one_less("train"), "101 train images in the run, 100 found"),
-    "one pixel": (changed("x_train", (7, 3, 3, 0), 99), "other train images "),
-    "one label": (changed("y_train", 7, 1), "other labels of the train images"),
-    "a test image": (changed("x_test", 3, 0), "other test images "),
+    "one image less": ("cifar", drop_image, "101 train images in the run, 100 found"),
+    "one pixel": ("cifar", change("x_train", (7, 3, 3, 0), 99), PIXELS.format("train")),
+    "one label": ("cifar", change("y_train", 7, 1), "other labels of the train images"),
+    "a test image": ("cifar", change("x_test", 3, 0), PIXELS.format("test")),
+    "size of a file": ("streamed", grow, PIXELS.format("train")),
+    "name of a file": ("streamed", rename("n00000000/train_14.JPEG"), PIXELS.format("train")),
+    "class of a file": ("streamed", rename("n00000001/train_14.JPEG"), PIXELS.format("train")),
+    "one class less": ("streamed", drop_class, FEWER),
 }
-other_data = pytest.mark.parametrize("change, message", OTHER.values(), ids=OTHER)
 
 
-@other_data
-def test_a_run_is_not_resumed_on_other_data(run, tmp_path, untrained, change, message):
+@pytest.mark.parametrize("kind, act, message", OTHER.values(), ids=OTHER)
+def test_a_run_stays_with_its_data(request, tmp_path, monkeypatch, kind, act, message):
+    finished, config = request.getfixturevalue(f"{kind}_run")
+    run, folder = runs.unfinished_copy(finished, tmp_path / "run", epoch=3), tmp_path / "set"
+    act(shutil.copytree(config["data_dir"], folder))
+    monkeypatch.setattr(loop, "Run", lambda *_: pytest.fail("it trained"))
     before = runs.files(run)
-    with pytest.raises(InputError, match=f"^{run}: the data found differ from .*: {message}"):
-        training.train(runs.cifar(write_cifar(tmp_path / "set", **change)), run)
+    with pytest.raises(InputError, match=rf"^{run}: the data found differ from [^\n]*: {message}[^\n]*$"):
+        training.train(config | {"data_dir": str(folder)}, run)
     assert runs.files(run) == before
+    with pytest.raises(InputError, match=message):
+        training.evaluate_folded(finished, data_dir=str(folder), splits=("train", "test"))
 
 
-@other_data
-def test_a_run_is_not_evaluated_on_other_data(cifar_run, tmp_path, capsys, change, message):
-    folder = write_cifar(tmp_path / "set", **change)
-    assert evaluate.main([str(cifar_run[0]), "--data_dir", str(folder)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {cifar_run[0]}: the data found differ from ") and message in line
+def test_only_the_splits_that_are_evaluated_count(cifar_run, tmp_path):
+    folder = shutil.copytree(cifar_run[1]["data_dir"], tmp_path / "set")
+    change("x_train", (7, 3, 3, 0), 99)(folder)
+    expected = training.evaluate_folded(cifar_run[0], splits=("test",))
+    assert training.evaluate_folded(cifar_run[0], data_dir=str(folder), splits=("test",)) == expected
 
 
 def test_a_run_that_was_never_saved_stays_with_its_data(cifar_run, tmp_path):
     runs.stop(cifar_run[1], tmp_path / "run", 1)
+    change("y_train", 7, 1)(tmp_path / "set")
     with pytest.raises(InputError, match="other labels of the train images"):
-        training.train(runs.cifar(write_cifar(tmp_path / "set", **OTHER["one label"][0])), tmp_path / "run")
-
-
-def change_size(image):
-    image.write_bytes(image.read_bytes() + b"\0")
-
-
-STREAMED = {
-    "size": (change_size, r"other train images \(in their pixels,"),
-    "name": (lambda image: image.rename(image.with_name("train_14.JPEG")), r"other train images \(in their pixels,"),
-    "class": (lambda image: image.rename(image.parents[1] / "n00000001/train_14.JPEG"), "other train images"),
-    "one class less": (
-        lambda image: [shutil.rmtree(image.parents[2] / split / "n00000002") for split in ("train", "val")],
-        "3 classes in the run, 2 found; 42 train images in the run, 28 found; 15 test images in the run, 10 found",
-    ),
-}
-
-
-@pytest.mark.parametrize("change, message", STREAMED.values(), ids=STREAMED)
-def test_a_streamed_run_stays_with_its_files(streamed_run, tmp_path, untrained, change, message):
-    run = runs.unfinished_copy(streamed_run[0], tmp_path / "run", epoch=3)
-    images = shutil.copytree(streamed_run[1]["data_dir"], tmp_path / "set")
-    change(images / "train" / "n00000000" / "train_13.JPEG")
-    with pytest.raises(InputError, match=message) as error:
-        training.train(runs.streamed(images), run)
-    assert "\n" not in str(error.value)
-
-
-def test_only_the_splits_that_are_evaluated_count(streamed_run, cifar_run, tmp_path):
-    images = shutil.copytree(streamed_run[1]["data_dir"], tmp_path / "set")
-    (images / "train" / "n00000001" / "train_1.JPEG").unlink()
-    expected = training.evaluate_folded(streamed_run[0])
-    assert training.evaluate_folded(streamed_run[0], data_dir=str(images)) == expected
-    (images / "val" / "n00000001" / "val_1.JPEG").unlink()
-    with pytest.raises(InputError, match="15 test images in the run, 14 found"):
-        training.evaluate_folded(streamed_run[0], data_dir=str(images))
-    other = str(write_cifar(tmp_path / "cifar", **OTHER["one pixel"][0]))
-    expected = training.evaluate_folded(cifar_run[0], splits=("test",))
-    assert training.evaluate_folded(cifar_run[0], data_dir=other, splits=("test",)) == expected
+        training.train(cifar_run[1] | {"data_dir": str(tmp_path / "set")}, tmp_path / "run")
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["data.json kept", "a run from before data.json"])
-def test_the_order_of_the_images_in_a_file_does_not_count(run, cifar_run, tmp_path, kept):
+def test_the_order_of_the_images_in_a_file_does_not_count(cifar_run, tmp_path, kept):
+    run = runs.unfinished_copy(cifar_run[0], tmp_path / "run", epoch=3)
     shuffled = lambda array: array[np.random.default_rng(1).permutation(len(array))]
-    arrays = {name: shuffled(array) for name, array in cifar_arrays().items()}
+    runs.write_cifar(tmp_path / "set", **{name: shuffled(array) for name, array in runs.cifar_arrays().items()})
     if not kept:
         (run / "data.json").unlink()
-    assert len(runs.resume(runs.cifar(write_cifar(tmp_path / "set", **arrays)), run)) == STEPS
+    assert len(runs.resume(cifar_run[1] | {"data_dir": str(tmp_path / "set")}, run)) == 11
     runs.assert_same_run(run, cifar_run[0])
     assert read(run, "data.json") == read(cifar_run[0], "data.json")
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"mean": [0.5]}, "data.json: mean and std must have 3 numbers, one for each channel."),
-        ({"std": [-1, 1, 1]}, "data.json, std is not what a run writes: a list of 1 to 4 finite numbers of at least 0"),
-        ({"train": None}, "data.json, train is not what a run writes: a JSON object is needed, found None."),
-        ({"classes": 1.5}, "data.json, classes is not what a run writes: a whole number"),
-        ({"test": {"images": 30, "labels": "| x |", "content": "0" * 16}}, "16 hexadecimal digits is needed, found '|"),
-    ],
-)
-def test_a_data_json_that_no_run_writes_is_refused(cifar_run, tmp_path, change, message):
+def test_data_json_has_the_mean_and_std_of_the_training_images(cifar_run, tmp_path):
+    stored = read(cifar_run[0], "data.json")
+    images = data.load("cifar10", cifar_run[1]["data_dir"], val_fraction=0.1).train.images / 255
+    assert stored.keys() == {"classes", "train", "test", "mean", "std"}
+    np.testing.assert_allclose(stored["mean"], images.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(stored["std"], images.std(axis=(0, 1, 2)), rtol=1e-6)
     run = shutil.copytree(cifar_run[0], tmp_path / "run")
-    (run / "data.json").write_text(json.dumps(read(run, "data.json") | change))
-    with pytest.raises(InputError, match=re.escape(message)):
+    write_json(run / "data.json", stored | {"mean": [0.5]})
+    with pytest.raises(InputError, match=r"data\.json: mean and std must have 3 numbers"):
         training.evaluate_folded(run)

@@ -7,103 +7,104 @@ import re
 
 import pytest
 
-from tests.run_folder.examples import LAYER, PAIRS, SUMMARY
+from tests.run_folder.examples import DATA, LAYER, PAIRS, SUMMARY
 from wcjax.errors import InputError
 from wcjax.run_folder import forms, read, read_lines
 
+WEIGHTS = [{"epoch": epoch, "layers": {"stem": LAYER, "block1_0/conv1": LAYER}} for epoch in (0, 1)]
+METRICS = [{"epoch": epoch, "val_accuracy": 1, "pairs": PAIRS} for epoch in (1, 2)]
 
-def write(path, *values):
-    path.write_text("".join(json.dumps(value) + "\n" for value in values))
-    return path
+
+def text(*values):
+    return "".join(json.dumps(value) + "\n" for value in values)
 
 
 def test_the_files_of_a_run_are_read_as_they_are(tmp_path):
-    weights = [{"epoch": epoch, "layers": {"stem": LAYER, "block1_0/conv1": LAYER}} for epoch in (0, 1)]
-    metrics = [{"epoch": epoch, "val_accuracy": 1, "pairs": PAIRS} for epoch in (1, 2)]
-    write(tmp_path / "summary.json", SUMMARY)
-    write(tmp_path / "weights.jsonl", *weights)
-    with write(tmp_path / "metrics.jsonl", *metrics).open("a") as file:
-        file.write('{"epoch": 3, "torn')
-    assert read(tmp_path, "summary.json") == SUMMARY
-    assert read_lines(tmp_path, "weights.jsonl") == weights
-    assert read_lines(tmp_path) == metrics
-    assert (read(tmp_path, "data.json"), read_lines(tmp_path / "none")) == (None, [])
+    contents = {"summary.json": text(SUMMARY), "data.json": text(DATA), "weights.jsonl": text(*WEIGHTS)}
+    contents["metrics.jsonl"] = text(*METRICS) + '{"epoch": 3, "torn'
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    assert (read(tmp_path, "summary.json"), read(tmp_path, "data.json")) == (SUMMARY, DATA)
+    assert (read_lines(tmp_path, "weights.jsonl"), read_lines(tmp_path)) == (WEIGHTS, METRICS)
+    assert (read(tmp_path, "failed.json"), read_lines(tmp_path / "none")) == (None, [])
 
 
-WHOLE, SHARE = "a whole number of at least 0 is needed, found", "a number from 0 to 1 is needed, found"
-FINITE, LINE = "a finite number of at least 0 is needed, found", "a line of text is needed, found"
+def summary(name, value):
+    return "summary.json", text(SUMMARY | {name: value}), f", {name}"
 
 
-@pytest.mark.parametrize(
-    "name, value, message",
-    [
-        ("best_epoch", 2.0, f"{WHOLE} 2.0."),
-        ("best_epoch", True, f"{WHOLE} True."),
-        ("epochs", 10**400, f"{WHOLE} 1000"),
-        ("test_accuracy", 1.1, f"{SHARE} 1.1."),
-        ("test_accuracy", math.nan, f"{SHARE} nan."),
-        ("train_seconds", math.inf, f"{FINITE} inf."),
-        ("train_seconds", "4", f"{FINITE} '4'."),
-        ("device", "cpu\n# Title", rf"{LINE} 'cpu\n# Title'."),
-        ("device", "\ud800", rf"{LINE} '\ud800'."),
-        ("jax_version", None, f"{LINE} None."),
-    ],
-)
-def test_a_value_that_no_summary_has_is_named(tmp_path, name, value, message):
-    path = write(tmp_path / "summary.json", SUMMARY | {name: value})
-    with pytest.raises(InputError, match=re.escape(f"{path}, {name} is not what a run writes: {message}")):
-        read(tmp_path, "summary.json")
+def data(name, value):
+    return "data.json", text(DATA | {name: value}), f", {name}"
 
 
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        ([], r"line 2 is not what a run writes: a JSON object is needed, found \[\]"),
-        ({"epoch": 1}, "line 2, layers is not what a run writes: a JSON object is needed, found None"),
-        ({"epoch": 1, "layers": {}}, r"line 2, layers is not what a run writes: .* names of layers, \[\]"),
-        ({"epoch": 1, "layers": {"$x$": LAYER}}, r"names of layers, \['\$x\$'\]"),
-        ({"epoch": 1, "layers": {"stem": LAYER | {"std": -1}}}, "line 2, layers, stem, std is not what a run writes"),
-        ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [1]}}}, "a list of 202 counts, not all 0 is needed"),
-        ({"epoch": 1, "layers": {"stem": LAYER | {"histogram": [0] * 202}}}, "a list of 202 counts, not all 0 is"),
-        ({"epoch": 1, "layers": {"head": LAYER}}, "line 2: the layers differ from the line before"),
-        ({"epoch": 0, "layers": {"stem": LAYER}}, "line 2: epoch 0 follows epoch 0"),
-    ],
-)
-def test_a_line_that_no_run_writes_is_named(tmp_path, line, message):
-    write(tmp_path / "weights.jsonl", {"epoch": 0, "layers": {"stem": LAYER}}, line)
-    with pytest.raises(InputError, match=message):
-        read_lines(tmp_path, "weights.jsonl")
+def layer(**changes):
+    return second({"epoch": 1, "layers": {"stem": LAYER | changes}}, ", layers, stem")
 
 
-@pytest.mark.parametrize("a", [[1.0] * 4, [1.0] * 4 + [math.nan], [[1.0]] * 5, "1", None], ids=str)
-def test_a_learned_pair_is_a_number_or_five_quantiles(tmp_path, a):
-    write(tmp_path / "metrics.jsonl", {"epoch": 1, "val_accuracy": 1, "pairs": {"stem": {"a": a, "b": 1.0}}})
-    with pytest.raises(InputError, match="line 1, pairs, stem, a is not .*: a finite number, or 5 of them is needed"):
-        read_lines(tmp_path)
+def second(line, place=""):
+    return "weights.jsonl", text({"epoch": 0, "layers": {"stem": LAYER}}, line), f", line 2{place}"
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"{", "x.json is not JSON "),
-        (b"[" * 100_000, r"x.json is not JSON \(maximum recursion depth"),
-        (b"[" * 900 + b"]" * 900, r"x.json is not what a run writes: a JSON object is needed, found \[\[\[\[\["),
-        (b"\xff", "x.json is .* text "),
-        (b"[" + b"1," * 1000 + b"1]", r"found \[1, 1, 1, 1, 1, 1, ...\]"),
-    ],
-    ids=["torn", "too deep", "deep", "bytes", "long"],
-)
-def test_a_file_without_an_object_is_named_in_short(tmp_path, content, message):
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        forms.read_json(tmp_path / "x.json")
+def pair(a):
+    line = {"epoch": 1, "val_accuracy": 1, "pairs": {"stem": {"a": a, "b": 1.0}}}
+    return "metrics.jsonl", text(line), ", line 1, pairs, stem, a"
 
 
-def test_a_pipe_and_a_huge_file_are_not_read(tmp_path):
+def whole(content):
+    return "summary.json", content, ""
+
+
+WHOLE, SHARE = "a whole number of at least 0 is needed, found ", "a number from 0 to 1 is needed, found "
+FINITE, LINE, OBJECT = "a finite number of at least 0 is needed", "a line of text is needed", "a JSON object is needed"
+COUNTS, PAIR = "a list of 202 counts, not all 0 is needed", "a finite number, or 5 of them is needed"
+WRONG = [
+    (summary("best_epoch", 2.0), f"{WHOLE}2.0."),
+    (summary("best_epoch", True), f"{WHOLE}True."),
+    (summary("epochs", 10**400), f"{WHOLE}1000"),
+    (summary("test_accuracy", 1.1), f"{SHARE}1.1."),
+    (summary("test_accuracy", math.nan), f"{SHARE}nan."),
+    (summary("train_seconds", math.inf), FINITE),
+    (summary("train_seconds", "4"), FINITE),
+    (summary("device", "cpu\n# Title"), LINE),
+    (summary("device", "\ud800"), LINE),
+    (summary("jax_version", None), LINE),
+    (data("std", [-1, 1, 1]), "a list of 1 to 4 finite numbers of at least 0"),
+    (data("train", None), OBJECT),
+    (data("test", DATA["test"] | {"labels": "| x |"}), "16 hexadecimal digits is needed, found '| x |'"),
+    (second([]), OBJECT),
+    (second({"epoch": 1}), "layers is not what a run writes"),
+    (second({"epoch": 1, "layers": {}}), "names of layers, []"),
+    (second({"epoch": 1, "layers": {"$x$": LAYER}}), "names of layers, ['$x$']"),
+    (second({"epoch": 1, "layers": {"head": LAYER}}), "the layers differ from the line before"),
+    (second({"epoch": 0, "layers": {"stem": LAYER}}), "epoch 0 follows epoch 0"),
+    (layer(std=-1), FINITE),
+    (layer(histogram=[1]), COUNTS),
+    (layer(histogram=[0] * 202), COUNTS),
+    *((pair(a), PAIR) for a in ([1.0] * 4, [1.0] * 4 + [math.nan], [[1.0]] * 5, "1", None)),
+    (whole("{"), "is not JSON"),
+    (whole("[" * 100_000), "is not JSON (maximum recursion depth"),
+    (whole("[" * 900 + "]" * 900), f"{OBJECT}, found [[[["),
+    (whole("[" + "1," * 1000 + "1]"), "found [1, 1, 1, 1, 1, 1, ...]"),
+]
+
+
+@pytest.mark.parametrize("file, message", WRONG, ids=[f"{file[0]}{file[2]}: {message}" for file, message in WRONG])
+def test_what_no_run_writes_is_named(tmp_path, file, message):
+    name, content, place = file
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / name) + place)}.*{re.escape(message)}"):
+        read_lines(tmp_path, name) if name.endswith("l") else read(tmp_path, name)
+
+
+def test_only_text_files_of_a_reasonable_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="pipe is .* file"):
-        forms.read_json(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"\xff")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(forms.MAX_BYTES + 1)
-    with pytest.raises(InputError, match="huge has 268,435,457 bytes; at most 268,435,456 are read"):
-        forms.read_json(tmp_path / "huge")
+    for name, message in {
+        "pipe": "file",
+        "bytes": "text",
+        "huge": "has 268,435,457 bytes; at most 268,435,456",
+    }.items():
+        with pytest.raises(InputError, match=f"{name} .*{message}"):
+            forms.read_json(tmp_path / name)

@@ -48,7 +48,8 @@ def tiny_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def adam_run(tmp_path_factory):
     """(folder, config) of a finished run with Adam and learned a and b."""
-    return _finished(tmp_path_factory.mktemp("adam"), runs.adam(reparam__learn="fine"))
+    config = runs.tiny(optimizer="adam", learning_rate=0.01, reparam__learn="fine")
+    return _finished(tmp_path_factory.mktemp("adam"), config)
 
 
 @pytest.fixture(scope="session")

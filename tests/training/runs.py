@@ -40,10 +40,6 @@ def tiny(**changes):
     return config
 
 
-def adam(**changes):
-    return tiny(optimizer="adam", learning_rate=0.01, **changes)
-
-
 def streamed(images, **changes):
     """A run on the 42 training and 15 val images of `pictures.class_folders`, with 5 steps in an epoch."""
     return tiny(**{"dataset": "imagenet", "data_dir": str(images), "image_size": 16, "batch_size": 8} | changes)

@@ -176,6 +176,7 @@ def test_training_learns_three_classes_of_pictures(streamed_run):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("optimized")
 def test_resnet8_learns_the_digits(tmp_path):
     config = runpy.run_path(str(runs.ROOT / "configs" / "digits.py"))["get_config"]()
     config.epochs = 4

@@ -17,9 +17,6 @@ import jax
 
 from tests.training import runs
 
-# Compiled in a hurry: the programs run for a second.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 
 def train(tasks, *, devices=1, processes=1) -> None:
     """Does tasks, dicts as above, one after the other in `processes` processes with `devices` devices together."""
@@ -43,7 +40,7 @@ def addresses(processes) -> list[dict]:
 
 def python(*arguments, devices=1):
     """A Python process with this many CPU devices, started in the folder of the repository."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *arguments], cwd=runs.ROOT, env=env, **output)
 

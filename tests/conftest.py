@@ -1,0 +1,28 @@
+"""Programs are compiled in a hurry, as in JAX's own tests: most of them run for less time than XLA would optimize them.
+
+Tests of rounding errors, and long runs, compile as users do: with the fixture `optimized`.
+"""
+
+import os
+import tempfile
+
+import jax
+import pytest
+
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def optimized():
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """What libraries and killed processes leave behind is where pytest removes it."""
+    folder = str(tmp_path_factory.getbasetemp())
+    if len(folder) < 60:  # the whole path of a socket has at most 104 letters
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
