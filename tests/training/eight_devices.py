@@ -1,6 +1,9 @@
 """What eight simulated devices do as one does, in a process of its own: python -m tests.training.eight_devices"""
 
+import contextlib
 import functools
+import unittest
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +36,25 @@ def compare_batches(run, alone):
         assert labels.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 1)
     jax.tree.map(np.testing.assert_array_equal, batches[:2], batches[2:])
 
-    progress = Progress.start(run)
-    with feed.training(run, 0) as data:
-        step = steps.compile_train_step(run, data, progress.state, progress.totals)
+    with unknown_option() as warnings:
+        progress = Progress.start(run)
+        with feed.training(run, 0) as data:
+            step = steps.compile_train_step(run, data, progress.state, progress.totals)
+        assert meshes.compiler_options(alone.mesh) == {}
+    assert len(warnings.output) == 1
+    assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
     sent = collectives(step.as_text())
     assert {kind for kind, _ in sent} == {"all-reduce"}
     kernels = sum(leaf.size for leaf in jax.tree.leaves(progress.state.params) if leaf.ndim > 1)
     assert sent["all-reduce", "kernels"] == (2, 4 * kernels), "their gradients and nothing else"
+
+
+@contextlib.contextmanager
+def unknown_option():
+    """Steps on several CPU devices get an option that XLA does not know, which they report and compile without."""
+    options = mock.patch.dict(meshes.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
+    with options, unittest.TestCase().assertLogs(steps.log) as warnings:
+        yield warnings
 
 
 def compare_compand(mesh, alone, learn):

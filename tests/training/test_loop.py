@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_tensorboard_shows_every_number(tiny_run):
             del numbers["histogram"]
             expected |= {(line["epoch"], f"weights/{name}/{layer}"): x for name, x in numbers.items()}
     assert shown == {key: np.float32(x) for key, x in expected.items()}
+
+
+def test_a_run_without_tensorboardx_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    for name in [n for n in sys.modules if n.startswith(("tensorboardX", "wcjax.run_folder.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # so that an import of it fails
+    caplog.set_level("INFO", "wcjax")
+    training.train(runs.tiny(epochs=1), tmp_path / "run")
+    assert "No events for TensorBoard: tensorboardX is not installed." in caplog.messages
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_a_finished_run_returns_its_summary_and_does_nothing(tiny_run, monkeypatch):

@@ -19,6 +19,19 @@ from wcjax.errors import InputError, cause
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
 
+# Options of XLA for a step on several devices, by platform. Without them, one all-reduce of all gradients waits for the
+# end of the backward pass. With them there are several, each of which runs while the backward pass goes on.
+COMPILER_OPTIONS = {
+    "tpu": {
+        "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
+        "xla_enable_async_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+}
+
 
 def devices() -> list:
     """jax.devices(). Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
@@ -66,6 +79,11 @@ def make_mesh(config) -> Mesh:
 def one_device() -> Mesh:
     """A mesh of this process's first device."""
     return jax.make_mesh((1, 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """The options of XLA for a training step on the devices of mesh; none for a single device."""
+    return COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}) if mesh.size > 1 else {}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

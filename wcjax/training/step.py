@@ -1,6 +1,7 @@
 """The jitted work of a run: initial state, one training step, one evaluation step. Nothing here touches the host."""
 
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from jax.experimental.layout import Format, Layout
 
 from wcjax.params import fold
 from wcjax.training import mesh as meshes
+
+log = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
@@ -161,7 +164,18 @@ def compile_train_step(run, data, state, totals):
         in_shardings=(auto, everywhere, jax.tree.map(lambda x: x.sharding, inputs)),
         out_shardings=(auto, everywhere, everywhere),
     )
-    return step.lower(state, totals, inputs).compile()
+    return _compile(step.lower(state, totals, inputs), meshes.compiler_options(run.mesh))
+
+
+def _compile(lowered, options):
+    """lowered.compile(options), or without options if this version of XLA does not know one of them."""
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        if not options or not str(error).startswith("INVALID_ARGUMENT"):
+            raise
+        log.warning("The training step is compiled without XLA's options: %s", str(error).splitlines()[0])
+        return lowered.compile()
 
 
 def _shape(x):
