@@ -86,10 +86,13 @@ def main():
     for group, records in on_device(args.repeats):
         if only and group not in only:
             continue
-        for record in records:
-            found["records"].append(record)
-            print(json.dumps(record), flush=True)
-            write_json(args.out, found)
+        try:
+            for record in records:
+                found["records"].append(record)
+                print(json.dumps(record), flush=True)
+                write_json(args.out, found)
+        except jax.errors.JaxRuntimeError as error:  # such as too little memory
+            print(f"{group}: left out, {str(error).splitlines()[0]}", flush=True)
 
 
 def end_after(minutes: float, out: pathlib.Path) -> None:

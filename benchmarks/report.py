@@ -134,25 +134,32 @@ def save_costs(records):
 
 
 def aot(records):
-    """Programs for accelerators, with ratios to the plain program of the same case."""
-    head = [
-        "target",
-        "network, batch, dtype",
-        "variant",
-        "kernels",
-        "GB",
-        "million cycles",
-        "copies, MB",
-        "temporary, MB",
-    ]
+    """Programs for accelerators, with ratios to the first program of the same case, the plain one."""
+    head = ["target", "network, batch, dtype", "variant", "kernels", "GB", "million cycles", "copies, MB"]
+    head += ["copies, share of cycles", "temporary, MB", "memory of the device"]
     rows, plain = [], {}
     for r in records:
-        base = plain.setdefault((r["target"], case(r)), r)
+        base = plain.setdefault((r["target"], case(r), r["fsdp"], r["options"]), r)
         cell = lambda key, unit, form, r=r, base=base: (
             f"{r[key] / unit:{form}} ({r[key] / base[key]:.3f})" if r[key] else ""
         )
         sizes = [cell("kernels", 1, ",.0f"), cell("bytes", 1e9, ".3f"), cell("cycles", 1e6, ".2f")]
-        rows.append([r["target"], case(r), r["variant"], *sizes, f"{r['copied_mb']:.1f}", f"{r['temporary_mb']:.0f}"])
+        copies = f"{r['cycles_of'].get('copies', 0) / r['cycles']:.1%}" if r["cycles"] else ""
+        memory = [f"{r['temporary_mb']:.0f}", f"{r['memory_share']:.1%}"]
+        rows.append([r["target"], case(r), r["variant"], *sizes, f"{r['copied_mb']:.1f}", copies, *memory])
+    return table(head, rows)
+
+
+def sent(records):
+    """What devices send each other in programs for several accelerators."""
+    head = ["target", "network, batch, dtype", "fsdp", "options of XLA", "collective", "number", "MB"]
+    head += ["of these overlapped", "MB overlapped", "million cycles"]
+    rows = []
+    for r in records:
+        for kind, x in sorted(r["collectives"].items()):
+            options, cycles = ("default", "ours")[r["options"]], f"{r['cycles'] / 1e6:.2f}" if r["cycles"] else ""
+            rows.append([r["target"], case(r), r["fsdp"], options, kind, x["number"], f"{x['mb']:.2f}"])
+            rows[-1] += [x["overlapped"], f"{x['overlapped_mb']:.2f}", cycles]
     return table(head, rows)
 
 
@@ -175,6 +182,7 @@ MAKERS = {
     "start": start,
     "imports": imports,
     "aot": aot,
+    "sent": sent,
 }
 
 

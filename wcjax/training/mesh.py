@@ -19,9 +19,15 @@ from wcjax.errors import InputError, cause
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
 
-# Options of XLA for a step on several devices, by platform. Without them, one all-reduce of all gradients waits for the
-# end of the backward pass. With them there are several, each of which runs while the backward pass goes on.
+# Options of XLA for a training step on several devices, by platform. By default XLA sums all gradients in one operation,
+# which waits for the end of the backward pass. With a limit on the bytes of one operation there are several, and most
+# of them run while the backward pass goes on.
 COMPILER_OPTIONS = {
+    "gpu": {
+        "xla_gpu_all_reduce_combine_threshold_bytes": "4000000",
+        "xla_gpu_all_gather_combine_threshold_bytes": "4000000",
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": "500000",  # of the result, a part of the gradients
+    },
     "tpu": {
         "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
         "xla_enable_async_all_reduce": "true",
@@ -127,6 +133,24 @@ def replicate(mesh: Mesh, tree):
     """Puts arrays that every process has on each device, whole."""
     place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
     return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+
+def gather_shards(mesh: Mesh, tree, dtype):
+    """In a jitted step: arrays that are sharded as by `state_sharding`, whole on each device.
+
+    Those that are sharded are cast to dtype before they are sent. The gradient of each is sharded as the array is, so
+    that a device gets the sum for its shard alone (reduce-scatter).
+    """
+    shardings = state_sharding(mesh, tree)
+
+    @jax.custom_vjp
+    def whole(tree):
+        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+    whole.defvjp(
+        lambda tree: (whole(tree), None), lambda _, grads: (jax.lax.with_sharding_constraint(grads, shardings),)
+    )
+    return whole(jax.tree.map(lambda x, s: x if s.is_fully_replicated else x.astype(dtype), tree, shardings))
 
 
 def gather(mesh: Mesh, tree):

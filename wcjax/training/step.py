@@ -84,15 +84,15 @@ def gathered_network(mesh, model) -> tuple:
     """(network, gather) to train with: network.apply({'params': gather(params), ...}, images).
 
     If parameters are sharded over fsdp, network is the plain one. gather folds, w = Ψ(v), each device its own shard,
-    and only then puts the whole of w on each device. Left to itself, XLA moves activations instead of weights where
-    these are larger, as at the head. Otherwise the layers of model compute w.
+    and only then puts the whole of w on each device, in the dtype of the layers. Left to itself, XLA moves activations
+    instead of weights where these are larger, as at the head. Otherwise the layers of model compute w.
     """
     if mesh.shape["fsdp"] == 1:
         return model, lambda params: params
 
     def gather(params):
         plain = params if model.reparam is None else fold(params)
-        return jax.lax.with_sharding_constraint(plain, meshes.replicated(mesh))
+        return meshes.gather_shards(mesh, plain, model.dtype)
 
     return model.clone(reparam=None, learn="none"), gather
 
