@@ -6,8 +6,9 @@
 Lowers and compiles the real step of a config for plain weights, for layers that compute w = Ψ(v), for `wcjax.compand`
 and for a learned (a, b), runs nothing, and prints a Markdown table. A kernel is an instruction of the program that a
 device executes as one: a fusion, a library call, a copy. Bytes are those that its instructions read and write, without
-library calls. Cycles are the TPU compiler's own estimates; the GPU compiler gives none. Needs the extra `aot`; a GPU
-program takes a minute to compile, a TPU program several.
+library calls. Cycles are the TPU compiler's own estimates; the GPU compiler gives none. For several devices ('h100:8')
+the table shows what they send each other. Needs the extra `aot`; a GPU program takes a minute to compile, a TPU program
+several. Where several processes use libtpu at once, set ALLOW_MULTIPLE_LIBTPU_LOAD=1 and TPU_SKIP_MDS_QUERY=1.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def main():
         print(json.dumps(records[-1]), flush=True)
         if args.out:
             add(args.out, case, records[-1])
-    print(f"\n{report.aot(records)}\n\n{report.sent(records)}")
+    print(f"\n{(report.sent if records[0]['collectives'] else report.aot)(records)}")
 
 
 def add(path: pathlib.Path, case: dict, record: dict) -> None:

@@ -53,7 +53,8 @@ def test_links_to_files_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def test_the_performance_page_has_the_tables_of_the_results():
+def test_pages_have_the_tables_of_the_results():
     from benchmarks import report
 
-    assert report.page() == report.PAGE.read_text(encoding="utf-8"), "run: python -m benchmarks.report"
+    for page in report.PAGES:
+        assert report.text(page) == page.read_text(encoding="utf-8"), "run: python -m benchmarks.report"

@@ -150,7 +150,8 @@ def gather_shards(mesh: Mesh, tree, dtype):
     whole.defvjp(
         lambda tree: (whole(tree), None), lambda _, grads: (jax.lax.with_sharding_constraint(grads, shardings),)
     )
-    return whole(jax.tree.map(lambda x, s: x if s.is_fully_replicated else x.astype(dtype), tree, shardings))
+    cast = lambda x, s: x if s.is_fully_replicated else jax.lax.with_sharding_constraint(x.astype(dtype), s)
+    return whole(jax.tree.map(cast, tree, shardings))
 
 
 def gather(mesh: Mesh, tree):
