@@ -38,8 +38,8 @@ def train(config: str, variants, num_seeds: int, out: pathlib.Path, overrides, u
     for seed in range(num_seeds):
         for variant in variants:
             folder = str(out / variant / str(seed))
-            command = [sys.executable, "train.py", "--config", f"{config},{variant}", "--workdir", folder]
-            process = subprocess.Popen([*command, f"--config.seed={seed}", *overrides], cwd=ROOT)
+            command = [sys.executable, str(ROOT / "train.py"), "--config", f"{config},{variant}", "--workdir", folder]
+            process = subprocess.Popen([*command, f"--config.seed={seed}", *overrides])
             code = wait(process, until - time.monotonic(), grace)
             if code is None:
                 return failed
@@ -62,7 +62,7 @@ def main():
     until = time.monotonic() + 60 * args.minutes - 2 * grace
     failed = train(args.config, args.variants.split(","), args.seeds, out, overrides, until, grace)
     report = [sys.executable, "-m", "wcjax.analysis.report", str(out), "--out", str(out / "report")]
-    code = wait(subprocess.Popen(report, cwd=ROOT), grace, 5)
+    code = wait(subprocess.Popen(report), grace, 5)
     if failed:
         sys.exit(f"error: these runs failed, see above: {', '.join(failed)}")
     if code != 0:
