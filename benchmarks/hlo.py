@@ -60,14 +60,16 @@ def collectives(program: list[Kernel]) -> list[Collective]:
         for line in kernel.text.splitlines():
             if not (operation := OPERATION.search(line)):
                 continue
-            channel = re.search(r"channel_id=(\d+)", line)
-            channel = channel[1] if channel else kernel.name
-            if channel in sent:
+            chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)  # the parts of one collective of a TPU
+            key = (operation["kind"], *chain.groups()) if chain else kernel.name
+            if key in sent:
                 continue
-            kind = "reduce-scatter" if "all-reduce-scatter" in kernel.text else operation["kind"]
+            kind, result = operation["kind"], _result(line, operation)
+            if "calls=%all-reduce-scatter" in kernel.text:  # the name of a reduce-scatter on a TPU
+                kind, result = "reduce-scatter", kernel.result
             is_split = kernel.name.startswith("async-collective")
             overlapped = is_split or (kernel.kind.endswith("-start") and _computes_meanwhile(program, i))
-            sent[channel] = Collective(kind, size(_result(line, operation)), overlapped)
+            sent[key] = Collective(kind, size(result), overlapped)
     return list(sent.values())
 
 

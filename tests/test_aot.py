@@ -39,13 +39,13 @@ TPU = """HloModule step, is_scheduled=true
 
 %part (p: bf16[500]) -> (bf16[500], u32[]) {
   %p = bf16[500]{0} parameter(0)
-  %all-reduce.1 = bf16[500]{0:T(512)(2,1)} all-reduce(%p), channel_id=1, to_apply=%add
+  %all-reduce.1 = bf16[500]{0:T(512)(2,1)} all-reduce(%p), channel_id=1, frontend_attributes={chain_id="0"}
   ROOT %custom-call = (bf16[500]{0}, u32[]) custom-call(%all-reduce.1), custom_call_target="X"
 }
 
-%scatter (p: bf16[800]) -> bf16[200] {
+%all-reduce-scatter.7 (p: bf16[800]) -> bf16[200] {
   %p = bf16[800]{0} parameter(0)
-  %all-reduce.2 = bf16[800]{0} all-reduce(%p), channel_id=2, to_apply=%add
+  %all-reduce.2 = bf16[800]{0} all-reduce(%p), channel_id=1, to_apply=%add
   ROOT %dynamic-slice = bf16[200]{0} dynamic-slice(%all-reduce.2, %i), dynamic_slice_sizes={200}
 }
 
@@ -61,7 +61,7 @@ ENTRY %main (a: bf16[500]) -> bf16[500] {
   %async-collective-start = (bf16[500]{0}, u32[]) fusion(%a), kind=kCustom, calls=%part
   %fusion.1 = bf16[8,8]{1,0:T(8,128)(2,1)} fusion(%a), calls=%multiply, backend_config={"estimated_cycles":"700"}
   %async-collective-done = bf16[500]{0} fusion(%async-collective-start), kind=kCustom, calls=%part
-  %all-reduce-scatter.1 = bf16[200]{0} fusion(%a), kind=kCustom, calls=%scatter
+  %fusion.2 = bf16[200]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.7
   %all-reduce.3 = f32[]{:T(128)} all-reduce(%loss), channel_id=3, to_apply=%add
   %copy.2 = bf16[500]{0} copy(%a), backend_config={"estimated_cycles":"300"}
   ROOT %bitcast = bf16[500]{0} bitcast(%copy.2)
@@ -83,7 +83,7 @@ def test_a_gpu_program_is_counted_by_kernel_and_collective():
 def test_a_tpu_program_is_counted_by_kernel_and_collective():
     sent = {
         "all-reduce": {"number": 2, "mb": 0.001004, "overlapped": 1, "overlapped_mb": 0.001},
-        "reduce-scatter": {"number": 1, "mb": 0.0016, "overlapped": 0, "overlapped_mb": 0},
+        "reduce-scatter": {"number": 1, "mb": 0.0004, "overlapped": 0, "overlapped_mb": 0},
     }
     found = hlo.describe(TPU)
     assert (found["kernels"], found["convolutions"], found["copies"]) == (6, 1, 1)

@@ -19,16 +19,16 @@ from wcjax.errors import InputError, cause
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
 
-# Options of XLA for a training step on several devices, by platform. By default XLA sums all gradients in one operation
-# that waits for the end of the backward pass. With a limit on the bytes of one operation there are several, and most
-# of them run while the backward pass goes on.
+# Options of XLA for a training step on several devices, by platform or kind of device. By default XLA sums all gradients
+# in one operation that waits for the end of the backward pass. With a limit on the bytes of one operation there are
+# several, and most of them run while the backward pass goes on. XLA refuses these options on TPUs other than v5e.
 COMPILER_OPTIONS = {
     "gpu": {
         "xla_gpu_all_reduce_combine_threshold_bytes": "4000000",
         "xla_gpu_all_gather_combine_threshold_bytes": "4000000",
         "xla_gpu_reduce_scatter_combine_threshold_bytes": "500000",  # of the result, a part of the gradients
     },
-    "tpu": {
+    "TPU v5 lite": {
         "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
         "xla_enable_async_all_reduce": "true",
         "xla_tpu_enable_async_collective_fusion": "true",
@@ -89,7 +89,9 @@ def one_device() -> Mesh:
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
     """The options of XLA for a training step on the devices of mesh; none for a single device."""
-    return COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}) if mesh.size > 1 else {}
+    device = mesh.devices.flat[0]
+    name = device.device_kind if device.platform == "tpu" else device.platform
+    return COMPILER_OPTIONS.get(name, {}) if mesh.size > 1 else {}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
