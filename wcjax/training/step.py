@@ -168,11 +168,11 @@ def compile_train_step(run, data, state, totals):
 
 
 def _compile(lowered, options):
-    """lowered.compile(options), or without options if this version of XLA does not know one of them."""
+    """lowered.compile(options), or without options if this version of XLA does not know or refuses one of them."""
     try:
         return lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        if not options or not str(error).startswith("INVALID_ARGUMENT"):
+        if not options or not str(error).startswith(("INVALID_ARGUMENT", "FAILED_PRECONDITION")):
             raise
         log.warning("The training step is compiled without XLA's options: %s", str(error).splitlines()[0])
         return lowered.compile()
