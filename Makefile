@@ -4,7 +4,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages: steps on a CPU take 0.7 of the time
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long test-faults docs bench bench-gpu help
+.PHONY: demo test test-long test-faults docs bench bench-gpu results-gpu help
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -57,3 +57,7 @@ bench: .venv/installed-test  ## Measures what docs/performance.md shows on this 
 
 bench-gpu:  ## The same on a GPU, in under 10 minutes and without a network; PYTHON is one with jax[cuda]
 	$(PYTHON) -m benchmarks --out $(or $(OUT),runs)/benchmarks.json --minutes 7
+
+results-gpu:  ## The paper's ResNet18 on CIFAR-10, plain and WC, and the report, in MINUTES; DATA is the folder of cifar10.npz
+	$(PYTHON) -m benchmarks.timed_runs --minutes $(or $(MINUTES),60) --out $(or $(OUT),runs)/paper \
+	  --config.data_dir=$(DATA) --config.dtype=bfloat16

@@ -6,13 +6,15 @@
                                                                     save, start, imports
     python -m benchmarks.report                                       tables and plots of docs/performance.md
 
-Everything that is compared runs in turn in one process; ratios are what counts. The file is written after each case.
+Everything that is compared runs in turn in one process; ratios are what counts. The file is written after each
+measurement, so that it holds all that was measured when the minutes are over.
 """
 
 import argparse
 import json
+import os
 import pathlib
-import time
+import threading
 
 import jax
 
@@ -72,23 +74,37 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON file to write")
     parser.add_argument("--only", help="groups, like steps,torch; all where left out")
     parser.add_argument("--repeats", type=int, default=10, help="measurements of a step of each variant")
-    parser.add_argument("--minutes", type=float, default=60, help="start no further case after that")
+    parser.add_argument("--minutes", type=float, default=60, help="ends after that (default: %(default)s)")
     args = parser.parse_args()
     only = args.only.split(",") if args.only else None
 
-    began, found = time.perf_counter(), {"machine": timing.machine(), "repeats": args.repeats, "records": []}
+    found = {"machine": timing.machine(), "repeats": args.repeats, "records": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.out, found)
+    end_after(args.minutes, args.out)
     on_device = on_gpu if jax.default_backend() == "gpu" else on_cpu
     for group, records in on_device(args.repeats):
         if only and group not in only:
             continue
-        if time.perf_counter() - began > 60 * args.minutes:
-            print(f"{args.minutes:g} minutes are over: the rest is left out.")
-            break
-        for record in records:
-            found["records"].append(record)
-            print(json.dumps(record), flush=True)
-        write_json(args.out, found)
+        try:
+            for record in records:
+                found["records"].append(record)
+                print(json.dumps(record), flush=True)
+                write_json(args.out, found)
+        except jax.errors.JaxRuntimeError as error:  # such as too little memory
+            print(f"{group}: left out, {str(error).splitlines()[0]}", flush=True)
+
+
+def end_after(minutes: float, out: pathlib.Path) -> None:
+    """Ends this process after that time, whatever it does: a compiler cannot be interrupted in another way."""
+
+    def end():
+        print(f"{minutes:g} minutes are over: {out} holds what was measured.", flush=True)
+        os._exit(0)
+
+    timer = threading.Timer(60 * minutes, end)
+    timer.daemon = True
+    timer.start()
 
 
 if __name__ == "__main__":

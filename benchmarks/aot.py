@@ -6,18 +6,19 @@
 Lowers and compiles the real step of a config for plain weights, for layers that compute w = Ψ(v), for `wcjax.compand`
 and for a learned (a, b), runs nothing, and prints a Markdown table. A kernel is an instruction of the program that a
 device executes as one: a fusion, a library call, a copy. Bytes are those that its instructions read and write, without
-library calls. Cycles are the TPU compiler's own estimates; the GPU compiler gives none. Needs the extra `aot`; a GPU
-program takes a minute to compile, a TPU program several.
+library calls. Cycles are the TPU compiler's own estimates; the GPU compiler gives none. For several devices ('h100:8')
+the table shows what they send each other. Needs the extra `aot`; a GPU program takes a minute to compile, a TPU program
+several. Where several processes use libtpu at once, set ALLOW_MULTIPLE_LIBTPU_LOAD=1 and TPU_SKIP_MDS_QUERY=1.
 """
 
 import argparse
-import collections
+import contextlib
 import functools
 import json
-import math
 import pathlib
 import re
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 import wcjax
-from benchmarks.collectives import ARRAY, BYTES, OPERATION
+from benchmarks import hlo, report
 from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule
 from wcjax.config.command_line import read_config_file, split_overrides
@@ -39,11 +40,11 @@ from wcjax.training import step as steps
 from wcjax.training.run import Run
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
+MEMORY = {"v5e": 16 * 2**30, "v6e": 32 * 2**30}  # bytes of a chip
+MEMORY["h100"] = int(re.search(r"device_memory_size: (\d+)", H100.read_text())[1])
 IMAGES = {"cifar10": (45_000, 10), "cifar100": (45_000, 100), "tiny_imagenet": (100_000, 200)}  # of train, and classes
 IMAGES |= {"imagenet": (1_281_167, 1000), "digits": (1_293, 10)}
 VARIANTS = {"plain": "plain", "layers": "wc", "compand": "plain", "learned": "learned"}  # variants of the config file
-NOT_KERNELS = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id"}
-INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?\S+ = (?P<result>\(.*?\)|\S+) (?P<kind>[\w-]+)\(")
 
 
 class CompandRun(Run):
@@ -57,9 +58,10 @@ class CompandRun(Run):
 
 
 def make_mesh(target: str, fsdp: int) -> Mesh:
-    """The devices of 'h100', or of a TPU topology like 'v5e:2x2', as the mesh of a run."""
-    if target == "h100":
-        options = {"topology": "1x1x1", "target_config": H100.read_text()}
+    """The devices of 'h100', 'h100:8' or a TPU topology like 'v5e:2x2', as the mesh of a run."""
+    name, _, number = target.partition(":")
+    if name == "h100":
+        options = {"topology": f"1x1x{number or 1}", "target_config": H100.read_text()}
         devices = topologies.get_topology_desc(platform="cuda", **options).devices
     else:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=target).devices
@@ -90,41 +92,13 @@ def compile_step(target: str, config, is_compand: bool):
     return steps.compile_train_step(run, data, state, totals), len(jax.tree.leaves((state, totals)))
 
 
-def size(result: str) -> int:
-    """Bytes of the result of an instruction, which may be a tuple."""
-    return sum(
-        math.prod(int(n) for n in array["shape"].split(",") if n) * BYTES.get(array["dtype"], 4)
-        for array in ARRAY.finditer(result)
-    )
-
-
-def measure(compiled, donated: int) -> dict:
-    """What a compiled step consists of."""
-    hlo = compiled.as_text()
-    entry = hlo[hlo.index("\nENTRY ") :].partition("\n}")[0].splitlines()
-    kinds, copied = collections.Counter(), 0
-    for line in entry:
-        if (instruction := INSTRUCTION.match(line)) and instruction["kind"] not in NOT_KERNELS:
-            kinds[instruction["kind"]] += 1
-            copied += size(instruction["result"]) if instruction["kind"].startswith("copy") else 0
+def measure(compiled, donated: int, memory_size: int) -> dict:
+    """What a compiled step consists of. memory_size: bytes of the device."""
     memory = compiled.memory_analysis()
-    collectives = collections.Counter(m["kind"] for line in hlo.splitlines() if (m := OPERATION.search(line)))
-    cycles = [int(x) for line in entry for x in re.findall(r'"estimated_cycles":"(\d+)"', line)]
-    return {
-        "kernels": sum(kinds.values()),
-        "convolutions": len(re.findall(r"__cudnn\$conv\w*|= \S+ convolution\(", hlo)),
-        "conditionals": kinds["conditional"],
-        "copies": sum(n for kind, n in kinds.items() if kind.startswith("copy")),
-        "copied_mb": copied / 1e6,
-        "bytes": accessed(compiled),
-        "cycles": sum(cycles) or None,
-        "temporary_mb": memory.temp_size_in_bytes / 1e6,
-        "state_mb": memory.argument_size_in_bytes / 1e6,
-        "donated": donated,
-        "aliased": hlo.partition("\n")[0].count("may-alias") + hlo.partition("\n")[0].count("must-alias"),
-        "collectives": dict(collectives),
-        "asynchronous": len(re.findall(r" (?:all-reduce|all-gather|reduce-scatter)-start\(", hlo)),
-    }
+    state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    needed = state + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    sizes = {"state_mb": state / 1e6, "temporary_mb": temporary / 1e6, "memory_share": needed / memory_size}
+    return hlo.describe(compiled.as_text()) | {"bytes": accessed(compiled), "donated": donated} | sizes
 
 
 def accessed(compiled) -> float | None:
@@ -138,49 +112,40 @@ def accessed(compiled) -> float | None:
         return None
 
 
-def markdown(records) -> str:
-    """One row for each variant, with ratios to plain."""
-    head = ["variant", "kernels", "GB", "million cycles", "copies (MB)", "temporary, MB", "collectives (asynchronous)"]
-    rows = []
-    for record in records:
-        ratio = functools.partial(_ratio, record, records[0])
-        rows.append(
-            [
-                record["variant"],
-                f"{record['kernels']}{ratio('kernels')}",
-                f"{record['bytes'] / 1e9:.3f}{ratio('bytes')}" if record["bytes"] else "",
-                f"{record['cycles'] / 1e6:.2f}{ratio('cycles')}" if record["cycles"] else "",
-                f"{record['copies']} ({record['copied_mb']:.1f})",
-                f"{record['temporary_mb']:.0f}{ratio('temporary_mb')}",
-                f"{sum(record['collectives'].values())} ({record['asynchronous']})",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows])
-
-
-def _ratio(record, plain, key) -> str:
-    return f" ({record[key] / plain[key]:.3f})" if plain[key] else ""
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="'h100', or a TPU topology like v5e:2x2")
+    parser.add_argument("--target", required=True, help="'h100', 'h100:8' or a TPU topology like v5e:2x2")
     parser.add_argument("--config", required=True, help="FILE.py:model; --config.key=value changes a key")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of %(default)s; plain comes first")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--without-options", action="store_true", help="omit the compiler options of a run")
+    parser.add_argument("--hlo", type=pathlib.Path, help="folder for the texts of the programs")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file to add to")
     arguments, overrides = split_overrides(sys.argv[1:])
     args = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # of this process; the compilers need no device
-    records = []
+    omitted = mock.patch.dict(meshes.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
+    memory_size, records = MEMORY[args.target.partition(":")[0]], []
     for variant in args.variants.split(","):
         config = check_config(read_config_file(f"{args.config},{VARIANTS[variant]}", overrides))
         case = {"target": args.target, "model": config.model, "batch": config.batch_size, "dtype": config.dtype}
-        measured = measure(*compile_step(args.target, config, variant == "compand"))
-        records.append({"group": "aot", **case, "variant": variant, **measured})
+        case |= {"fsdp": config.mesh.fsdp, "options": not args.without_options, "variant": variant}
+        with omitted:
+            compiled, donated = compile_step(args.target, config, variant == "compand")
+        if args.hlo:
+            args.hlo.mkdir(parents=True, exist_ok=True)
+            (args.hlo / f"{'-'.join(map(str, case.values()))}.txt").write_text(compiled.as_text())
+        records.append({"group": "aot", **case, **measure(compiled, donated, memory_size)})
         print(json.dumps(records[-1]), flush=True)
         if args.out:
-            write_json(args.out, {"records": records})
-    print(f"\n{markdown(records)}")
+            add(args.out, case, records[-1])
+    print(f"\n{(report.sent if records[0]['collectives'] else report.aot)(records)}")
+
+
+def add(path: pathlib.Path, case: dict, record: dict) -> None:
+    """Adds a record to a JSON file, in place of an older one of the same case."""
+    old = json.loads(path.read_text())["records"] if path.exists() else []
+    others = [other for other in old if any(other.get(key) != value for key, value in case.items())]
+    write_json(path, {"records": [*others, record]})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Puts the numbers of benchmarks/results/*.json into docs/performance.md, and draws its plots.
+"""Puts the numbers of benchmarks/results/*.json into docs/performance.md and docs/scaling.md, and draws the plots.
 
     python -m benchmarks.report
 
-A line <!-- NAME: GROUP --> in the page stands above what is made from that group of results/NAME.json, and
+A line <!-- NAME: GROUP --> in a page stands above what is made from that group of results/NAME.json, and
 <!-- end --> below it; the text around is written by hand.
 """
 
@@ -13,14 +13,15 @@ import re
 from matplotlib.figure import Figure
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "performance.md"
+DOCS = ROOT / "docs"
+PAGES = (DOCS / "performance.md", DOCS / "scaling.md")
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- (?P<name>\w+): (?P<group>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def page() -> str:
-    """The text of docs/performance.md with its tables made anew."""
-    return BLOCK.sub(lambda m: f"{m[1]}{block(m['name'], m['group'])}\n{m[4]}", PAGE.read_text(encoding="utf-8"))
+def text(page: pathlib.Path) -> str:
+    """The text of a page with its tables made anew."""
+    return BLOCK.sub(lambda m: f"{m[1]}{block(m['name'], m['group'])}\n{m[4]}", page.read_text(encoding="utf-8"))
 
 
 def block(name, group) -> str:
@@ -28,7 +29,7 @@ def block(name, group) -> str:
     found = read(name)
     if group == "machine":
         return machine(found["machine"])
-    records = [record for record in found["records"] if record["group"] == group]
+    records = [record for record in found["records"] if record["group"] == SAME.get(group, group)]
     if not records:
         return "Not measured yet."
     plot = f"![{PLOTS[group][0]}]({PLOTS[group][1]}_{name}.png)\n\n" if group in PLOTS else ""
@@ -134,25 +135,30 @@ def save_costs(records):
 
 
 def aot(records):
-    """Programs for accelerators, with ratios to the plain program of the same case."""
-    head = [
-        "target",
-        "network, batch, dtype",
-        "variant",
-        "kernels",
-        "GB",
-        "million cycles",
-        "copies, MB",
-        "temporary, MB",
-    ]
+    """Programs for one accelerator, with ratios to the first program of the same case, the plain one."""
+    head = ["target", "network, batch, dtype", "variant", "kernels", "GB", "million cycles", "cycles in copies"]
+    head += ["temporary, MB", "memory of the device"]
     rows, plain = [], {}
-    for r in records:
+    for r in (record for record in records if not record["collectives"]):
         base = plain.setdefault((r["target"], case(r)), r)
         cell = lambda key, unit, form, r=r, base=base: (
             f"{r[key] / unit:{form}} ({r[key] / base[key]:.3f})" if r[key] else ""
         )
         sizes = [cell("kernels", 1, ",.0f"), cell("bytes", 1e9, ".3f"), cell("cycles", 1e6, ".2f")]
-        rows.append([r["target"], case(r), r["variant"], *sizes, f"{r['copied_mb']:.1f}", f"{r['temporary_mb']:.0f}"])
+        copies = f"{r['cycles_of'].get('copies', 0) / r['cycles']:.1%}" if r["cycles"] else ""
+        memory = [f"{r['temporary_mb']:.0f}", f"{r['memory_share']:.1%}"]
+        rows.append([r["target"], case(r), r["variant"], *sizes, copies, *memory])
+    return table(head, rows)
+
+
+def sent(records):
+    """What the devices of programs for several accelerators send each other."""
+    head = ["target", "network, batch, dtype", "fsdp", "options", "collective", "number", "MB", "overlapped", "MB"]
+    rows = []
+    for r in records:
+        for kind, x in sorted(r["collectives"].items()):
+            program = [r["target"], case(r), r["fsdp"], "ours" if r["options"] else "default"]
+            rows.append([*program, kind, x["number"], f"{x['mb']:.2f}", x["overlapped"], f"{x['overlapped_mb']:.2f}"])
     return table(head, rows)
 
 
@@ -175,6 +181,7 @@ MAKERS = {
     "start": start,
     "imports": imports,
     "aot": aot,
+    "sent": sent,
 }
 
 
@@ -224,9 +231,11 @@ def line(axes, key, records, title):
 
 
 def save(figure, file) -> pathlib.Path:
-    figure.savefig(PAGE.parent / file, dpi=120)
-    return PAGE.parent / file
+    figure.savefig(DOCS / file, dpi=120)
+    return DOCS / file
 
+
+SAME = {"sent": "aot"}  # another table of the same records
 
 PLOTS = {  # group: (what it shows, name of the file, function)
     "steps": ("Ratio of a step with WC to the plain step", "overhead", plot_overhead),
@@ -235,13 +244,14 @@ PLOTS = {  # group: (what it shows, name of the file, function)
 
 
 def main():
-    text = page()
-    PAGE.write_text(text, encoding="utf-8")
-    for name in sorted({m["name"] for m in BLOCK.finditer(text)}):
-        measured = {record["group"] for record in read(name)["records"]}
-        for group in PLOTS.keys() & measured:
-            print(PLOTS[group][2](name))
-    print(PAGE)
+    for page in PAGES:
+        made = text(page)
+        page.write_text(made, encoding="utf-8")
+        for name in sorted({m["name"] for m in BLOCK.finditer(made)}):
+            measured = {record["group"] for record in read(name)["records"]}
+            for group in PLOTS.keys() & measured:
+                print(PLOTS[group][2](name))
+        print(page)
 
 
 if __name__ == "__main__":

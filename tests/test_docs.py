@@ -100,7 +100,8 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
         assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
-def test_the_performance_page_has_the_tables_of_the_results():
+def test_pages_have_the_tables_of_the_results():
     from benchmarks import report
 
-    assert report.page() == report.PAGE.read_text(encoding="utf-8"), "run: python -m benchmarks.report"
+    for page in report.PAGES:
+        assert report.text(page) == page.read_text(encoding="utf-8"), "run: python -m benchmarks.report"

@@ -6,14 +6,13 @@ import sys
 from wcjax.errors import InputError
 
 _FLAX = {"flax": "flax"}
-_TRAIN = _FLAX | {
+_TRAIN = _FLAX | {  # without tensorboardX: a run writes no events if it is missing
     "absl": "absl-py",
     "matplotlib": "matplotlib",
     "ml_collections": "ml_collections",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "scipy": "scipy",
-    "tensorboardX": "tensorboardX",
     "tqdm": "tqdm",
 }
 EXTRAS = {  # {extra: {module: what pip calls it}}

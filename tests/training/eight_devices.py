@@ -1,6 +1,9 @@
 """What eight simulated devices do as one device does: python -m tests.training.eight_devices"""
 
+import contextlib
 import functools
+import unittest
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +37,15 @@ def compare_batches(run, alone):
     jax.tree.map(np.testing.assert_array_equal, batches[:2], batches[2:])
 
 
-def check_collectives(run):
+def check_collectives(run, alone):
     """A step sends the gradients of kernels, the sums of batch norm, two numbers, and each sharded kernel once."""
-    progress = Progress.start(run)
-    with feed.training(run, 0) as data:
-        step = steps.compile_train_step(run, data, progress.state, progress.totals)
+    with unknown_option() as warnings:
+        progress = Progress.start(run)
+        with feed.training(run, 0) as data:
+            step = steps.compile_train_step(run, data, progress.state, progress.totals)
+        assert meshes.compiler_options(alone.mesh) == {}
+    assert len(warnings.output) == 1
+    assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
     sent = collectives(step.as_text())
     _, size = sent.pop(("all-reduce", "vectors, backward"))
     # Scale, bias and the head's bias; XLA may send a sum on its own that is part of two gradients.
@@ -49,6 +56,14 @@ def check_collectives(run):
     if run.mesh.shape["fsdp"] > 1:
         expected["all-gather", "kernels"] = kernels  # forwards, and not again backwards
     assert sent == expected
+
+
+@contextlib.contextmanager
+def unknown_option():
+    """Steps on several CPU devices get an option that XLA does not know, which they report and compile without."""
+    options = mock.patch.dict(meshes.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
+    with options, unittest.TestCase().assertLogs(steps.log) as warnings:
+        yield warnings
 
 
 def compare_compand(mesh, alone, learn):
@@ -86,8 +101,8 @@ if __name__ == "__main__":
     meshes.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
     alone, replicated, sharded = make_run(1, 1), make_run(8, 1), make_run(2, 4)
     compare_batches(replicated, alone)
-    check_collectives(replicated)
-    check_collectives(sharded)
+    check_collectives(replicated, alone)
+    check_collectives(sharded, alone)
     jax.config.update("jax_enable_x64", True)
     for learn in ("channel", "coarse"):
         compare_compand(sharded.mesh, alone.mesh, learn)

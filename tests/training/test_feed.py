@@ -41,6 +41,16 @@ def at(seed, step):
     return types.SimpleNamespace(step=jnp.int32(step), key=jax.random.key_data(jax.random.key(seed)))
 
 
+def test_a_batch_is_gathered_without_a_copy_of_all_images():
+    split = on_device(np.zeros((N, 4, 4, 3), np.uint8), np.zeros(N), padding=1, flip=True)
+    for batch, inputs in ((split.train_batch, split.train_inputs()), (split.eval_batch, split.eval_inputs())):
+        arguments = (inputs, 0, jax.random.key(0)) if batch == split.train_batch else (inputs, 0)
+        program = jax.jit(batch).lower(*arguments).as_text()
+        whole, others = f"tensor<{N}x48xui8>", re.findall(rf"-> \(?tensor<{N}x[^>]*ui8>", program)
+        assert whole in program, "a TPU would copy images of more axes than one, in each step, to gather from them"
+        assert not others, "no operation makes an array of all images"
+
+
 def test_each_epoch_has_an_order_that_only_the_seed_decides():
     pixels = np.random.default_rng(0).integers(0, 256, (N, 2, 2, 1), np.uint8)
     split = on_device(pixels, np.arange(N), padding=0, flip=False)

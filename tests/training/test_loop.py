@@ -3,6 +3,7 @@
 import collections
 import math
 import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -159,6 +160,16 @@ def test_the_hyperparameters_of_tensorboard_are_the_config(tiny_run):
     assert not {"data_dir", "mesh.data", "checkpoint_every"} & values.keys(), "they may change when a run resumes"
     assert results == {"test/accuracy", "test/loss", "val/best_accuracy"}
     assert any(value.tag == "_hparams_/session_end_info" for event in events(path) for value in event.summary.value)
+
+
+def test_a_run_without_tensorboardx_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    for name in [n for n in sys.modules if n.startswith(("tensorboardX", "wcjax.run_folder.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # so that an import of it fails
+    caplog.set_level("INFO", "wcjax")
+    training.train(runs.tiny(epochs=1), tmp_path / "run")
+    assert "No events for TensorBoard: tensorboardX is not installed." in caplog.messages
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_a_finished_run_returns_its_summary_and_does_nothing(tiny_run, monkeypatch):

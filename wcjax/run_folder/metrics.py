@@ -1,20 +1,17 @@
 """The lines that a run writes for each epoch, and the same numbers for TensorBoard."""
 
 import json
+import logging
 import os
 import pathlib
-import socket
-import time
 
-import numpy as np
 from flax import traverse_util
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import hparams, scalar
 
 from wcjax import run_folder
 from wcjax.config.keys import MAY_DIFFER
 from wcjax.files import saving, write_text
+
+log = logging.getLogger(__name__)
 
 # {field of metrics.jsonl: its name in TensorBoard}; other fields keep their names, and epoch is the horizontal axis.
 NAMES = {f"{split}_{number}": f"{split}/{number}" for split in ("train", "val") for number in ("loss", "accuracy")}
@@ -35,18 +32,7 @@ class MetricsWriter:
         for name in ("metrics.jsonl", "weights.jsonl"):
             lines = [line for line in run_folder.read_lines(workdir, name) if line["epoch"] <= done_epochs]
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
-        # Not tensorboardX's SummaryWriter, whose thread dies on a full disk: add_scalar then waits for it for ever. Its
-        # add_hparams would also put the hyperparameters into a folder of their own, which TensorBoard shows as a run.
-        self._tensorboard = self._workdir / "tensorboard"
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
-        with saving(self._tensorboard):
-            self._tensorboard.mkdir(exist_ok=True)
-            self._events = RecordWriter(str(self._tensorboard / name))
-        self._add_event(file_version="brain.Event:2")
-        self._add_event(step=done_epochs + 1, session_log=SessionLog(status=SessionLog.START))  # hides older events
-        experiment, session, self._end_of_session = hparams(_hyperparameters(config), dict.fromkeys(RESULTS.values()))
-        self._add_event(summary=experiment)
-        self._add_event(summary=session)
+        self._events = _events(self._workdir / "tensorboard", done_epochs + 1, config)
 
     def write(self, line: dict) -> None:
         """line: 'epoch' and numbers by name, or dicts of them."""
@@ -68,7 +54,8 @@ class MetricsWriter:
     def write_summary(self, summary: dict) -> None:
         """Gives TensorBoard the results of the run. summary: as in summary.json."""
         self._show({shown: summary[name] for name, shown in RESULTS.items()}, summary["epochs"])
-        self._add_event(summary=self._end_of_session)
+        if self._events is not None:
+            self._events.end_session()
 
     def _append(self, name, line):
         path = self._workdir / name
@@ -78,17 +65,11 @@ class MetricsWriter:
             os.fsync(file.fileno())
 
     def _show(self, numbers, epoch):
-        for name, value in traverse_util.flatten_dict(numbers, sep="/").items():
-            self._add_event(step=epoch, summary=scalar(name, np.median(value)))  # value may be a list of quantiles
-        with saving(self._tensorboard):
-            self._events.flush()
-
-    def _add_event(self, **content):
-        with saving(self._tensorboard):
-            self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
+        if self._events is not None:
+            self._events.show(numbers, epoch)
 
     def close(self) -> None:
-        with saving(self._tensorboard):
+        if self._events is not None:
             self._events.close()
 
 
@@ -100,6 +81,18 @@ def _hyperparameters(config) -> dict:
         for key, value in flat.items()
         if key.partition(".")[0] not in MAY_DIFFER
     }
+
+
+def _events(folder, first_epoch, config):
+    """The TensorBoard events of a run, None if tensorboardX is not installed."""
+    try:
+        from wcjax.run_folder.tensorboard import Events
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] != "tensorboardX":
+            raise
+        log.info("No events for TensorBoard: tensorboardX is not installed.")
+        return None
+    return Events(folder, first_epoch, _hyperparameters(config), RESULTS.values())
 
 
 class NoMetrics:

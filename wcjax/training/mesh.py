@@ -19,6 +19,25 @@ from wcjax.errors import InputError, cause
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
 
+# Options of XLA for a training step on several devices, by platform or kind of TPU. By default XLA sums all gradients
+# in one operation that waits for the end of the backward pass. With a limit on the bytes of one operation there are
+# several, and most of them run while the backward pass goes on. XLA refuses these options on TPUs other than v5e.
+COMPILER_OPTIONS = {
+    "gpu": {
+        "xla_gpu_all_reduce_combine_threshold_bytes": "4000000",
+        "xla_gpu_all_gather_combine_threshold_bytes": "4000000",
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": "500000",  # of the result, a part of the gradients
+    },
+    "TPU v5 lite": {
+        "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
+        "xla_enable_async_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+}
+
 
 def devices() -> list:
     """jax.devices(). Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
@@ -68,6 +87,13 @@ def one_device() -> Mesh:
     return jax.make_mesh((1, 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """The options of XLA for a training step on the devices of mesh; none for a single device."""
+    device = mesh.devices.flat[0]
+    name = device.device_kind if device.platform == "tpu" else device.platform
+    return COMPILER_OPTIONS.get(name, {}) if mesh.size > 1 else {}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
@@ -109,6 +135,25 @@ def replicate(mesh: Mesh, tree):
     """Puts arrays that every process has on each device, whole."""
     place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
     return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+
+def gather_shards(mesh: Mesh, tree, dtype):
+    """In a jitted step: arrays that are sharded as by `state_sharding`, whole on each device.
+
+    Those that are sharded are cast to dtype before they are sent. The gradient of each is sharded as the array is, so
+    that a device gets the sum for its shard alone (reduce-scatter).
+    """
+    shardings = state_sharding(mesh, tree)
+
+    @jax.custom_vjp
+    def whole(tree):
+        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+    whole.defvjp(
+        lambda tree: (whole(tree), None), lambda _, grads: (jax.lax.with_sharding_constraint(grads, shardings),)
+    )
+    cast = lambda x, s: x if s.is_fully_replicated else jax.lax.with_sharding_constraint(x.astype(dtype), s)
+    return whole(jax.tree.map(cast, tree, shardings))
 
 
 def gather(mesh: Mesh, tree):

@@ -1,6 +1,7 @@
 """The jitted work of a run: initial state, one training step, one evaluation step. Nothing here touches the host."""
 
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from jax.experimental.layout import Format, Layout
 
 from wcjax.params import fold
 from wcjax.training import mesh as meshes
+
+log = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
@@ -81,15 +84,15 @@ def gathered_network(mesh, model) -> tuple:
     """(network, gather) to train with: network.apply({'params': gather(params), ...}, images).
 
     If parameters are sharded over fsdp, network is the plain one. gather folds, w = Ψ(v), each device its own shard,
-    and only then puts the whole of w on each device. Left to itself, XLA moves activations instead of weights where
-    these are larger, as at the head. Otherwise the layers of model compute w.
+    and only then puts the whole of w on each device, in the dtype of the layers. Left to itself, XLA moves activations
+    instead of weights where these are larger, as at the head. Otherwise the layers of model compute w.
     """
     if mesh.shape["fsdp"] == 1:
         return model, lambda params: params
 
     def gather(params):
         plain = params if model.reparam is None else fold(params)
-        return jax.lax.with_sharding_constraint(plain, meshes.replicated(mesh))
+        return meshes.gather_shards(mesh, plain, model.dtype)
 
     return model.clone(reparam=None, learn="none"), gather
 
@@ -170,7 +173,18 @@ def compile_train_step(run, data, state, totals):
         in_shardings=(auto, everywhere, jax.tree.map(lambda x: x.sharding, inputs)),
         out_shardings=(auto, everywhere, everywhere),
     )
-    return step.lower(state, totals, inputs).compile()
+    return _compile(step.lower(state, totals, inputs), meshes.compiler_options(run.mesh))
+
+
+def _compile(lowered, options):
+    """lowered.compile(options), or without options if this version of XLA does not know or refuses one of them."""
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        if not options or not str(error).startswith(("INVALID_ARGUMENT", "FAILED_PRECONDITION")):
+            raise
+        log.warning("The training step is compiled without XLA's options: %s", str(error).splitlines()[0])
+        return lowered.compile()
 
 
 def _shape(x):

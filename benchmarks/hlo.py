@@ -1,0 +1,127 @@
+"""What a compiled program consists of, read from the text of XLA."""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+from benchmarks.collectives import ARRAY, BYTES, OPERATION
+
+NOT_KERNELS = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id"}
+NOT_KERNELS |= {"copy-start", "slice-start"}  # a TPU fetches operands into its fast memory while it computes
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(?P<name>\S+) = (?P<result>\(.*?\)|\S+) (?P<kind>[\w-]+)\(")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>\S+) [^\n]*\{\n(?P<body>.*?)^\}", re.MULTILINE | re.DOTALL)
+
+
+class Kernel(NamedTuple):
+    """An instruction that a device executes as one: a fusion, a library call, a copy, a collective."""
+
+    name: str
+    kind: str
+    result: str
+    cycles: int  # the TPU compiler's estimate; 0 if it has none
+    text: str  # of the instruction, and of the computation that it calls
+
+    @property
+    def does(self) -> str:
+        """'convolutions' (or matrix products), 'copies', 'pads' or 'other'."""
+        if re.search(r" (?:convolution|dot)\(|__cudnn\$conv|__cublas", self.text):
+            return "convolutions"
+        return {"copy": "copies", "pad": "pads"}.get(re.split(r"[._-]", self.name)[0], "other")
+
+
+class Collective(NamedTuple):
+    kind: str  # all-reduce, all-gather, reduce-scatter, ...
+    bytes: int  # of the result on one device
+    overlapped: bool  # whether the device computes a convolution or a product meanwhile
+
+
+def kernels(hlo: str) -> list[Kernel]:
+    """The kernels of a program in the order in which they run."""
+    bodies = {m["name"]: m["body"] for m in COMPUTATION.finditer(hlo)}
+    entry = re.search(r"^ENTRY %?(\S+)", hlo, re.MULTILINE)[1]
+    found = []
+    for line in bodies[entry].splitlines():
+        if not (instruction := INSTRUCTION.match(line)):
+            continue
+        name, result, kind = instruction["name"], instruction["result"], instruction["kind"]
+        if kind in NOT_KERNELS or (kind == "custom-call" and '"ConcatBitcast"' in line):
+            continue
+        called = "".join(bodies.get(callee, "") for callee in re.findall(r"calls=%?([^\s,)]+)", line))
+        cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)))
+        found.append(Kernel(name, kind, result, cycles, f"{line}\n{called}"))
+    return found
+
+
+def collectives(program: list[Kernel]) -> list[Collective]:
+    """What the devices send each other. A TPU overlaps a collective with the computations among which it splits it."""
+    sent = {}
+    for i, kernel in enumerate(program):
+        for line in kernel.text.splitlines():
+            if not (operation := OPERATION.search(line)):
+                continue
+            chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)  # the parts of one collective of a TPU
+            key = (operation["kind"], *chain.groups()) if chain else kernel.name
+            if key in sent:
+                continue
+            kind, result = operation["kind"], _result(line, operation)
+            if "calls=%all-reduce-scatter" in kernel.text:  # the name of a reduce-scatter on a TPU
+                kind, result = "reduce-scatter", kernel.result
+            is_split = kernel.name.startswith("async-collective")
+            overlapped = is_split or (kernel.kind.endswith("-start") and _computes_meanwhile(program, i))
+            sent[key] = Collective(kind, size(result), overlapped)
+    return list(sent.values())
+
+
+def _result(line, operation):
+    """The result of a collective without the operands that a GPU's all-gather-start has in its tuple as well."""
+    arrays = [array[0] for array in ARRAY.finditer(operation["result"])]
+    has_operands = f"{operation['kind']}-start(" in line and operation["kind"] != "all-reduce"
+    return " ".join(arrays[len(arrays) // 2 :] if has_operands else arrays)
+
+
+def _computes_meanwhile(program, start):
+    """Whether a convolution or a matrix product runs between a '-start' and its '-done'."""
+    for kernel in program[start + 1 :]:
+        if kernel.kind.endswith("-done") and f"%{program[start].name})" in kernel.text:
+            return False
+        if kernel.does == "convolutions":
+            return True
+    return False
+
+
+def size(result: str) -> int:
+    """Bytes of the result of an instruction, which may be a tuple."""
+    return sum(
+        math.prod(int(n) for n in array["shape"].split(",") if n) * BYTES.get(array["dtype"], 4)
+        for array in ARRAY.finditer(result)
+    )
+
+
+def describe(hlo: str) -> dict:
+    """The numbers of a program: kernels, convolutions, conditionals, copies, cycles, collectives, aliased buffers."""
+    program = kernels(hlo)
+    launched = [kernel for kernel in program if not kernel.kind.endswith("-done")]
+    copies = [kernel for kernel in launched if kernel.does == "copies"]
+    cycles = collections.Counter()
+    for kernel in program:
+        cycles[kernel.does] += kernel.cycles
+    sent = {}
+    for kind, size_, overlapped in collectives(program):
+        numbers = sent.setdefault(kind, {"number": 0, "mb": 0.0, "overlapped": 0, "overlapped_mb": 0.0})
+        numbers["number"] += 1
+        numbers["mb"] += size_ / 1e6
+        numbers["overlapped"] += overlapped
+        numbers["overlapped_mb"] += overlapped * size_ / 1e6
+    head = hlo.partition("\n")[0]
+    return {
+        "kernels": len(launched),
+        "convolutions": len(re.findall(r"__cudnn\$conv\w*|= \S+ convolution\(", hlo)),
+        "conditionals": sum(kernel.kind == "conditional" for kernel in program),
+        "copies": len(copies),
+        "copied_mb": sum(size(kernel.result) for kernel in copies) / 1e6,
+        "cycles": sum(cycles.values()) or None,
+        "cycles_of": {name: n for name, n in cycles.items() if n},
+        "collectives": sent,
+        "aliased": head.count("may-alias") + head.count("must-alias"),
+    }
