@@ -16,7 +16,7 @@ from tests.test_docs import ROOT, blocks
 
 pytestmark = pytest.mark.long  # it installs 1 GB
 
-TRAIN = "flax, matplotlib, ml_collections, orbax-checkpoint, scikit-learn, tensorboardX, tqdm"  # JAX brings scipy
+TRAIN = "flax, matplotlib, ml_collections, orbax-checkpoint, scikit-learn, tqdm"  # JAX brings scipy
 
 
 class Environment:
