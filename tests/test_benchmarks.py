@@ -1,0 +1,64 @@
+"""Benchmarks and runs that have a number of minutes end within it, and keep what they have."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from benchmarks import timed_runs
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+FAKE_TRAIN = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+folder.mkdir(parents=True)
+(folder / "arguments").write_text(" ".join(sys.argv[1:]))
+if "--config.slow=1" in sys.argv:
+    time.sleep(600)
+sys.exit(folder.parent.name == "wc" and folder.name == "1")
+"""
+
+
+def train(tmp_path, monkeypatch, seeds, overrides, seconds, grace=60.0):
+    """Runs `timed_runs.train` with a train.py that does nothing; returns (failed runs, runs that were started)."""
+    (tmp_path / "train.py").write_text(FAKE_TRAIN)
+    monkeypatch.setattr(timed_runs, "ROOT", tmp_path)
+    until, out = time.monotonic() + seconds, tmp_path / "out"
+    failed = timed_runs.train("c.py:resnet8", ["plain", "wc"], seeds, out, overrides, until, grace)
+    started = {str(path.parent.relative_to(out)): path.read_text() for path in out.rglob("arguments")}
+    return [str(pathlib.Path(folder).relative_to(out)) for folder in failed], started
+
+
+def test_timed_runs_train_each_variant_with_each_seed(tmp_path, monkeypatch):
+    failed, started = train(tmp_path, monkeypatch, 2, ["--config.data_dir=D"], seconds=600)
+    assert failed == ["wc/1"], "a run that fails does not keep the others from running"
+    assert set(started) == {"plain/0", "wc/0", "plain/1", "wc/1"}
+    folder = tmp_path / "out" / "wc" / "0"
+    assert started["wc/0"] == f"--config c.py:resnet8,wc --workdir {folder} --config.seed=0 --config.data_dir=D"
+
+
+def test_timed_runs_start_no_run_when_the_time_is_up(tmp_path, monkeypatch):
+    failed, started = train(tmp_path, monkeypatch, 2, ["--config.slow=1"], seconds=0, grace=0.1)
+    assert (failed, set(started) - {"plain/0"}) == ([], set())
+
+
+def test_a_process_that_ignores_sigterm_is_killed():
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"on\n"
+    assert timed_runs.wait(process, 0, 0.1) is None
+    assert process.returncode == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_benchmarks_end_when_their_minutes_are_over(tmp_path):
+    out = tmp_path / "results" / "benchmarks.json"
+    command = [sys.executable, "-m", "benchmarks", "--out", str(out), "--only", "steps", "--minutes", "0"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, f"0 minutes are over: {out} holds what was measured.\n")
+    assert json.loads(out.read_text())["records"] == []
