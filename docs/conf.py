@@ -16,7 +16,6 @@ from sphinx import addnodes
 ROOT = pathlib.Path(__file__).parent.parent
 
 project = "wcjax"
-author = "The authors of wcjax"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/**", "notebooks/*.ipynb"]

@@ -73,23 +73,19 @@ def test_the_api_page_has_every_public_name_with_a_docstring():
     assert all(map(inspect.getdoc, listed))
 
 
-CORE = ("companding", "description", "optim", "params", "psi", "reparam")
-
-
-@pytest.mark.parametrize("module", CORE)
+@pytest.mark.parametrize("module", ["companding", "optim", "params", "reparam"])
 def test_the_examples_in_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"wcjax.{module}"))
-    assert result.failed == 0
+    assert result.attempted and not result.failed
 
 
 @pytest.mark.long
-def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     for package in ("furo", "latex2mathml", "myst_nb"):
         pytest.importorskip(package, reason="needs make docs, or pip install 'wcjax[docs]'")
-    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-c", ROOT / "docs", "-D", "nb_execution_mode=off"]
-    done = subprocess.run(
-        [*sphinx, "-d", tmp_path / "doctrees", ROOT, tmp_path / "html"], capture_output=True, text=True
-    )
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-c", "docs", "-D", "nb_execution_mode=off"]
+    folders = ["-d", tmp_path / "doctrees", ".", tmp_path / "html"]
+    done = subprocess.run([*sphinx, *folders], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = sorted((tmp_path / "html").rglob("*.html"))
     assert {"index.html", "search.html", "api.html", "wc_in_ten_minutes.html"} <= {page.name for page in pages}
