@@ -52,7 +52,7 @@ docs: .venv/installed-docs  ## Builds the documentation site in site/html, with 
 	$(INSTALL) -e '.[docs]'
 	@touch $@ .venv/installed
 
-bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (some 35 minutes on 2 cores)
+bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (about an hour on 2 cores)
 	$(BIN)/python -m benchmarks --out runs/benchmarks.json
 
 bench-gpu:  ## The same on a GPU, in under 10 minutes and without a network; PYTHON is one with jax[cuda]

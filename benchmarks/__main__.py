@@ -1,10 +1,9 @@
 """Measures what docs/performance.md shows; writes one JSON file.
 
-    python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, some 35 minutes on a CPU
-    python -m benchmarks --out FILE --only steps,torch              some of the groups: steps, torch, forward, epoch,
-                                                                    input, growth, devices, convolutions, scan, flags,
-                                                                    save, start, imports
-    python -m benchmarks.report                                       tables and plots of docs/performance.md
+    python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, about an hour on a CPU
+    taskset -c 0 python -m benchmarks --out FILE                    CPU time on one core, which is the steadiest
+    python -m benchmarks --out FILE --only steps,torch:resnet8      some groups and cases; the file keeps the others
+    python -m benchmarks.report                                     tables of docs/performance.md
 
 Everything that is compared runs in turn in one process; ratios are what counts. The file is written after each
 measurement, so that it holds all that was measured when the minutes are over.
@@ -26,45 +25,41 @@ BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def on_cpu(repeats):
-    """(group, generator of records) of all that is to be measured, the most telling first."""
+    """(name, generator of records) of all that is to be measured, the most telling first."""
     few = max(3, repeats // 3)
-    for i, case in enumerate(steps.CPU):
-        yield "steps", steps.measure_steps(*case, repeats, full=i < 2)
-    for case in against_torch.CPU:
-        yield "torch", against_torch.measure(*case, few)
-    for case in steps.CPU[:4]:
-        yield "forward", steps.measure_forward(*case, repeats)
-    yield "epoch", runs.measure_epoch("resnet8", 128, "float32", 60)
-    for name in ("resnet8", "resnet18"):
-        yield "save", runs.measure_saving(name, 16, "float32", few)
-    yield "input", inputs.measure(128, "float32", few)
-    yield "growth", runs.measure_growth(MODELS, BATCHES, "float32", repeats)
-    yield "devices", runs.measure_devices("resnet8", 128, "float32", (1, 2, 4, 8))
-    for case in steps.CONVOLUTIONS:
-        yield "convolutions", steps.measure_convolutions(*case, few)
-    yield "scan", runs.measure_scan("resnet8", 16, "float32", few)
-    for name in ("resnet8", "resnet18"):
-        yield "start", runs.measure_start(name)
-    yield "imports", runs.measure_imports()
+    yield from each("torch", against_torch.CPU, against_torch.measure, few)
+    yield from each("steps", steps.CPU_FULL, steps.measure_steps, repeats, full=True)
+    yield from each("steps", steps.CPU, steps.measure_steps, repeats, full=False)
+    yield from each("forward", steps.CPU_FULL, steps.measure_forward, repeats)
+    yield from each("convolutions", steps.CONVOLUTIONS, steps.measure_convolutions, few)
+    yield from each("epoch", [("resnet8", 128, "float32")], runs.measure_epoch, 60)
+    yield from each("save", [("resnet8", 16, "float32"), ("resnet18", 16, "float32")], runs.measure_saving, few)
+    yield from each("input", [(128, "float32")], inputs.measure, few)
+    yield from each("start", [("resnet8",), ("resnet18",)], runs.measure_start)
 
 
 def on_gpu(repeats):
     """The same on a GPU, where what comes last may not fit into the time."""
     few = max(3, repeats // 3)
-    yield "steps", steps.measure_steps(*steps.GPU[0], repeats, full=True)
-    yield "epoch", runs.measure_epoch("resnet18", 128, "bfloat16", 351)
-    yield "torch", against_torch.measure(*against_torch.GPU[0], few)
-    yield "save", runs.measure_saving("resnet18", 128, "bfloat16", few)
-    yield "scan", runs.measure_scan("resnet18", 128, "bfloat16", few)
-    yield "flags", steps.measure_flags("resnet18", 128, "bfloat16", few)
-    yield "forward", steps.measure_forward(*steps.GPU[0], repeats)
-    yield "input", inputs.measure(128, "bfloat16", few)
-    for case in steps.GPU[1:]:
-        yield "steps", steps.measure_steps(*case, repeats, full=False)
-    for case in against_torch.GPU[1:]:
-        yield "torch", against_torch.measure(*case, few)
+    resnet18 = [("resnet18", 128, "bfloat16")]
+    yield from each("steps", steps.GPU[:1], steps.measure_steps, repeats, full=True)
+    yield from each("epoch", resnet18, runs.measure_epoch, 351)
+    yield from each("torch", against_torch.GPU[:1], against_torch.measure, few)
+    yield from each("save", resnet18, runs.measure_saving, few)
+    yield from each("scan", resnet18, runs.measure_scan, few)
+    yield from each("flags", resnet18, steps.measure_flags, few)
+    yield from each("forward", steps.GPU[:1], steps.measure_forward, repeats)
+    yield from each("input", [(128, "bfloat16")], inputs.measure, few)
+    yield from each("steps", steps.GPU[1:], steps.measure_steps, repeats, full=False)
+    yield from each("torch", against_torch.GPU[1:], against_torch.measure, few)
     yield "growth", runs.measure_growth(MODELS, BATCHES, "bfloat16", 3)
     yield "imports", runs.measure_imports()
+
+
+def each(group, cases, measure, *arguments, **options):
+    """For each case, its name, like torch:resnet8:128:float32, and its records, which are measured as they are read."""
+    for case in cases:
+        yield ":".join(map(str, (group, *case))), measure(*case, *arguments, **options)
 
 
 def main():
@@ -72,27 +67,32 @@ def main():
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON file to write")
-    parser.add_argument("--only", help="groups, like steps,torch; all where left out")
+    parser.add_argument("--only", help="groups or cases, like steps,torch:resnet8; all if omitted")
     parser.add_argument("--repeats", type=int, default=10, help="measurements of a step of each variant")
     parser.add_argument("--minutes", type=float, default=60, help="ends after that (default: %(default)s)")
     args = parser.parse_args()
-    only = args.only.split(",") if args.only else None
+    wanted = args.only.split(",") if args.only else None
 
-    found = {"machine": timing.machine(), "repeats": args.repeats, "records": []}
+    measured = {"machine": timing.machine(), "repeats": args.repeats, "records": []}
+    if wanted and args.out.exists():
+        measured = json.loads(args.out.read_text(encoding="utf-8")) | {"repeats": args.repeats}
+        if measured["machine"] != timing.machine():
+            parser.error(f"{args.out} is from another machine, other versions or other flags; name another file.")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, found)
+    write_json(args.out, measured)
     end_after(args.minutes, args.out)
     on_device = on_gpu if jax.default_backend() == "gpu" else on_cpu
-    for group, records in on_device(args.repeats):
-        if only and group not in only:
+    for name, records in on_device(args.repeats):
+        if wanted and not any(f"{name}:".startswith(f"{start}:") for start in wanted):
             continue
+        measured["records"] = [record for record in measured["records"] if record["case"] != name]
         try:
             for record in records:
-                found["records"].append(record)
+                measured["records"].append({"case": name} | record)
                 print(json.dumps(record), flush=True)
-                write_json(args.out, found)
+                write_json(args.out, measured)
         except jax.errors.JaxRuntimeError as error:  # such as too little memory
-            print(f"{group}: left out, {str(error).splitlines()[0]}", flush=True)
+            print(f"{name}: left out, {str(error).splitlines()[0]}", flush=True)
 
 
 def end_after(minutes: float, out: pathlib.Path) -> None:

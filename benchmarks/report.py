@@ -1,4 +1,4 @@
-"""Puts the numbers of benchmarks/results/*.json into docs/performance.md and docs/scaling.md, and draws the plots.
+"""Puts the numbers of benchmarks/results/*.json into docs/performance.md and docs/scaling.md.
 
     python -m benchmarks.report
 
@@ -9,8 +9,6 @@ A line <!-- NAME: GROUP --> in a page stands above what is made from that group 
 import json
 import pathlib
 import re
-
-from matplotlib.figure import Figure
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -32,8 +30,7 @@ def block(name, group) -> str:
     records = [record for record in found["records"] if record["group"] == SAME.get(group, group)]
     if not records:
         return "Not measured yet."
-    plot = f"![{PLOTS[group][0]}]({PLOTS[group][1]}_{name}.png)\n\n" if group in PLOTS else ""
-    return plot + MAKERS[group](records)
+    return MAKERS[group](records)
 
 
 def read(name) -> dict:
@@ -44,8 +41,9 @@ def read(name) -> dict:
 def machine(of) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items() if version)
     flags = ", ".join(f"{k}={v}" for k, v in of["flags"].items()) or "none"
-    device = f"{of['devices']} × {of['device']} ({of['platform']}), {of['cores']} cores"
-    return f"{device}, Python {of['python']}, {versions}; flags: {flags}."
+    cores = "1 core" if of["cores"] == 1 else f"{of['cores']} cores"
+    device = f"{of['devices']} × {of['device']} ({of['processor']}), {cores}, {of['clock']}"
+    return f"{device}; Python {of['python']}, {versions}; flags: {flags}."
 
 
 def table(head, rows) -> str:
@@ -71,16 +69,31 @@ def steps(records):
         "variant",
         "ratio to plain (quartiles)",
         "ms a step",
-        "state, MiB",
+        "ns a weight",
         "temporary, MiB",
     ]
-    return table(
-        head,
-        [
-            [case(r), r["variant"], ratio(r), milliseconds(r), f"{r['arguments_mib']:.1f}", f"{r['temporary_mib']:.1f}"]
-            for r in records
-        ],
-    )
+    rows, plain = [], {}
+    for r in records:
+        kind = (case(r), r["variant"].startswith("Adam"))
+        base = plain.setdefault(kind, r)  # the plain network is the first of its kind
+        added = (r["ratio"] - 1) * base["seconds"] / r["num_weights"]
+        ns = "" if r is base else f"{1e9 * added:.2f}"
+        rows.append([case(r), r["variant"], ratio(r), milliseconds(r), ns, f"{r['temporary_mib']:.1f}"])
+    return table(head, rows)
+
+
+def against_torch(records):
+    """A line for training and one for evaluation of each case; ratios are to the faster of PyTorch's two times."""
+    head = ["network, batch, dtype", "work", "PyTorch, ms", "compiled, ms", "wcjax, ms", "ratio", "layers", "compand"]
+    rows, lines = [], {}
+    for r in records:
+        lines.setdefault((case(r), r["work"]), {})[r["variant"]] = r
+    for (network, work), variants in lines.items():
+        times = [milliseconds(variants[name]) if name in variants else "" for name in ("PyTorch", "PyTorch, compiled")]
+        plain = variants.get("wcjax, plain", variants.get("wcjax, folded"))
+        wc = [ratio(variants[name]) if name in variants else "" for name in ("wcjax, layers", "wcjax, compand")]
+        rows.append([network, work, *times, milliseconds(plain), ratio(plain), *wc])
+    return table(head, rows)
 
 
 def compared(base):
@@ -104,12 +117,6 @@ def growth(records):
         [r["model"], r["batch"], milliseconds(r), f"{r['images_per_second']:,.0f}", f"{r['setup_seconds']:.1f}"]
         for r in records
     ]
-    return table(head, rows)
-
-
-def devices(records):
-    head = ["network, batch, dtype", "devices", "ms a step", "images/s"]
-    rows = [[case(r), r["devices"], milliseconds(r), f"{r['images_per_second']:,.0f}"] for r in records]
     return table(head, rows)
 
 
@@ -167,14 +174,13 @@ def imports(records):
 
 
 MAKERS = {
-    "torch": compared("plain PyTorch"),
+    "torch": against_torch,
     "steps": steps,
     "forward": compared("folded"),
     "convolutions": compared("XLA's"),
     "scan": compared("one a dispatch"),
     "flags": compared("none"),
     "input": inputs,
-    "devices": devices,
     "epoch": epoch,
     "save": save_costs,
     "growth": growth,
@@ -185,72 +191,12 @@ MAKERS = {
 }
 
 
-def plot_overhead(name) -> pathlib.Path:
-    """Ratio of a step with WC to the plain step, with quartiles, for each network: docs/overhead_<name>.png."""
-    records = [r for r in read(name)["records"] if r["group"] == "steps"]
-    cases = list(dict.fromkeys(map(case, records)))
-    figure = Figure(figsize=(8, 1.2 + 0.35 * len(cases)), layout="constrained")
-    axes = figure.subplots()
-    for shift, variant in ((-0.12, "layers"), (0.12, "compand")):
-        of = [r for r in records if r["variant"] == variant]
-        at = [cases.index(case(r)) + shift for r in of]
-        ends = [[r["ratio"] - r["low"] for r in of], [r["high"] - r["ratio"] for r in of]]
-        axes.errorbar([r["ratio"] for r in of], at, xerr=ends, fmt="o", label=variant)
-    axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set(yticks=range(len(cases)), yticklabels=cases, xlabel="time of a step / time of a plain step")
-    axes.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2)
-    return save(figure, f"overhead_{name}.png")
-
-
-def plot_growth(name) -> pathlib.Path:
-    """Images/s over the batch, for each network and over the devices: docs/growth_<name>.png."""
-    records = read(name)["records"]
-    growth = [r for r in records if r["group"] == "growth"]
-    over_devices = [r for r in records if r["group"] == "devices"]
-    first, batch = growth[0]["model"], growth[0]["batch"]
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    panels = figure.subplots(1, 3 if over_devices else 2)
-    over_batch = [r for r in growth if r["model"] == first]
-    line(panels[0], "batch", over_batch, first)
-    networks = [r for r in growth if r["batch"] == batch]
-    panels[1].bar([r["model"] for r in networks], [r["images_per_second"] for r in networks])
-    panels[1].set(yscale="log", title=f"batch {batch}")
-    panels[1].tick_params(axis="x", labelrotation=30)
-    if over_devices:
-        line(panels[2], "devices", over_devices, f"{over_devices[0]['model']}, batch {over_devices[0]['batch']}")
-    panels[0].set(ylabel="images/s, WC layers")
-    return save(figure, f"growth_{name}.png")
-
-
-def line(axes, key, records, title):
-    axes.plot([r[key] for r in records], [r["images_per_second"] for r in records], marker="o")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([r[key] for r in records], [r[key] for r in records], minor=False)
-    axes.set(xlabel=key, ylim=(0, None), title=title)
-
-
-def save(figure, file) -> pathlib.Path:
-    figure.savefig(DOCS / file, dpi=120)
-    return DOCS / file
-
-
 SAME = {"sent": "aot"}  # another table of the same records
-
-PLOTS = {  # group: (what it shows, name of the file, function)
-    "steps": ("Ratio of a step with WC to the plain step", "overhead", plot_overhead),
-    "growth": ("Images/s over batch, network and devices", "growth", plot_growth),
-}
 
 
 def main():
     for page in PAGES:
-        made = text(page)
-        page.write_text(made, encoding="utf-8")
-        for name in sorted({m["name"] for m in BLOCK.finditer(made)}):
-            measured = {record["group"] for record in read(name)["records"]}
-            for group in PLOTS.keys() & measured:
-                print(PLOTS[group][2](name))
+        page.write_text(text(page), encoding="utf-8")
         print(page)
 
 

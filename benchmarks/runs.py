@@ -159,21 +159,6 @@ def measure_growth(models, batches, dtype, repeats):
         yield case | {"images_per_second": batch / times["seconds"], "setup_seconds": compile_seconds}
 
 
-def measure_devices(model, batch, dtype, counts):
-    """Time of a step of the same batch shared by 1, 2, ... simulated CPU devices, each count in a process."""
-    code = f"""
-from benchmarks import runs
-for record in runs.measure_growth(({model!r},), ({batch},), {dtype!r}, 10):
-    print(record["seconds"])
-"""
-    for count in counts:
-        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(count)}
-        out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        seconds = float(out.stdout.split()[-1])
-        case = {"group": "devices", "model": model, "batch": batch, "dtype": dtype, "devices": count}
-        yield case | {"seconds": seconds, "images_per_second": batch / seconds}
-
-
 def measure_start(model):
     """Seconds until the first step of a run on digits is compiled, in fresh processes: without and with a cache."""
     code = f"""

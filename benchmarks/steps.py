@@ -15,22 +15,17 @@ from wcjax.models import cpu_convolution
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4
-WHOLE_TREE = "whole tree"  # v as in layers, but w of all of them computed at the top of the loss
 # (network, batch, dtype)
+CPU_FULL = [("resnet18", 16, "float32"), ("vgg16_bn", 16, "float32")]  # with all variants
 CPU = [
-    (name, batch, dtype)
-    for dtype in ("float32", "bfloat16")
-    for batch in (16, 128)
-    for name in ("resnet8", "resnet18", "resnet50", "vgg16_bn", "wrn28_10")
-    if (name, batch) != ("wrn28_10", 128)  # a step would take a quarter of a minute
-]
-CONVOLUTIONS = [  # where they differ: on a CPU
-    ("resnet18", 32, "float32"),
-    ("resnet18", 128, "float32"),
+    ("resnet8", 16, "float32"),
     ("resnet50", 16, "float32"),
-    ("vgg16_bn", 16, "float32"),
-    ("wrn28_10", 2, "float32"),
+    ("wrn28_10", 16, "float32"),
+    ("resnet8", 128, "float32"),
+    ("resnet18", 128, "float32"),
+    ("vgg16_bn", 128, "float32"),
 ]
+CONVOLUTIONS = [("resnet8", 128, "float32"), ("resnet18", 32, "float32"), ("resnet50", 16, "float32")]
 GPU = [
     (name, batch, dtype)
     for dtype, batch in (("bfloat16", 128), ("float32", 128), ("bfloat16", 16), ("float32", 16))
@@ -49,18 +44,14 @@ def variants(full: bool):
     """{name: (reparam of the layers, learn, optimizer)}; those of SGD that most people ask for, or all."""
     sgd, adam = optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
     plain, on_w = optax.add_decayed_weights(DECAY), optim.add_decayed_weights(DECAY)
-    power, norm = wcjax.PowerProp(2.0), wcjax.WeightNorm()
     some = {
         "plain": (None, "none", optax.chain(plain, sgd)),
         "layers": (PSI, "none", optax.chain(on_w, sgd)),
         "compand": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY)),
     }
     more = {
-        WHOLE_TREE: (None, "none", optax.chain(on_w, sgd)),
         "layers, learned": (PSI, "fine", optax.chain(on_w, sgd)),
         "compand, learned": (None, "none", wcjax.compand(sgd, PSI, weight_decay=DECAY, learn="fine")),
-        "powerprop": (power, "none", optax.chain(optim.add_decayed_weights(DECAY), sgd)),
-        "weightnorm": (norm, "none", optax.chain(plain, sgd)),
         "Adam plain": (None, "none", optax.chain(plain, adam)),
         "Adam layers": (PSI, "none", optim.scale_by_derivative(optax.chain(plain, adam))),
         "Adam compand": (None, "none", wcjax.compand(adam, PSI, adaptive=True, weight_decay=DECAY)),
@@ -74,21 +65,24 @@ def batch_of(size):
     return jnp.asarray(images, jnp.float32), jnp.arange(size) % 10
 
 
-def train_step(model, tx, images, labels, psi=None, flags=None):
+def init(model, images):
+    """The first variables, by a program that takes little time to compile."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(model.init, compiler_options=options)(jax.random.key(0), images[:1])
+
+
+def train_step(model, tx, images, labels, flags=None):
     """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state).
 
-    psi: where the model is plain, and the loss begins with w = Ψ(v) of the whole tree. flags: of XLA, for the step.
+    flags: of XLA, for the step.
     """
-    init = jax.jit(model.init, compiler_options=_fast_to_compile())
-    variables = init(jax.random.key(0), images[:1])
-    params = variables["params"] if psi is None else wcjax.reparameterize(variables["params"], psi)
-    state = (params, variables["batch_stats"], tx.init(params))
+    variables = init(model, images)
+    state = (variables["params"], variables["batch_stats"], tx.init(variables["params"]))
 
     def step(state, images, labels):
         params, batch_stats, opt_state = state
 
         def loss_fn(params):
-            params = params if psi is None else wcjax.fold(params)
             variables, key = {"params": params, "batch_stats": batch_stats}, jax.random.key(1)
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]
@@ -117,8 +111,7 @@ def measure_steps(name, batch, dtype, repeats, full):
     steppers = {}
     for variant, (reparam, learn, tx) in variants(full).items():
         model = models.create(name, 10, reparam, learn, jnp.dtype(dtype))
-        psi = PSI if variant == WHOLE_TREE else None
-        steppers[variant] = Stepper(*train_step(model, tx, images, labels, psi), images, labels)
+        steppers[variant] = Stepper(*train_step(model, tx, images, labels), images, labels)
     seconds = in_turn(steppers, repeats)
     sgd = {k: v for k, v in seconds.items() if not k.startswith("Adam")}
     adam = {k: v for k, v in seconds.items() if k.startswith("Adam")}
@@ -126,7 +119,9 @@ def measure_steps(name, batch, dtype, repeats, full):
     for variant, stepper in steppers.items():
         memory = stepper.step.memory_analysis()
         sizes = {"arguments_mib": memory.argument_size_in_bytes, "temporary_mib": memory.temp_size_in_bytes}
+        weights = [x for x in jax.tree.leaves(stepper.state[0]) if x.ndim > 1]
         case = {"group": "steps", "model": name, "batch": batch, "dtype": dtype, "variant": variant}
+        case["num_weights"] = sum(x.size for x in weights)
         yield case | times[variant] | {k: v / 2**20 for k, v in sizes.items()}
 
 
@@ -136,8 +131,7 @@ def measure_forward(name, batch, dtype, repeats):
     calls = {}
     for variant, reparam in {"folded": None, "layers": PSI}.items():
         model = models.create(name, 10, reparam, dtype=jnp.dtype(dtype))
-        variables = jax.jit(model.init, compiler_options=_fast_to_compile())(jax.random.key(0), images[:1])
-        calls[variant] = functools.partial(jax.jit(model.apply), variables, images)
+        calls[variant] = functools.partial(jax.jit(model.apply), init(model, images), images)
     for variant, times in summary(in_turn(calls, repeats)).items():
         yield {"group": "forward", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
 
@@ -171,7 +165,3 @@ def measure_flags(name, batch, dtype, repeats, flags=FLAGS):
             print(f"{variant}: left out, {str(error).splitlines()[0]}")
     for variant, times in summary(in_turn(steppers, repeats)).items():
         yield {"group": "flags", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
-
-
-def _fast_to_compile():
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import pathlib
 import platform
 import statistics
 import sys
@@ -12,23 +13,36 @@ import jax
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
+VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
+LONG = 0.5  # seconds from which on a call is not repeated before it is measured
 SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
 LONGEST = 60  # seconds after which no further repeat begins, where there are 3
+
+
+def on_one_core() -> bool:
+    """Whether this process may use one core only, as under `taskset -c 0`."""
+    return jax.default_backend() == "cpu" and len(os.sched_getaffinity(0)) == 1
+
+
+def clock() -> float:
+    """Seconds of CPU time on one core, where other programs do not count; otherwise seconds."""
+    return time.process_time() if on_one_core() else time.perf_counter()
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
     """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
 
     repeats: at most; as many as begin within LONGEST, but 3.
-    pause: seconds of sleep and then a call not measured, where libraries take turns: idle threads of one disturb the
-      other, and so does the memory that it has or has not given back to the system.
+    pause: seconds of sleep and then, unless calls are LONG, a call not measured, where libraries take turns: idle
+      threads of one disturb the other, and so does the memory that it has or has not given back to the system.
     """
-    times = {}
+    once, times = {}, {}
     for name, call in calls.items():
         jax.block_until_ready(call())
-        began = time.perf_counter()
+        began = clock()
         jax.block_until_ready(call())
-        times[name] = max(1, round(SHORTEST / (time.perf_counter() - began)))
+        once[name] = clock() - began
+        times[name] = max(1, round(SHORTEST / once[name]))
     seconds = {name: [] for name in calls}
     first = time.perf_counter()
     for done in range(repeats):
@@ -37,12 +51,13 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
         for name, call in calls.items():
             if pause:
                 time.sleep(pause)
-                jax.block_until_ready(call())  # with the memory that the other library gave back
-            began = time.perf_counter()
+                if once[name] < LONG:
+                    jax.block_until_ready(call())  # with the memory that the other library gave back
+            began = clock()
             for _ in range(times[name]):
                 last = call()
             jax.block_until_ready(last)
-            seconds[name].append((time.perf_counter() - began) / times[name])
+            seconds[name].append((clock() - began) / times[name])
     return seconds
 
 
@@ -60,6 +75,18 @@ def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict
     return found
 
 
+def _processor() -> str:
+    """Name and widest vectors of the processor, where Linux tells them."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    vectors = next((name for name, flag in VECTORS.items() if flag in flags), "neither AVX-512 nor AVX2")
+    return f"{facts.get('model name', 'unknown')} with {vectors}"
+
+
 def machine() -> dict:
     """What the numbers depend on: device, cores, versions and flags."""
     device = jax.devices()[0]
@@ -74,7 +101,8 @@ def machine() -> dict:
         "platform": device.platform,
         "devices": jax.device_count(),
         "cores": len(os.sched_getaffinity(0)),
-        "processor": platform.machine(),
+        "processor": f"{_processor()}, {platform.machine()}",
+        "clock": "CPU time" if on_one_core() else "time",
         "python": ".".join(map(str, sys.version_info[:3])),
         "versions": installed,
         "flags": {k: v for k, v in os.environ.items() if k in FLAGS},

@@ -250,6 +250,24 @@ def test_bfloat16_networks_round_w_once_and_keep_float32_state():
     chex.assert_trees_all_equal(jax.jit(companded.apply)(variables, x), jax.jit(of_folded)(variables, x))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_and_its_gradients_are_those_of_flax(train):
+    with jax.enable_x64(True):
+        normal = np.random.default_rng(0).normal
+        x, dy = normal(3, 2, size=(8, 5, 5, 4)), normal(size=(8, 5, 5, 4))
+        options = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float64}
+        ours, flax = layers.norm(train, jnp.float64)(), nn.BatchNorm(**options)
+        variables = jax.tree.map(lambda p: 1 + p + jnp.arange(4.0), flax.init(jax.random.key(0), x))
+        assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
+
+        def results(norm):
+            apply = lambda params, x: norm.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+            y, pullback, state = jax.vjp(apply, variables["params"], x, has_aux=True)
+            return y, state, pullback(dy)
+
+        chex.assert_trees_all_close(results(ours), results(flax), rtol=1e-10, atol=1e-10)
+
+
 ERRORS = [
     ({"name": "resnet19"}, "unknown network 'resnet19'. Did you mean 'resnet18'? Known: resnet8, resnet20, "),
     ({"steam": "cifar"}, "unknown option of resnet8 'steam'. Did you mean 'stem'? Known: stem, kernel_init."),

@@ -56,9 +56,40 @@ def conv(
     return make
 
 
-def norm(train: bool, dtype: jax.typing.DTypeLike) -> Callable[..., nn.BatchNorm]:
+class BatchNorm(nn.Module):
+    """nn.BatchNorm over all axes but the last, with the same variables, as one product and one sum.
+
+    y = x·s + (bias − mean·s) with s = scale / √(variance + epsilon). The form (x − mean)·s + bias of Flax has XLA write
+    x − mean and dL/dy·s to memory for the backward pass. Statistics are float32 (float64 if x is).
+    """
+
+    use_running_average: bool
+    momentum: float
+    epsilon: float
+    dtype: jax.typing.DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, variance = running_mean.value, running_variance.value
+        if not self.use_running_average:
+            mean = x.mean(axes)
+            variance = jnp.maximum(0, jnp.square(x).mean(axes) - jnp.square(mean))
+            if not self.is_initializing():
+                for running, value in ((running_mean, mean), (running_variance, variance)):
+                    running.value = self.momentum * running.value + (1 - self.momentum) * value
+        slope = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return (x * slope + (bias - mean * slope)).astype(self.dtype)
+
+
+def norm(train: bool, dtype: jax.typing.DTypeLike) -> Callable[..., nn.Module]:
     """make(name=...): batch norm with torch's momentum (statistics move by 0.1) and epsilon. Statistics are float32."""
-    return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    return functools.partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
 def dense(

@@ -64,13 +64,16 @@ def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
     """
     n, size = x.shape[0], max(x.size, dy.size) // x.shape[0]
     at_once = min(n, max(FEWEST_AT_ONCE, 1 << (SIZE_AT_ONCE // size).bit_length() >> 1))
-    parts = -(-n // at_once)
-    x, dy = (jnp.pad(array, ((0, parts * at_once - n), (0, 0), (0, 0), (0, 0))) for array in (x, dy))
-    x, dy = (array.reshape(parts, at_once, *array.shape[1:]) for array in (x, dy))
-    if parts == 1:
-        return _kernel_gradient(window, x[0], dy[0])
-    add = lambda dw, images: (dw + _kernel_gradient(window, *images), None)
-    return lax.scan(add, jnp.zeros((*window.size, x.shape[-1], dy.shape[-1]), x.dtype), (x, dy))[0]
+    if n == at_once:
+        return _kernel_gradient(window, x, dy)
+    x, dy = (jnp.pad(array, ((0, -n % at_once), (0, 0), (0, 0), (0, 0))) for array in (x, dy))
+
+    def add(part, dw):
+        # A slice and not a reshape: XLA would compute x once more, in the shape of the parts.
+        images = (lax.dynamic_slice_in_dim(array, part * at_once, at_once) for array in (x, dy))
+        return dw + _kernel_gradient(window, *images)
+
+    return lax.fori_loop(0, -(-n // at_once), add, jnp.zeros((*window.size, x.shape[-1], dy.shape[-1]), x.dtype))
 
 
 def _kernel_gradient(window, x, dy):

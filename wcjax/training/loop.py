@@ -229,7 +229,7 @@ def _describe_weights(run, progress):
 def _finish(run, progress, best, compile_seconds, writer, check_stop) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns."""
     params = meshes.gather(run.mesh, best.params)
-    params = params if run.psi is None else fold(params)
+    params = params if run.psi is None else jax.jit(fold)(params)  # one program, not one for each operation
     save_tree(run.folder / "folded", {"params": params, "batch_stats": best.batch_stats})
     if processes.is_first():
         shutil.rmtree(run.folder / MIDWAY, ignore_errors=True)
