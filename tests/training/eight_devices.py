@@ -50,11 +50,13 @@ def check_collectives(run, alone):
     _, size = sent.pop(("all-reduce", "vectors, backward"))
     # Scale, bias and the head's bias; XLA may send a sum on its own that is part of two gradients.
     assert 4 * (2 * 8 + 10) <= size <= 4 * (4 * 8 + 10)
-    kernels = (2, 4 * sum(leaf.size for leaf in jax.tree.leaves(progress.state.params) if leaf.ndim > 1))
-    expected = {("all-reduce", "kernels"): kernels, ("all-reduce", "numbers"): (2, 8)}
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(progress.state.params) if leaf.ndim > 1)
+    expected = {("all-reduce", "kernels"): (2, size), ("all-reduce", "numbers"): (2, 8)}
     expected["all-reduce", "vectors, forward"] = (2, 4 * 2 * 8)  # sums of x and x²
-    if run.mesh.shape["fsdp"] > 1:
-        expected["all-gather", "kernels"] = kernels  # forwards, and not again backwards
+    if (fsdp := run.mesh.shape["fsdp"]) > 1:
+        expected["all-gather", "kernels"] = (2, size)  # forwards, and not again backwards
+        # Over fsdp, which is a reduce-scatter on a GPU or TPU, then over data, of the shards that this leaves.
+        expected["all-reduce", "kernels"] = (4, size + size // fsdp)
     assert sent == expected
 
 

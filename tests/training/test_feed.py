@@ -16,6 +16,7 @@ import pytest
 from tests.data import pictures
 from tests.training import runs
 from wcjax import data, training
+from wcjax.config import default_config
 from wcjax.data import Split
 from wcjax.errors import InputError
 from wcjax.training import evaluate, feed, mesh
@@ -90,7 +91,7 @@ class Keeper(nn.Module):
 def test_augmentation_is_drawn_anew_in_each_step():
     image = np.random.default_rng(0).integers(1, 256, (1, 6, 6, 1), np.uint8)
     split = on_device(np.repeat(image, N, axis=0), np.zeros(N), padding=2, flip=True)
-    run = types.SimpleNamespace(mesh=split.mesh, model=Keeper(), tx=optax.sgd(0.1))
+    run = types.SimpleNamespace(mesh=split.mesh, model=Keeper(), tx=optax.sgd(0.1), config=default_config())
     train_step = jax.jit(functools.partial(steps.train_step, run, split))
 
     def shown(seed, step):

@@ -63,6 +63,7 @@ def test_a_signal_loses_no_step(tiny_run, tmp_path, monkeypatch, number, moments
 
 
 def test_handlers_are_restored_and_a_second_ctrl_c_raises():
+    signal.signal(INT, signal.default_int_handler)  # a job in the background of a shell ignores Ctrl-C
     before = [signal.getsignal(number) for number in ERRORS]
     with signals_noticed() as stop:
         assert stop() == ""
