@@ -71,6 +71,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=10, help="measurements of a step of each variant")
     parser.add_argument("--minutes", type=float, default=60, help="ends after that (default: %(default)s)")
     args = parser.parse_args()
+    end_after(args.minutes)
     wanted = args.only.split(",") if args.only else None
 
     measured = {"machine": timing.machine(), "repeats": args.repeats, "records": []}
@@ -80,7 +81,6 @@ def main():
             parser.error(f"{args.out} is from another machine, other versions or other flags; name another file.")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.out, measured)
-    end_after(args.minutes, args.out)
     on_device = on_gpu if jax.default_backend() == "gpu" else on_cpu
     for name, records in on_device(args.repeats):
         if wanted and not any(f"{name}:".startswith(f"{start}:") for start in wanted):
@@ -95,11 +95,11 @@ def main():
             print(f"{name}: left out, {str(error).splitlines()[0]}", flush=True)
 
 
-def end_after(minutes: float, out: pathlib.Path) -> None:
-    """Ends this process after that time, whatever it does: a compiler cannot be interrupted in another way."""
+def end_after(minutes: float) -> None:
+    """Ends this process after that time, whatever it does: a compiler or a device that hangs does not listen."""
 
     def end():
-        print(f"{minutes:g} minutes are over: {out} holds what was measured.", flush=True)
+        print(f"{minutes:g} minutes are over: the rest is omitted.", flush=True)
         os._exit(0)
 
     timer = threading.Timer(60 * minutes, end)
