@@ -32,6 +32,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_in_temp = nb_execution_raise_on_error = True
 nb_execution_timeout = -1
+nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 
 default_role = "py:obj"  # `compand` in a docstring is a link if there is such a name, and code if not
 autodoc_member_order = "bysource"
