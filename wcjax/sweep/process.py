@@ -33,7 +33,7 @@ def check_devices() -> None:
 
 def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:
     """Starts the process of a run. Its output is appended to the file `log`. jobs: runs that share the accelerator."""
-    defaults = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in train.py
+    defaults = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in wcjax.training.start
     if jobs > 1:
         defaults["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.2f}"
     command = [sys.executable, "-m", "wcjax.sweep", "one", str(folder)]
