@@ -206,6 +206,7 @@ def test_runs_without_weights_in_an_odd_folder_have_tables(tmp_path, write_run):
     assert {path.name for path in (tmp_path / "[out]?").glob("*.png")} == {"psi.png", "digits_resnet8_curves.png"}
 
 
+@pytest.mark.filterwarnings("error")  # of Matplotlib, for the learning rate of three runs that is nearly constant
 def test_the_page_has_the_numbers_of_the_csv(tmp_path, write_run, write_report):
     for seed in range(3):
         write_run(f"plain{seed}", "plain", seed, PLAIN[seed])
