@@ -83,6 +83,7 @@ def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str
     figure = Figure(figsize=(8, 9), layout="constrained")
     all_axes = figure.subplots(3, 2, sharex=True, sharey="row").ravel()
     for axes, (name, text) in zip(all_axes, panels.items(), strict=False):
+        axes.set_yscale("linear" if "accuracy" in name else "log")
         for numbers, colour, line in zip(curves.values(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
             y = numbers[name] * (100 if "accuracy" in name else 1)
             y = np.where((y > 0) | ("accuracy" in name), y, np.nan)  # of a logarithm
@@ -91,7 +92,6 @@ def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str
             axes.plot(numbers["epoch"], y.mean(axis=0), color=colour, linestyle=line, linewidth=1.5)
         axes.set_title(text, fontsize=9)
         axes.grid(color="0.9")
-        axes.set_yscale("linear" if "accuracy" in name else "log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
         axes.set(xlabel="epoch")
