@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 from scipy import stats
 
-from wcjax.analysis import course, paper, report, tables
+from wcjax.analysis import course, paper, plots, report, tables
 from wcjax.analysis.runs import differences, find_runs, settings
 from wcjax.errors import InputError
 
@@ -206,7 +206,6 @@ def test_runs_without_weights_in_an_odd_folder_have_tables(tmp_path, write_run):
     assert {path.name for path in (tmp_path / "[out]?").glob("*.png")} == {"psi.png", "digits_resnet8_curves.png"}
 
 
-@pytest.mark.filterwarnings("error::UserWarning")  # Matplotlib's, for a mean that differs from its runs in the last bit
 def test_the_page_has_the_numbers_of_the_csv(tmp_path, write_run, write_report):
     for seed in range(3):
         write_run(f"plain{seed}", "plain", seed, PLAIN[seed])
@@ -250,6 +249,14 @@ def test_a_course_has_the_bound_and_the_density_of_weights(cifar):
     np.testing.assert_allclose(density.sum(axis=1) * 0.1, 1)
     np.testing.assert_allclose(weights.density(np.array([-2, -1.2, 0, 1.2, 2]))[:, 1:3] * 1.2, 0.5, atol=0.15)
     assert not density[:, :7].any() and not density[:, -7:].any()  # they are drawn from (−1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_of_equal_runs_are_drawn_without_a_warning(tmp_path):
+    # The mean of eight times 0.1 differs from 0.1 in the last bit.
+    curves = {"epoch": np.array([1, 2])} | {name: np.full((8, 2), 0.1) for name in course.CURVES}
+    path = plots.plot_curves(tmp_path / "curves.png", {"plain (n = 8)": curves}, "eight runs")
+    assert image.imread(path)[..., :3].std() > 0.05
 
 
 def test_links_are_omitted_and_named_with_their_target(tmp_path, write_run, write_report):

@@ -85,11 +85,12 @@ def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str
     for axes, (name, text) in zip(all_axes, panels.items(), strict=False):
         axes.set_yscale("linear" if "accuracy" in name else "log")
         for numbers, colour, line in zip(curves.values(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
-            y = numbers[name] * (100 if "accuracy" in name else 1)
-            y = np.where((y > 0) | ("accuracy" in name), y, np.nan)  # of a logarithm
-            if len(y) > 1:
-                axes.plot(numbers["epoch"], y.T, color=colour, linewidth=0.5, alpha=0.5)
-            axes.plot(numbers["epoch"], y.mean(axis=0), color=colour, linestyle=line, linewidth=1.5)
+            # In float32 the mean of equal numbers is that number. A panel that is 1e-16 high would be a warning.
+            y = np.float32([*numbers[name], numbers[name].mean(axis=0)])
+            *runs, mean = y * 100 if "accuracy" in name else np.where(y > 0, y, np.nan)
+            if len(runs) > 1:
+                axes.plot(numbers["epoch"], np.transpose(runs), color=colour, linewidth=0.5, alpha=0.5)
+            axes.plot(numbers["epoch"], mean, color=colour, linestyle=line, linewidth=1.5)
         axes.set_title(text, fontsize=9)
         axes.grid(color="0.9")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
