@@ -92,7 +92,7 @@ def main():
                 print(json.dumps(record), flush=True)
                 write_json(args.out, measured)
         except jax.errors.JaxRuntimeError as error:  # such as too little memory
-            print(f"{name}: left out, {str(error).splitlines()[0]}", flush=True)
+            print(f"{name}: omitted, {str(error).splitlines()[0]}", flush=True)
 
 
 def end_after(minutes: float) -> None:

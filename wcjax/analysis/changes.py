@@ -19,8 +19,9 @@ def prune_smallest(params, share, rng):
 
 def prune_smallest_of_all(params, share, rng):
     """Sets the share of all kernels together with the smallest |w| to 0."""
-    sizes = np.concatenate([np.abs(w).ravel() for w in kernels(params)])
-    keep = iter(np.split(_without(np.ones_like(sizes), sizes, share), np.cumsum([w.size for w in kernels(params)])))
+    kernels = [np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params) if is_kernel(path, x)]
+    sizes = np.concatenate([np.abs(w).ravel() for w in kernels])
+    keep = iter(np.split(_without(np.ones_like(sizes), sizes, share), np.cumsum([w.size for w in kernels])))
     return _map_kernels(lambda w: w * next(keep).reshape(w.shape), params)
 
 
@@ -43,11 +44,6 @@ def round_to_bits(params, bits, rng):
         return np.round(w / np.where(scale > 0, scale, 1)) * scale
 
     return _map_kernels(rounded, params)
-
-
-def kernels(params) -> list[np.ndarray]:
-    """The weights that Ψ acts on, as arrays of NumPy."""
-    return [np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params) if is_kernel(path, x)]
 
 
 def _map_kernels(function, params):

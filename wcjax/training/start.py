@@ -11,8 +11,8 @@ INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C
 def prepare() -> None:
     """Makes SIGTERM and Ctrl-C end this process at once, and starts it again to get huge pages.
 
-    glibc asks Linux for huge pages if this variable is set when a process starts. A step on a CPU takes 0.7 of its time
-    with them.
+    glibc asks Linux for huge pages if this variable is set when a process starts. docs/performance.md has what that
+    gains on a CPU.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(START_AGAIN))  # until wcjax.training.preemption is imported
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
