@@ -1,7 +1,7 @@
 # Set-up and everyday commands. Each target installs what it needs into .venv, with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages: steps on a CPU take 0.7 of the time
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages; docs/performance.md has the gain
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-long test-faults docs bench bench-gpu results-gpu help
