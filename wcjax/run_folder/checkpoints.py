@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from wcjax.checks import path_str
+from wcjax.compiling import jit_quickly
 from wcjax.errors import InputError, cause
 from wcjax.exchange import check_like
 from wcjax.files import check_readable, reading, saving
@@ -175,7 +176,7 @@ def _fingerprint_of_both(state, record) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode(), int(fingerprint(state)))
 
 
-@jax.jit
+@jit_quickly
 def fingerprint(tree):
     """A sum over the bits of all arrays, weighted by position: uint32, shape (). It does not depend on the devices."""
     total = jnp.uint32(0)

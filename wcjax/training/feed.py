@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wcjax.compiling import jit_quickly
 from wcjax.data import augment
 from wcjax.data.dataset import Split
 from wcjax.errors import InputError, LoaderError
@@ -86,7 +87,7 @@ class OnDevice(_Feed):
         self._rows = Images(split.images.reshape(split.num_images, -1), split.labels)
         self._shape = split.images.shape[1:]
         self._steps_per_epoch = split.num_images // config.batch_size
-        self._draw = jax.jit(self.draw_order, out_shardings=meshes.replicated(mesh))
+        self._draw = jit_quickly(self.draw_order, out_shardings=meshes.replicated(mesh))
 
     @functools.cached_property
     def _split(self):

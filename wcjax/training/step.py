@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.experimental.layout import Format, Layout
 
+from wcjax.compiling import jit_quickly
 from wcjax.params import fold
 from wcjax.training import mesh as meshes
 
@@ -49,11 +50,9 @@ def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
     mesh = mesh or meshes.one_device()
     init = _init(model, tx, image_shape)
 
-    # Most of the compilation would optimize random draws that run once.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
-    return jax.jit(init, out_shardings=meshes.state_sharding(mesh, shapes), compiler_options=options)(key)
+    return jit_quickly(init, out_shardings=meshes.state_sharding(mesh, shapes))(key)
 
 
 def abstract_state(model, tx, image_shape, mesh) -> TrainState:
@@ -201,7 +200,7 @@ def zero_totals(mesh) -> Totals:
     return meshes.replicate(mesh, Totals.zero())
 
 
-@jax.jit
+@jit_quickly
 def all_finite(tree):
     """Whether all elements of tree are finite: bool, shape ()."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax.checks import path_str
+from wcjax.compiling import jit_quickly
 from wcjax.params import fold, is_kernel, is_weight
 from wcjax.psi import Psi
 from wcjax.run_folder.forms import EDGES, QUANTILES
@@ -25,7 +26,7 @@ def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
     return {path_str(path[:-1]): w for path, w in leaves if is_kernel(path, w)}
 
 
-@jax.jit
+@jit_quickly
 def describe(w) -> dict[str, jax.Array]:
     """The numbers of one layer that the docstring of this file lists. w: floats of any shape, not empty."""
     w = w.ravel().astype(jnp.float32)
@@ -51,7 +52,7 @@ def describe_layers(params, config) -> dict[str, dict]:
 
 
 # Jitted apart from `describe`, which is compiled once for all layers of a shape.
-_layer_weights = jax.jit(layer_weights, static_argnames="plain")
+_layer_weights = jit_quickly(layer_weights, static_argnames="plain")
 
 
 def learned_pairs(params) -> dict[str, dict]:
