@@ -25,7 +25,7 @@ PAUSE = 0.3  # seconds between the libraries' turns
 def measure(name, batch, dtype, repeats):
     """A record for each variant in training, and one in evaluation; ratios are to the faster PyTorch."""
     if not importlib.util.find_spec("torch"):
-        print("PyTorch is not installed, left out")
+        print("PyTorch is not installed, so it is not measured")
         return
     for work, ours in (("training", _our_training), ("evaluation", _our_evaluation)):
         calls, facts = _torch_calls(name, batch, dtype, work)
@@ -45,21 +45,21 @@ def _torch_calls(name, batch, dtype, work):
 
     torch.compiler.reset()
     step_of = {"training": torch_step, "evaluation": torch_evaluation}[work]
-    layouts = {last: step_of(network(name), batch, dtype, last) for last in (False, True)}
+    layouts = {f"PyTorch, channels {x}": step_of(network(name), batch, dtype, x == "last") for x in ("first", "last")}
     seconds = in_turn(layouts, 2, PAUSE)
-    last = min(seconds, key=lambda last: min(seconds[last]))
-    calls = {"PyTorch": layouts[last]}
-    compiled = step_of(network(name), batch, dtype, last, compiled=True)
+    layout = min(seconds, key=lambda layout: min(seconds[layout]))
+    calls = {"PyTorch": layouts[layout]}
+    compiled = step_of(network(name), batch, dtype, layout.endswith("last"), compiled=True)
     try:
         compiled()
     except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways
-        print(f"PyTorch, compiled: {type(error).__name__}, left out")
+        print(f"PyTorch, compiled: {type(error).__name__}, so it is not measured")
     else:
         calls["PyTorch, compiled"] = compiled
     parameters = sum(p.numel() for p in network(name).parameters())
     ours = jax.eval_shape(models.create(name, 10).init, jax.random.key(0), batch_of(1)[0])["params"]
     assert parameters == sum(math.prod(x.shape) for x in jax.tree.leaves(ours)), "the networks differ"
-    return calls, {"threads": torch.get_num_threads(), "layout": "channels last" if last else "channels first"}
+    return calls, {"threads": torch.get_num_threads(), "layout": layout.partition(", ")[2]}
 
 
 def torch_step(model, batch, dtype, channels_last, compiled=False):

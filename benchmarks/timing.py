@@ -14,7 +14,6 @@ import jax
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
-LONG = 0.5  # seconds from which on a call is not repeated before it is measured
 SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
 LONGEST = 60  # seconds after which no further repeat begins, where there are 3
 
@@ -33,26 +32,27 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
     """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
 
     repeats: at most; as many as begin within LONGEST, but 3.
-    pause: seconds of sleep and then, unless calls are LONG, a call not measured, where libraries take turns: idle
-      threads of one disturb the other, and so does the memory that it has or has not given back to the system.
+    pause: seconds of sleep before each call if libraries take turns, because idle threads of one disturb the other.
+      The name of a call begins with its library and a comma. After a call of another library, one call is not
+      measured, because it takes memory from the system that the other library gave back.
     """
-    once, times = {}, {}
+    times = {}
     for name, call in calls.items():
         jax.block_until_ready(call())
         began = clock()
         jax.block_until_ready(call())
-        once[name] = clock() - began
-        times[name] = max(1, round(SHORTEST / once[name]))
+        times[name] = max(1, round(SHORTEST / (clock() - began)))
     seconds = {name: [] for name in calls}
-    first = time.perf_counter()
+    first, library = time.perf_counter(), None
     for done in range(repeats):
         if done >= 3 and time.perf_counter() - first > LONGEST:
             break
         for name, call in calls.items():
             if pause:
                 time.sleep(pause)
-                if once[name] < LONG:
-                    jax.block_until_ready(call())  # with the memory that the other library gave back
+                if name.partition(",")[0] != library:
+                    library = name.partition(",")[0]
+                    jax.block_until_ready(call())
             began = clock()
             for _ in range(times[name]):
                 last = call()

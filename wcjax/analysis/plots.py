@@ -129,8 +129,8 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
             axes.set_xticks(place, ["none", *(f"{level:g}" for level in levels)])
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.grid(color="0.9")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(handles)), fontsize=8)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}  # a run may lack some changes
+    figure.legend(handles=lines.values(), loc="outside lower center", ncols=min(3, len(lines)), fontsize=8)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
