@@ -13,7 +13,7 @@ demo: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/demo/compiled
 demo: .venv/installed  ## Trains a companded ResNet-8 and its plain twin on digits, and compares them
 	$(BIN)/python train.py --config configs/digits.py:resnet8,wc --workdir runs/demo/wc
 	$(BIN)/python train.py --config configs/digits.py:resnet8,plain --workdir runs/demo/plain
-	$(BIN)/python -m wcjax.analysis.compare runs/demo/wc runs/demo/plain --png runs/demo/first_layer.png
+	$(BIN)/python -m wcjax.analysis.compare runs/demo/wc runs/demo/plain --png runs/demo/weights.png
 
 test: .venv/installed-test  ## Runs ruff, mypy and pytest
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 def on_cpu(repeats):
     """(name, generator of records) of all that is to be measured, the most telling first."""
     few = max(3, repeats // 3)
-    yield from each("torch", against_torch.CPU, against_torch.measure, few)
+    yield from each("torch", against_torch.CPU, against_torch.measure, repeats)
     yield from each("steps", steps.CPU_FULL, steps.measure_steps, repeats, full=True)
     yield from each("steps", steps.CPU, steps.measure_steps, repeats, full=False)
     yield from each("forward", steps.CPU_FULL, steps.measure_forward, repeats)

@@ -1,4 +1,4 @@
-"""Finished runs in one Markdown table, and a plot of the weights of their first layer.
+"""Finished runs in one Markdown table, and a plot of their weights.
 
 python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """
@@ -9,6 +9,8 @@ import json
 import pathlib
 import sys
 
+import numpy as np
+
 from wcjax.analysis.runs import Run, data_differences, read_run
 from wcjax.errors import InputError, command, program
 from wcjax.files import check_writable, local_path
@@ -18,7 +20,7 @@ from wcjax.files import check_writable, local_path
 def main(argv=None):
     parser = argparse.ArgumentParser(program("wcjax.analysis.compare"), description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--png", metavar="FILE.png", help="file for a plot of the weights of the first layer")
+    parser.add_argument("--png", metavar="FILE.png", help="file for a plot of the weights of all layers")
     args = parser.parse_args(argv)
     folders = [local_path(run, "RUN") for run in args.runs]
     png = None if args.png is None else picture_path(args.png)
@@ -26,9 +28,9 @@ def main(argv=None):
     if png:
         from wcjax.analysis.plots import plot_weights
 
-        weights = {f"{folder}: {finished_run(folder).reparam}": first_layer(folder) for folder in folders}
-        path = plot_weights(png, weights, "Weights of the first layer after training")
-        print(f"\nWeights of the first layer: {path}")
+        weights = {f"{folder}: {finished_run(folder).reparam}": all_weights(folder) for folder in folders}
+        path = plot_weights(png, weights, "Weights of all layers after training")
+        print(f"\nWeights of all layers: {path}")
 
 
 def picture_path(path) -> pathlib.Path:
@@ -83,12 +85,13 @@ def _table(runs):
     return "\n".join(lines)
 
 
-def first_layer(folder):
-    """Kernel of the first layer of the folded network of a run: (height, width, channels, features)."""
-    from wcjax.training import load_folded, mesh  # here, because they import Orbax and optax
+def all_weights(folder) -> np.ndarray:
+    """The weights of all layers of the folded network of a run, in one row: (n,)."""
+    from wcjax.training import load_folded, mesh, weights  # here, because they import Orbax and optax
 
     mesh.devices()
-    return load_folded(folder)[1]["params"]["stem"]["kernel"]
+    layers = weights.layer_weights(load_folded(folder)[1]["params"], plain=True)
+    return np.concatenate([np.ravel(w) for w in layers.values()])
 
 
 if __name__ == "__main__":

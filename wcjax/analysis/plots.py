@@ -224,17 +224,25 @@ def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], tit
 
 
 def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.Path:
-    """Distribution of the weights of one layer in several networks. weights: {label: array of any shape}."""
+    """Distribution of the weights of several networks, all of them and the third that is nearest to zero.
+
+    weights: {label: array of any shape}. The densities of all weights are on a logarithmic scale.
+    """
     flat = {label: np.ravel(np.asarray(w, np.float64)) for label, w in weights.items()}
-    edge = 1.05 * max(np.max(np.abs(w)) for w in flat.values()) or 1
-    bins = np.linspace(-edge, edge, 61)
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for (label, w), colour in zip(flat.items(), itertools.cycle(COLOURS)):
-        label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")  # a $ would begin a formula
-        axes.hist(w, bins, density=True, histtype="step", linewidth=1.5, label=label, color=colour)
-    axes.set(xlabel="w", ylabel="density", title=title)
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    whole, near = figure.subplots(1, 2)
+    for axes, share, heading in ((whole, 1, "all weights"), (near, 1 / 3, "near zero")):
+        edge = 1.05 * max(np.quantile(np.abs(w), share) for w in flat.values()) or 1
+        bins = np.linspace(-edge, edge, 41)
+        for (label, w), colour, line in zip(flat.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
+            label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")  # a $ would begin a formula
+            density = np.histogram(w, bins)[0] / (w.size * np.diff(bins))
+            axes.stairs(density, bins, baseline=None, label=label, color=colour, linestyle=line, linewidth=1.5)
+        axes.set(xlabel="w", ylabel="density (1 / unit of w)")
+        axes.set_title(heading, fontsize=9)
+    whole.set_yscale("log")
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
