@@ -28,7 +28,7 @@ NUMBERS = [
     ("train_images", -1, "between 0 and 2147483647"),
     ("seed", -1, "between 0 and 4294967295"),
     ("seed", 2**32, "between 0 and 4294967295"),  # the same bits as seed 0
-    ("augment.padding", -1, "between 0 and 4096"),
+    ("augment.padding", -1, "between 0 and 32"),
     ("schedule.factor", 0.0, "strictly between 0 and inf"),
     ("image_size", 4097, "between 1 and 4096"),
     ("data_workers", 1025, "between 0 and 1024"),

@@ -25,8 +25,8 @@ RANGES = {  # with both ends
     "seed": (0, 2**32 - 1),  # jax.random.key takes 32 bits
     "checkpoint_every": (0, INT32),
     "keep_checkpoints": (1, INT32),
-    "augment.padding": (0, 4096),  # this and the next two are bounded because a run folder may come from anyone
-    "image_size": (1, 4096),
+    "augment.padding": (0, 32),  # each place of a crop is a part of the program
+    "image_size": (1, 4096),  # this and the next one are bounded because a run folder may come from anyone
     "data_workers": (0, 1024),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
