@@ -56,7 +56,8 @@ def ratio(record):
 
 
 def milliseconds(record):
-    return f"{1e3 * record['seconds']:.4g}"
+    ms = 1e3 * record["seconds"]
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def case(record):
