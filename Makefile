@@ -4,7 +4,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages; docs/performance.md has the gain
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long test-faults docs bench bench-gpu results-gpu help
+.PHONY: demo test test-long coverage test-faults docs bench bench-gpu results-gpu help
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -19,10 +19,13 @@ test: .venv/installed-test  ## Runs ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
-test-long: .venv/installed-test  ## Runs what `make test` leaves out: many processes, kills, notebooks
+test-long: .venv/installed-test  ## Runs what `make test` leaves out: several processes, faults, docs, notebooks
 	$(BIN)/pytest -m 'long and not faults' -n 2
+
+coverage: .venv/installed-test  ## Runs the tests of `make test`, and requires that they run 90 % of the lines
+	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2 --dist worksteal
 
 test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, bits compared; 5,000 examples of each fuzz test
 	$(BIN)/pytest tests/faults -m faults -n 2

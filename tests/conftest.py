@@ -3,6 +3,7 @@
 Tests of rounding errors, and long runs, compile as users do: with the fixture `optimized`.
 """
 
+import gc
 import os
 import tempfile
 
@@ -11,6 +12,10 @@ import pytest
 
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported by now stays, and takes most of the time of each garbage collection
 
 
 @pytest.fixture

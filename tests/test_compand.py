@@ -1,9 +1,6 @@
 """compand: what the inner optimizer sees, which leaves it steps through Ψ, and its state."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import chex
 import flax.linen as nn
@@ -26,7 +23,7 @@ KERNEL = np.float32([[0.3, -0.5, 0.7], [-0.2, 0.1, -0.6]])
 PARAMS = {"conv": {"kernel": KERNEL, "bias": np.float32([0.1, -0.2, 0.3])}, "out": {"kernel": -KERNEL}}
 ZERO = jax.tree.map(np.zeros_like, PARAMS)
 SGD = optax.sgd(0.1, momentum=0.9)
-each_learn = pytest.mark.parametrize("learn", ["none", "fine", "channel", "coarse"])
+each_learn = pytest.mark.parametrize("learn", ["none", "channel", "coarse"])
 
 
 def parabola(params):
@@ -59,15 +56,6 @@ def test_inner_sees_dl_dv_and_v_or_dl_dw_and_w(adaptive):
     np.testing.assert_allclose(state.inner[0]["conv"]["kernel"], slope * (1 + 0.01 * np.float64(KERNEL)), rtol=1e-6)
     np.testing.assert_allclose(state.inner[1]["conv"]["kernel"], seen_params, rtol=1e-6)
     np.testing.assert_allclose(state.inner[0]["conv"]["bias"], 1 + 0.01 * PARAMS["conv"]["bias"], rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("make", [optax.adamw, optax.lamb, optax.lion, optax.rmsprop, optax.contrib.muon, optax.sgd])
-def test_updates_have_the_dtype_and_shape_of_their_leaf(make, dtype):
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
-    tx = compand(make(0.1), PSI, adaptive=make is not optax.sgd, weight_decay=0.1, learn="fine")
-    updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 def test_where_is_asked_once_a_leaf_and_kept_as_structure():
@@ -123,9 +111,8 @@ def test_weights_may_be_loaded_between_updates():  # nothing is kept of v
     chex.assert_trees_all_equal(after, fresh)
 
 
-@each_learn
-def test_a_run_restored_by_orbax_continues_to_the_same_bits(learn, tmp_path):
-    tx = compand(optax.adam(0.01), PSI, adaptive=True, learn=learn)
+def test_a_run_restored_by_orbax_continues_to_the_same_bits(tmp_path):
+    tx = compand(optax.adam(0.01), PSI, adaptive=True, learn="channel")
     saved = descend(tx)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "run", saved)
@@ -182,37 +169,6 @@ def test_weights_in_flax_boxes_are_stepped_like_plain_ones(learn):
     # A pair has no axis of its kernel along which it could be sharded.
     specs = nn.get_partition_spec(jax.eval_shape(tx.init, boxed_params())).pairs
     assert set(jax.tree.leaves(specs)) == (set() if learn == "none" else {PartitionSpec()})
-
-
-SHARDED = """
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-import optax, wcjax
-from tests.test_compand import PARAMS, PSI, parabola
-tx = wcjax.compand(optax.adam(0.01), PSI, adaptive=True, weight_decay=0.01, learn="coarse")
-def step(params, state):
-    updates, state = tx.update(jax.grad(parabola)(params), state, params)
-    return optax.apply_updates(params, updates), state
-step = jax.jit(step, donate_argnums=(0, 1))
-mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
-spread = lambda x: NamedSharding(mesh, PartitionSpec("x") if x.ndim > 1 else PartitionSpec())
-results = []
-for shardings in (jax.devices()[0], jax.tree.map(spread, PARAMS)):
-    params = jax.device_put(PARAMS, shardings)
-    state = jax.jit(tx.init)(params)
-    for _ in range(20):
-        old, (params, state) = params, step(params, state)
-    assert old["conv"]["kernel"].is_deleted()
-    results.append(params)
-assert len(results[1]["conv"]["kernel"].sharding.device_set) == 2
-assert not results[1]["conv"]["kernel"].sharding.is_fully_replicated
-jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), *results)
-"""
-
-
-@pytest.mark.long
-def test_sharded_over_two_devices_the_result_is_that_of_one():
-    subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, check=True)
 
 
 @pytest.mark.long

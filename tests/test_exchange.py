@@ -3,7 +3,6 @@
 import functools
 import json
 import resource
-import sys
 
 import flax.core
 import jax
@@ -52,25 +51,19 @@ def assert_same_bits(tree, expected):
         assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
 
 
-@pytest.mark.parametrize("tree", [SMALL, ODD])
-def test_a_file_keeps_bits_shapes_and_dtypes(tmp_path, tree):
-    exchange.save_safetensors(tmp_path / "w.safetensors", tree)
-    assert_same_bits(exchange.load_safetensors(tmp_path / "w.safetensors"), tree)
-
-
-def test_other_programs_read_paths_as_names(tmp_path):
+def test_a_file_keeps_bits_shapes_dtypes_and_names(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra 'exchange'")
-    exchange.save_safetensors(tmp_path / "w", flax.core.freeze(SMALL))
+    for tree in (ODD, SMALL):
+        exchange.save_safetensors(tmp_path / "w", flax.core.freeze(tree))
+        assert_same_bits(exchange.load_safetensors(tmp_path / "w"), tree)
     names = {"params/conv/kernel", "params/head/kernel", "params/head/bias", "step", "empty"}
-    assert set(safetensors.load_file(tmp_path / "w")) == names
+    assert set(safetensors.load_file(tmp_path / "w")) == names, "other programs read paths as names"
     safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, tmp_path / "w")
-    with pytest.raises(
-        InputError, match="w: a/b is below the name of another array|w: a is both an array and a folder"
-    ):
+    with pytest.raises(InputError, match="w: (a/b is below the name of another array|a is both an array and a folder)"):
         exchange.load_safetensors(tmp_path / "w")
 
 
-@pytest.mark.parametrize("length", [None, 0, 5, 30, -1])
+@pytest.mark.parametrize("length", [None, 0, 30, -1])
 def test_a_missing_or_damaged_file_is_named(tmp_path, length):
     exchange.save_safetensors(tmp_path / "w", SMALL)
     content = (tmp_path / "w").read_bytes()
@@ -111,13 +104,6 @@ def test_a_leaf_or_name_that_cannot_be_saved_is_named(tmp_path, tree, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("call", [lambda path: exchange.save_safetensors(path, SMALL), exchange.load_safetensors])
-def test_missing_safetensors_says_how_to_install_it(tmp_path, monkeypatch, call):
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(InputError, match=r"pip install 'wcjax\[exchange\]'"):
-        call(tmp_path / "w")
-
-
 HEAD, CONV = SMALL["params"]["head"], SMALL["params"]["conv"]
 NAN = CONV["kernel"].copy()
 NAN[0, 1, 2, 3] = np.nan
@@ -150,7 +136,7 @@ def test_logits_are_those_that_torch_computed(name):
     assert_close_logits(apply(name)(exchange.from_torchvision(state_dict), record.images()), expected)
 
 
-@pytest.mark.parametrize("name", record.NAMES)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_state_dict_becomes_variables_and_the_same_again(name):
     state_dict, _ = recorded(name)
     variables = exchange.from_torchvision(state_dict)
@@ -203,17 +189,10 @@ def test_another_state_dict_is_refused_with_the_difference(removed, added, messa
         exchange.from_torchvision(state_dict)
 
 
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("resnet8", "55 missing: batch_stats/stage1_block2/norm1/mean, "),
-        ("resnet18", r"1 different: params/stem/kernel is float32\(3, 3, .*expected float32\(7, 7, 3, 64\)"),
-    ],
-)
-def test_a_network_that_torchvision_lacks_is_refused(name, message):
-    model = models.create(name, 10, stem="cifar")
+def test_a_network_that_torchvision_lacks_is_refused():
+    model = models.create("resnet8", 10, stem="cifar")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="55 missing: batch_stats/stage1_block2/norm1/mean, "):
         exchange.to_torchvision(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
 

@@ -1,6 +1,5 @@
 """Paths of a command line, of which unusable ones are refused before any work, and files that are replaced at once."""
 
-import fcntl
 import os
 import pathlib
 import re
@@ -19,7 +18,7 @@ CONFIG = {"dataset": "cifar10"}  # it lacks data_dir, so that a path that is not
 TREE = {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["exp[lr=0.1]", "a]", "*", "what?", "back\\slash", "[a]/run"])
+@pytest.mark.parametrize("name", ["exp[lr=0.1]", "a]", "*", "what?", "back\\slash"])
 def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch, name):
     letters = " ".join(x for x in "[]*?\\" if x in name)
     message = f"workdir {tmp_path / name}: the path of a checkpoint cannot contain {letters}. Give another path."
@@ -32,35 +31,24 @@ def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch, name):
     assert not list((tmp_path / name).iterdir())
 
 
-@pytest.mark.parametrize(
-    "name", ["a{b,c}", "%25", "%", "#", "$HOME", "~", " ", "ü", "a&b;c=0.1,d", "'", '"', ":", "\n"]
-)
-def test_checkpoints_work_in_a_folder_of_any_other_name(tmp_path, name):
-    path = run_path(tmp_path / name, "workdir") / "folded"
-    save_tree(path, TREE)
-    np.testing.assert_array_equal(load_tree(path)["w"], TREE["w"])
-
-
-@pytest.mark.parametrize("name", ["r[1]", "r*", "r?", "r\\"])
-def test_checkpoints_can_be_moved_to_a_folder_of_any_name(tmp_path, name):
-    save_tree(tmp_path / "run", TREE)
-    (tmp_path / "run").rename(tmp_path / name)
-    if "\\" in name:
-        with pytest.raises(InputError, match="cannot be read: TensorStore .* backslash"):
-            load_tree(tmp_path / name)
-    else:
-        np.testing.assert_array_equal(load_tree(tmp_path / name)["w"], TREE["w"])
+def test_checkpoints_work_in_a_folder_of_any_other_name(tmp_path):
+    for name in ("a{b,c}", "%25", "#", "$HOME", "~", " ", "ü", "a&b;c=0.1,d", "'\"", ":", "\n"):
+        path = run_path(tmp_path / name, "workdir") / "folded"
+        save_tree(path, TREE)
+        np.testing.assert_array_equal(load_tree(path)["w"], TREE["w"])
+    for name in ("r[1]", "r*", "r?"):  # to which a user may move a run
+        np.testing.assert_array_equal(load_tree(path.rename(tmp_path / name))["w"], TREE["w"])
+        path = tmp_path / name
+    with pytest.raises(InputError, match="cannot be read: TensorStore .* backslash"):
+        load_tree(path.rename(tmp_path / "r\\"))
 
 
 @pytest.mark.parametrize(
     "path, message",
     [
         ("", "workdir is empty: give a path."),
-        (" ", "workdir is empty: give a path."),
         ("gs://bucket/run", "workdir gs://bucket/run: gs:// is not a local path, .* Mount the bucket"),
         (pathlib.Path("gs://bucket/run"), "workdir gs:/bucket/run: gs:/+ is not a local path, .* Mount the bucket"),
-        ("s3://bucket", "workdir s3://bucket: s3:// is not a local path, "),
-        ("file:///tmp/x", "workdir file:///tmp/x: file:// is not a local path, "),
         ("~nobody_has_this_name/x", "workdir ~nobody_has_this_name/x: .* Give the whole path"),
         ("x" * 256, r"workdir x+: cannot be read \(File name too long\)\. Check the path, or give another one\."),
         ("/".join(["x" * 200] * 25), r"workdir [x/]+: cannot be read \(File name too long\)\. Check the path"),
@@ -120,19 +108,11 @@ def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
     assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {path.name: "new"}
 
 
-def test_leftovers_of_killed_writers_alone_are_removed(tmp_path):
+def test_a_writer_removes_leftovers_of_killed_ones_alone(tmp_path):
     for name in ("a[1]", "other"):
         (tmp_path / f".{name}.01234567.partial").write_text("killed")
-    (tmp_path / ".a[1].89abcdef.partial").write_text("live")
-    with (tmp_path / ".a[1].89abcdef.partial").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        replace(tmp_path / "a[1]")
-    assert sorted(x.name for x in tmp_path.iterdir()) == [".a[1].89abcdef.partial", ".other.01234567.partial", "a[1]"]
-
-
-def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path):
-    replace(tmp_path / "a", b"first", before_end=lambda: replace(tmp_path / "a", b"second"))
-    assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {"a": "first"}
+    replace(tmp_path / "a[1]", b"first", before_end=lambda: replace(tmp_path / "a[1]", b"second"))
+    assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {".other.01234567.partial": "killed", "a[1]": "first"}
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

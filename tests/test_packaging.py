@@ -93,13 +93,10 @@ def packages(extra):
     return names
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_the_extras_are_those_of_pyproject(extra):
-    assert set(EXTRAS[extra].values()) == packages(extra) - {"tensorboardX"}  # without it a run writes no events
-
-
-def test_the_base_needs_jax_optax_and_numpy():
+def test_the_dependencies_are_those_of_pyproject():
     assert [re.match(r"\w+", requirement)[0] for requirement in PROJECT["dependencies"]] == ["jax", "numpy", "optax"]
+    for extra, modules in EXTRAS.items():
+        assert set(modules.values()) == packages(extra) - {"tensorboardX"}  # without it a run writes no events
 
 
 MODULES = {  # console script: the module that `python -m` runs
@@ -126,24 +123,16 @@ def test_help_names_the_program_that_was_typed(monkeypatch, capsys, script, modu
         assert capsys.readouterr().out.startswith(f"usage: {usage} [-h]")
 
 
-@pytest.mark.parametrize("name", ["digits", "configs/digits.py"])
-def test_a_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    expected = read_config_file(f"{ROOT}/configs/digits.py:resnet20,plain")
-    assert read_config_file(f"{name}:resnet20,plain") == expected
-
-
-def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
+def test_a_config_of_ones_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()  # a folder is no config
-    assert read_config_file("digits").epochs == 10
+    expected = read_config_file(f"{ROOT}/configs/digits.py:resnet20,plain")
+    for name in ("digits", "configs/digits.py"):
+        assert read_config_file(f"{name}:resnet20,plain") == expected
     text = (ROOT / "configs" / "digits.py").read_text(encoding="utf-8").replace("epochs = 10", "epochs = 99")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").write_text(text)
     assert read_config_file("configs/digits.py").epochs == 99
-
-
-def test_an_unknown_config_lists_those_that_there_are():
     with pytest.raises(InputError, match=f"'imagnet'. wcjax comes with {', '.join(SHIPPED)}.$"):
         read_config_file("imagnet:resnet50,wc")
 

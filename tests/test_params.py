@@ -91,7 +91,7 @@ def test_a_weight_holds_v_and_learned_arrays_of_its_rank(form, dtype):
         assert leaves == {".v"} | {f".psi.{name}" for name, shape in zip("ab", shapes, strict=True) if shape}
 
 
-@pytest.mark.parametrize("axis", [None, -1, 0, (0, -1), [1, 2, 3], ()])
+@pytest.mark.parametrize("axis", [None, 0, (0, -1), ()])
 def test_weight_norm_starts_at_w_for_any_output_axes(axis):
     w = weights(3, 3, 2, 4)
     weight = reparameterize({"kernel": w}, WeightNorm(axis=axis))["kernel"]
@@ -136,32 +136,18 @@ def shared_by_hand(a=-0.4, b=2.0):
     }
 
 
-CONTAINERS = {
-    "dict": lambda tree: tree,
-    "FrozenDict": flax.core.freeze,
-    "list": lambda tree: [tree],
-    "tuple": lambda tree: (tree, {}),
-    "nested": lambda tree: {"deep": {"er": tree}},
-}
-
-
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_weights_that_share_a_pair_fold_with_it_and_it_goes(container):
-    around = CONTAINERS[container]
-    chex.assert_trees_all_close(fold(around(SHARED)), around(shared_by_hand()), rtol=1e-6)
-
-
-def test_an_ensemble_with_a_shared_pair_folds_to_its_members():
+def test_weights_that_share_a_pair_fold_with_it_and_it_goes():
+    for around in (lambda tree: tree, flax.core.freeze, lambda tree: ({"deep": [tree]}, {})):
+        chex.assert_trees_all_close(fold(around(SHARED)), around(shared_by_hand()), rtol=1e-6)
     stack = lambda *trees: jax.tree.map(lambda *x: np.stack(x), *trees)  # as vmap over seeds makes it
     other, folded = jax.tree.map(lambda x: 1.5 * x, SHARED), jax.jit(fold)
     chex.assert_trees_all_close(folded(stack(SHARED, other)), stack(folded(SHARED), folded(other)), rtol=1e-6)
 
 
 def test_a_mask_can_hide_a_weight_of_a_companded_tree():
-    hole = optax.MaskedNode()
-    hidden = jax.tree.map(lambda _: hole, SHARED["own"]["kernel"])
+    hidden = jax.tree.map(lambda _: optax.MaskedNode(), SHARED["own"]["kernel"])
     folded = fold({"x": hidden, "y": SHARED["own"]["kernel"]})
-    assert folded["x"] == hole
+    assert folded["x"] == optax.MaskedNode()
     chex.assert_trees_all_close(folded["y"], shared_by_hand()["own"]["kernel"], rtol=1e-6)
 
 
@@ -181,7 +167,7 @@ def boxed():
 
 
 def mlp():
-    return eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0))  # with functions as leaves
+    return eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0, impl="rbg"))  # with functions as leaves
 
 
 FRAMEWORKS = {  # a tree and its weights
@@ -193,7 +179,6 @@ FRAMEWORKS = {  # a tree and its weights
     "nnx state": (lambda: nnx.state(Linear(), nnx.Param), {"linear/0/kernel", "linear/1/kernel"}),
     "nnx pure dict": (lambda: nnx.to_pure_dict(nnx.state(Linear())), {"linear/0/kernel", "linear/1/kernel"}),
     "equinox": (mlp, {"layers/0/weight", "layers/1/weight"}),
-    "equinox arrays": (lambda: eqx.filter(mlp(), eqx.is_inexact_array), {"layers/0/weight", "layers/1/weight"}),
 }
 
 
@@ -208,23 +193,12 @@ def test_a_tree_of_any_framework_is_folded_to_exactly_itself(framework):
         assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)  # boxes' names too
         chex.assert_trees_all_close(*(eqx.filter(tree, eqx.is_array) for tree in (back, plain)), rtol=1e-6)
 
-    params = eqx.filter(plain, eqx.is_inexact_array)
-    companded = reparameterize(params, PSI.ours(), where)
-    loss = lambda params: sum(jnp.sum(jnp.sin(w)) for w in jax.tree.leaves(fold(params)))
-    gradient = jax.jit(jax.grad(loss))(companded)
-    moved = fold(jax.tree.map(lambda p, g: p - 0.1 * g, companded, gradient))
-    for (path, w), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(moved), strict=True):
-        step = -0.1 * np.cos(np.float64(w))
-        by_hand = PSI.step(w, PSI.derivative(PSI.inverse(w)) * step) if where(path, w) else w + step
-        np.testing.assert_allclose(new, by_hand, atol=1e-6)
-
 
 @each_way
 def test_shapes_alone_become_the_shapes_of_the_companded_tree(psi, learn):
     arrays = {"x": {"kernel": weights(3, 2).astype(jnp.bfloat16), "bias": weights(2)}}
-    shapes = jax.eval_shape(lambda: arrays)
-    companded, expected = reparameterize(shapes, psi, learn=learn), reparameterize(arrays, psi, learn=learn)
-    inside_jit = jax.eval_shape(lambda arrays: reparameterize(arrays, psi, learn=learn), arrays)
+    shapes, make = jax.eval_shape(lambda: arrays), lambda tree: reparameterize(tree, psi, learn=learn)
+    companded, expected, inside_jit = make(shapes), make(arrays), jax.eval_shape(make, arrays)
     chex.assert_trees_all_equal_shapes_and_dtypes(companded, expected, inside_jit)
     assert jax.tree.structure(companded) == jax.tree.structure(expected)
     assert fold(companded) == shapes  # still shapes, not arrays
@@ -233,7 +207,7 @@ def test_shapes_alone_become_the_shapes_of_the_companded_tree(psi, learn):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("cls", [Arctan, Erf])
 def test_a_weight_beyond_the_bound_is_an_error_whose_a_fits(cls, dtype):
-    for size in (0.096, 0.95, 0.96, 0.999, 1.0, 3.3, 9.51, 9.9, 9.9999, 9.999999, 99.5, 1234.5):
+    for size in (0.096, 0.95, 0.999, 1.0, 9.9999, 9.999999, 1234.5):
         tree = {"block": {"kernel": (jnp.array([[0.1, -1.0]]) * size * cls(1.0).bound).astype(dtype)}}
         largest = float(jnp.abs(tree["block"]["kernel"]).max())
         with pytest.raises(ValueError) as error:

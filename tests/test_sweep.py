@@ -131,19 +131,17 @@ def test_a_grid_has_every_point_and_by_default_the_papers(arguments, names, chan
     assert {key: functools.reduce(getattr, key.split("."), last) for key in changes} == changes
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_every_run_is_trained_once_with_jobs_at_a_time(trainer, tmp_path, jobs):
-    trainer.during = functools.partial(threading.Barrier(jobs).wait, timeout=200)
-    assert trainer.sweep(*RUNS, "--out", tmp_path, "--jobs", jobs) == 0
+def test_every_run_is_trained_once_with_two_jobs_at_a_time(trainer, tmp_path):
+    trainer.during = functools.partial(threading.Barrier(2).wait, timeout=200)
+    assert trainer.sweep(*RUNS, "--out", tmp_path, "--jobs", 2) == 0
     assert sorted(trainer.trained) == NAMES
-    assert trainer.most_at_work == jobs
+    assert trainer.most_at_work == 2
     assert json.loads((tmp_path / "resnet8_plain_seed7" / "config.json").read_text())["reparam"]["name"] == "none"
 
 
 @pytest.mark.parametrize(
     "end, code, row, times",
     [
-        ("the loss became nan", 0, "failed | 0/10 |  | the loss became nan", 1),
         ("largest |w| does not fit", 0, r"failed | 0/10 |  | largest \|w\| does not fit", 1),
         (-9, 1, "lost | 0/10 |  | killed by signal 9; run the same command to resume", 2),
         (4, 1, "lost | 0/10 |  | exit code 4, see {}/logs/resnet8_wc_seed7.log: ; run the same command to resume", 2),
@@ -167,7 +165,6 @@ def delete(*names):
 @pytest.mark.parametrize(
     "change, more, storage, names",
     [
-        (delete(), [], None, []),
         (delete(), ["--seeds", "0,7,8"], None, ["resnet8_plain_seed8", "resnet8_wc_seed8"]),
         (delete("sweep.db"), [], None, []),
         (delete(NAMES[0], NAMES[3]), [], None, [NAMES[0], NAMES[3]]),
@@ -189,18 +186,19 @@ def test_only_runs_without_a_result_in_their_folder_are_trained(trainer, tmp_pat
 
 
 def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
-    arguments = [*RUNS, "--seeds", "0-5", "--out", tmp_path / "out", "--storage", f"sqlite:///{tmp_path / 'shared.db'}"]
+    arguments = [*RUNS, "--seeds", "0-3", "--out", tmp_path / "out", "--storage", f"sqlite:///{tmp_path / 'shared.db'}"]
     with futures.ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: trainer.sweep(*arguments), range(2))) == [0, 0]
-    assert len(trainer.trained) == len(set(trainer.trained)) == 12
+    assert len(trainer.trained) == len(set(trainer.trained)) == 8
 
 
 def test_sweeps_in_two_folders_of_one_name_share_nothing(trainer, tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     for place in "ab":
         for _ in range(2):
-            assert trainer.sweep(*RUNS, "--storage", storage, "--out", tmp_path / place / "out") == 0
-    assert sorted(trainer.trained) == sorted(2 * NAMES)
+            out = ["--storage", storage, "--out", tmp_path / place / "out"]
+            assert trainer.sweep(*RUNS, "--variants", "wc", *out) == 0
+    assert sorted(trainer.trained) == sorted(2 * NAMES[2:])
     assert len(optuna.get_all_study_names(storage)) == 2
 
 
@@ -221,8 +219,9 @@ def test_a_folder_has_one_identity_by_every_path_to_it(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == [".sweep"]
 
 
-@pytest.mark.parametrize("moment", ["before the sweep", "during a run"])
-@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize(
+    "moment, released", [("before the sweep", True), ("during a run", True), ("during a run", False)]
+)
 def test_a_sweep_waits_for_a_locked_database(trainer, tmp_path, monkeypatch, capsys, moment, released):
     assert trainer.sweep(*RUNS, "--variants", "plain", "--out", tmp_path) == 0
     connection = sqlite3.connect(tmp_path / "sweep.db", timeout=600, check_same_thread=False, isolation_level=None)
@@ -280,18 +279,12 @@ MISTAKES = {  # changes of RUNS: message
     "--jobs 0": "--jobs must be 1 or more, found 0.",
     "--config.batch_size=5000": "config.batch_size is 5000, but digits has 1293 training images.",
     "--storage nosuch://x": "--storage nosuch://x cannot be used: ",
-    "--storage 'no address'": "--storage no address cannot be used: ",
     "--storage sqlite:////nowhere/x.db": "Check that its folder exists, and the permissions of both.",
     "--storage mysql://me:secret@h/n": "--storage mysql://me:***@h/n needs the Python module MySQLdb",
-    "--storage oracle://x": "--storage oracle://x needs the Python module oracledb: pip install",
-    "--out ''": "--out is empty: give a path.",
     "--out gs://bucket/sweep": "--out gs://bucket/sweep: gs:// is not a local path",
     f"--out {DIGITS}": f"--out {DIGITS}: {DIGITS} is a file; give a folder.",
 }
-MISTAKES |= {
-    f"--config deaf.py --models {model!r}": f"a run folder would be called {f'{model}_plain_seed0'!r}"
-    for model in ("../../evil", "a/b")
-}
+MISTAKES["--config deaf.py --models a/b"] = "a run folder would be called 'a/b_plain_seed0'"
 GRID_MISTAKES = {  # changes of GRID: message
     "--config.reparam.a=3": "config.reparam.a is set by the grid; give its values with --over.",
     "--over seed=1,2": "--over takes each key once, and the seeds are given by --seeds.",
@@ -321,7 +314,6 @@ def test_a_mistake_is_one_line_before_any_work(trainer, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("resnet8_plain_seed0/failed.json", "[]", "is not what a run writes"),
         ("resnet8_plain_seed0/failed.json", "{}", "is not what a run writes"),
         ("resnet8_plain_seed0/summary.json", "{}", "is not what a run writes"),
         ("resnet8_plain_seed0/config.json", '{"epochs": 3}', "epochs: 3 in the folder, 10 asked for"),
@@ -336,9 +328,8 @@ def test_a_foreign_file_in_the_folder_is_named(trainer, tmp_path, capsys, file, 
     assert str((tmp_path / file).parent) in errors and message in errors
 
 
-@pytest.mark.parametrize("text, seeds", [("0-2", [0, 1, 2]), ("3", [3]), ("5,7-8", [5, 7, 8])])
-def test_seeds_are_numbers_and_ranges(text, seeds):
-    assert sweep.seeds(text) == seeds
+def test_seeds_are_numbers_and_ranges():
+    assert [sweep.seeds(text) for text in ("0-2", "3", "5,7-8")] == [[0, 1, 2], [3], [5, 7, 8]]
     for wrong in ("", "1-", "4-2", "0-2,1", "a"):
         with pytest.raises(ValueError):
             sweep.seeds(wrong)

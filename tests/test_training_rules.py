@@ -22,12 +22,9 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 PSIS = {psi.name: psi for psi in truth.PSIS} | {"weightnorm": truth.WeightNorm(), "none": None}
 MODES = ("none", "fine", "channel", "coarse")
 NETWORKS = [(name, "none") for name in PSIS] + [("arctan", learn) for learn in MODES[1:]]
-NETWORKS += [("arsinh", "coarse"), ("erf", "fine")]
 RUNS = [("arctan", learn, optimizer, DECAY) for learn in MODES for optimizer in ("sgd", "adam")]
-RUNS += [("powerprop", "none", optimizer, DECAY) for optimizer in ("sgd", "adam")]
-RUNS += [("arsinh", "none", "sgd", DECAY), ("arsinh", "coarse", "adam", DECAY)]
-RUNS += [("erf", "none", "adam", DECAY), ("erf", "fine", "sgd", DECAY)]
-RUNS += [("arctan", "none", "adam", 0.0), ("arctan", "channel", "sgd", 0.0)]
+RUNS += [("powerprop", "none", "adam", DECAY), ("arsinh", "coarse", "adam", DECAY), ("erf", "fine", "sgd", DECAY)]
+RUNS += [("arctan", "none", "adam", 0.0)]
 OF_LAYERS = [(name, "none", optimizer, DECAY) for name in ("weightnorm", "none") for optimizer in ("sgd", "adam")]
 OF_LAYERS += [("crossed", learn, "adam", 0.0) for learn in ("fine", "coarse")]
 ARGUMENTS = ("name", "learn", "optimizer", "decay")
@@ -167,10 +164,10 @@ def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
     assert_layers_take(by_hand(name, learn, optimizer, decay), name, learn, tx)
 
 
-@pytest.mark.parametrize(("name", "learn"), [("arctan", "none"), ("powerprop", "none"), ("weightnorm", "none")])
-def test_l2_inside_the_scaled_adam_is_decay_on_w(name, learn):
-    tx = wcjax.optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(DECAY), inner("adam", learn)))
-    assert_layers_take(by_hand(name, learn, "adam", DECAY), name, learn, tx)
+@pytest.mark.parametrize("name", ["arctan", "weightnorm"])
+def test_l2_inside_the_scaled_adam_is_decay_on_w(name):
+    tx = wcjax.optim.scale_by_derivative(optax.chain(optax.add_decayed_weights(DECAY), inner("adam", "none")))
+    assert_layers_take(by_hand(name, "none", "adam", DECAY), name, "none", tx)
 
 
 @pytest.mark.parametrize(ARGUMENTS, RUNS)
@@ -186,11 +183,10 @@ def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
 
 
 @pytest.mark.parametrize(("name", "learn"), NETWORKS)
-def test_gradients_are_finite_differences_of_the_loss_by_hand(name, learn):
-    params, (images, labels), psi, model = initial(name, learn), batches()[0], PSIS[name], Net(OURS[name], learn)
+def test_the_gradients_by_hand_are_finite_differences(name, learn):
+    params, (images, labels), psi = initial(name, learn), batches()[0], PSIS[name]
     _, by_hand, _ = truth.gradients(params, psi, images, labels)
-    _, grads = loss_and_gradients(model)(nested(params, model), images, labels)
-    assert flat(grads).keys() == by_hand.keys() == params.keys()
+    assert by_hand.keys() == params.keys()
     rng, h = np.random.default_rng(2), 1e-5
     for leaf, value in params.items():
         for flat_index in rng.choice(value.size, min(3, value.size), replace=False):
@@ -199,8 +195,7 @@ def test_gradients_are_finite_differences_of_the_loss_by_hand(name, learn):
             above, below = (
                 truth.gradients(params | {leaf: x}, psi, images, labels)[0] for x in (value + step, value - step)
             )
-            for gradient in (by_hand, flat(grads)):
-                np.testing.assert_allclose(gradient[leaf][index], (above - below) / (2 * h), 1e-6, 1e-9, err_msg=leaf)
+            np.testing.assert_allclose(by_hand[leaf][index], (above - below) / (2 * h), 1e-6, 1e-9, err_msg=leaf)
 
 
 @pytest.mark.long

@@ -3,7 +3,6 @@
 WeightNorm's axis in layers that have several or another one is a case of test_linen.py.
 """
 
-import dataclasses
 import functools
 import pickle
 import subprocess
@@ -32,7 +31,7 @@ PARAMS = {"kernel": jnp.asarray(W), "bias": jnp.float32([0.1, -0.2, 0.3])}
 KEY = jax.random.key(0, impl="rbg")
 LEARN = ["none", "fine", "channel", "coarse"]
 EVERY = lambda path, leaf: True
-each_learn = pytest.mark.parametrize("learn", LEARN)
+each_learn = pytest.mark.parametrize("learn", ["none", "channel", "coarse"])
 
 
 def after_update(tx, params, grads, state=None):
@@ -44,15 +43,12 @@ INNER = {
     "sgd": optax.sgd(0.1),
     "adamw": optax.adamw(0.1, weight_decay=0.0),
     "schedule_free": optax.contrib.schedule_free_sgd(0.1),
-    "madgrad": optax.contrib.madgrad(0.1),
-    "dog": optax.contrib.dog(),
 }
 BEYOND = [
     *(("sgd", kind, False, "none") for kind in ("float64", "NumPy float64", "float32")),
-    *(("adamw", kind, True, "none") for kind in ("float64", "NumPy float64", "float32")),
-    *((inner, "float32", False, "none") for inner in ("schedule_free", "madgrad", "dog")),
+    ("adamw", "float32", True, "none"),
+    ("schedule_free", "float32", False, "none"),
     ("sgd", "float32", False, "fine"),
-    ("adamw", "float32", True, "channel"),
     ("adamw", "float32", True, "coarse"),
 ]
 
@@ -133,71 +129,6 @@ def test_sam_and_lookahead_return_to_where_they_were():
     optax.lookahead(compand(optax.sgd(0.1), PSI), 5, 0.5).init(both)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Attention:
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
-
-
-@pytest.mark.parametrize("owner", ["attn", "kernel"])
-def test_an_attribute_called_value_is_a_leaf_like_any_other(owner):
-    zero, psi, seen = jnp.zeros((2, 2)), Arctan(0.5, 1.0), []
-    params, grads = ({owner: Attention(*[x] * 3)} for x in (zero, zero + 0.25))
-
-    def where(path, leaf):
-        seen.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return seen[-1].rpartition("/")[2] in ("query", "key", "value")
-
-    tx = compand(optax.sgd(1.0), psi, where=where)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    assert seen == [f"{owner}/query", f"{owner}/key", f"{owner}/value"]
-    for leaf in jax.tree.leaves(updates):
-        np.testing.assert_allclose(leaf, 0.5 * np.arctan(-0.125), rtol=1e-6)  # -0.0625 to first order
-    nodes = reparameterize(params, psi, where)
-    assert all(isinstance(x, wcjax.Reparameterized) for x in vars(nodes[owner]).values())
-
-
-class Named(nn.Module):
-    """A module whose own parameters are called a, b, v and g."""
-
-    @nn.compact
-    def __call__(self, x):
-        for name in "abvg":
-            x = x + self.param(name, nn.initializers.constant(0.5), ())
-        return x
-
-
-class Net(nn.Module):
-    reparam: object = PSI
-
-    @nn.compact
-    def __call__(self, x):
-        return Named(name="named")(linen.Dense(3, reparam=self.reparam, kernel_init=nn.initializers.normal(0.1))(x))
-
-
-def test_parameters_called_a_b_v_and_g_are_left_alone():
-    x = jnp.ones((2, 4))
-    params, plain = (jax.jit(Net(reparam).init)(KEY, x)["params"] for reparam in (PSI, None))
-    chex.assert_trees_all_close(fold(params), plain, rtol=1e-6)
-    decay = optim.add_decayed_weights(0.1)
-    updates, _ = decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)
-    chex.assert_trees_all_close(updates["named"], jax.tree.map(lambda p: 0.1 * p, params["named"]))
-    v = params["Dense_0"]["kernel"].v
-    np.testing.assert_allclose(updates["Dense_0"]["kernel"].v, 0.1 * TRUTH(v) * TRUTH.derivative(v), rtol=1e-5)
-
-    own = {name: jnp.ones((2, 2)) for name in ("v", "a", "b", "g", "psi", "v:kernel", "a:kernel")}
-    scalars = {"a": jnp.float32(2.0), "b": jnp.float32(3.0)}  # a module that holds an a and a b, and nothing else
-    plain = {"x": {"kernel": PARAMS["kernel"], **own}, "scalars": scalars}
-    for psi, learn in ((PSI, "none"), (PSI, "channel"), (WeightNorm(), "none")):
-        companded = reparameterize(plain, psi, learn=learn)
-        for tree in (companded, fold(companded)):
-            assert tree.keys() == plain.keys() and tree["x"].keys() == plain["x"].keys()
-            assert all(tree["x"][name] is x for name, x in own.items())
-            assert all(tree["scalars"][name] is x for name, x in scalars.items())
-
-
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32, jnp.bool_], ids=lambda dtype: dtype.__name__)
 def test_weights_that_are_not_real_floats_are_refused(dtype):
     leaf = jnp.ones((2, 3), dtype)
@@ -208,17 +139,16 @@ def test_weights_that_are_not_real_floats_are_refused(dtype):
     ):
         with pytest.raises(ValueError, match=f"x has dtype {leaf.dtype}, but only arrays of real floats"):
             attempt()
-    for reparam in (PSI, WeightNorm(), linen.LearnedPair(PSI)):
+    for reparam in (PSI, linen.LearnedPair(PSI)):
         layer = linen.Dense(3, param_dtype=dtype, reparam=reparam, kernel_init=lambda key, shape, dtype: leaf)
         with pytest.raises(ValueError, match=f"kernel has dtype {leaf.dtype}, but only arrays of real floats"):
             layer.init(KEY, jnp.ones((1, 2)))
 
 
 def test_a_leaf_that_is_not_an_array_is_refused_by_name():
-    for leaf, kind in ((0.5, "float"), ("text", "str")):
-        for attempt in (compand(optax.sgd(0.1), PSI, where=EVERY).init, lambda tree: reparameterize(tree, PSI, EVERY)):
-            with pytest.raises(ValueError, match=f"kernel is a {kind}, but only arrays of real floats"):
-                attempt({"kernel": leaf})
+    for attempt in (compand(optax.sgd(0.1), PSI, where=EVERY).init, lambda tree: reparameterize(tree, PSI, EVERY)):
+        with pytest.raises(ValueError, match="kernel is a float, but only arrays of real floats"):
+            attempt({"kernel": 0.5})
     with pytest.raises(ValueError, match=r"t: largest \|w\| is 3, but .* in float32"):
         reparameterize({"t": np.float32(3.0)}, PSI, where=EVERY)  # a NumPy scalar is checked like an array
 
@@ -247,8 +177,7 @@ def scanned(reparam, learn, axis, length):
     return lambda params: stack.apply({"params": params}, x, None)[0], params
 
 
-STACKS = [("none", -1, 3), ("fine", 0, 3), ("channel", -1, 3), ("weightnorm", 0, 3)]
-STACKS += [("channel", 1, 4), ("weightnorm", 1, 4)]  # of which every size fits every axis
+STACKS = [("none", -1, 3), ("fine", 0, 3), ("channel", 1, 4), ("weightnorm", 1, 4)]  # in 4 every size fits every axis
 
 
 @pytest.mark.parametrize("form, axis, length", STACKS)
@@ -331,8 +260,7 @@ def test_the_step_is_differentiable_at_45_degrees():
 HUGE = {"float32": [3e37], "bfloat16": [3e37], "float16": [6e4, 1e3]}  # gradients, which the rate of 100 makes inf
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("psi", PSIS, ids=str)
+@pytest.mark.parametrize("psi, adaptive", [*((psi, False) for psi in PSIS), (PSIS[0], True)], ids=str)
 def test_a_huge_step_stops_at_the_bound_in_every_dtype(psi, adaptive):
     leaves = [jnp.full((2, 6), size, dtype) for dtype, sizes in HUGE.items() for size in sizes]
     params = [{"kernel": jnp.asarray([[0.0, 1e-30, 0.5, -0.5, 0.7, -0.7]] * 2, size.dtype)} for size in leaves]
@@ -394,7 +322,7 @@ def test_frozen_leaves_stay_and_the_others_train():
     )
     part, frozen = eqx.partition(model, trainable)
     grads = jax.grad(lambda part: jnp.sum(eqx.combine(part, frozen)(jnp.ones(3)) ** 2))(part)
-    for learn in ("none", "fine", "coarse"):
+    for learn in ("none", "coarse"):
         tx = compand(optax.sgd(0.1), PSI, weight_decay=0.01, learn=learn)
         updates, _ = tx.update(grads, tx.init(model), model)
         assert updates.last.weight is None
@@ -433,9 +361,7 @@ def test_companded_refuses_layers_without_their_own_kernel():
             linen.companded(thing)
 
 
-@pytest.mark.parametrize(
-    "learn, adaptive", [("none", False), ("none", True), ("fine", True), ("channel", False), ("coarse", True)]
-)
+@pytest.mark.parametrize("learn, adaptive", [("channel", True), ("coarse", False)])
 def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
     half = jax.tree.map(jnp.bfloat16, PARAMS)
     sgd = optax.sgd(0.1, momentum=0.9)
@@ -456,7 +382,7 @@ def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
 
 
 def test_companded_layers_and_their_classes_pickle():
-    for base in (nn.Dense, nn.Conv, nn.DenseGeneral, nn.ConvTranspose, nn.Einsum):
+    for base in (nn.Dense, nn.ConvTranspose):
         cls = linen.companded(base)
         assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)
     nodes = reparameterize(PARAMS, Arctan(jnp.ones(()), 0.5))
@@ -470,7 +396,8 @@ def test_flax_serialization_restores_to_the_bit_or_refuses(learn):
     params = {"layer": PARAMS}
     tx = compand(optax.adam(0.1), PSI, adaptive=True, learn=learn)
     _, state = tx.update(params, tx.init(params), params)
-    trees = [state, Net(linen.LearnedPair(PSI)).init(KEY, jnp.ones((1, 2)))["params"]]
+    layer = linen.Dense(3, reparam=linen.LearnedPair(PSI), kernel_init=nn.initializers.zeros)
+    trees = [state, layer.init(KEY, jnp.ones((1, 2)))["params"]]
     if learn != "coarse":
         trees += [reparameterize(params, PSI, learn=learn), reparameterize(params, WeightNorm())]
     for tree in trees:
@@ -522,8 +449,3 @@ assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(params
 
 def test_flax_serialization_may_be_imported_afterwards():
     subprocess.run([sys.executable, "-c", FLAX_AFTER_WCJAX], check=True)
-
-
-def test_reparameterize_works_without_flax(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flax", None)
-    reparameterize(PARAMS, PSI)

@@ -24,13 +24,10 @@ def changed(change, level, seed=3):
     return [(PARAMS[name]["kernel"], after[name]["kernel"]) for name in ("conv", "head")]
 
 
-def test_pruning_removes_the_smallest_weights_of_each_layer():
+def test_pruning_removes_the_smallest_weights_of_a_layer_or_of_all():
     for before, after in changed(changes.prune_smallest, 0.7):
         smallest = sorted(abs(before.ravel()))[: round(0.7 * before.size)]
         np.testing.assert_array_equal(after, np.where(abs(before) <= smallest[-1], 0, before))
-
-
-def test_global_pruning_has_one_threshold():
     (conv, conv_after), (head, head_after) = changed(changes.prune_smallest_of_all, 0.5)
     threshold = sorted(np.abs(np.concatenate([conv.ravel(), head.ravel()])))[round(0.5 * (288 + 80)) - 1]
     for before, after in ((conv, conv_after), (head, head_after)):

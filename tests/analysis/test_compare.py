@@ -53,11 +53,10 @@ def test_a_reparam_is_named_with_the_numbers_that_matter(reparam, text):
     assert runs.describe_reparam(default_config().reparam.to_dict() | reparam) == text
 
 
-@pytest.mark.parametrize("name, png", [("wc", "{}/plots/first.png"), ("$_$", "~/plots/FIRST.PNG")])
-def test_the_command_prints_the_table_and_plots_the_weights(run, tmp_path, capsys, monkeypatch, name, png):
+def test_the_command_prints_the_table_and_plots_the_weights(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    run = run.rename(run.parent / name)
-    assert compare.main([str(run), "--png", png.format(tmp_path)]) == 0
+    run = run.rename(run.parent / "$_$")  # which matplotlib would take for mathematics
+    assert compare.main([str(run), "--png", "~/plots/FIRST.PNG"]) == 0
     assert compare.table([run]) in capsys.readouterr().out
     (path,) = (tmp_path / "plots").iterdir()
     pixels = image.imread(path, format="png")[..., :3]
@@ -70,17 +69,12 @@ def test_the_command_prints_the_table_and_plots_the_weights(run, tmp_path, capsy
     [
         ("", "--png is empty: give a path."),
         ("{}/folder", "--png {}/folder is a folder; the picture is a PNG: give a FILE.png."),
-        ("{}/folder.png", "--png {}/folder.png is a folder; the picture is a PNG: give a FILE.png."),
         ("{}/w.jpg", "--png {}/w.jpg is a file with the ending '.jpg'; the picture is a PNG: give a FILE.png."),
-        ("{}/w", "--png {}/w is a file with the ending ''; the picture is a PNG: give a FILE.png."),
-        ("{}/full.png", "{}/full.png cannot be written (["),
         ("{}/below.png", "{}/below.png cannot be written (["),
     ],
 )
 def test_a_picture_that_cannot_be_made_is_named(run, tmp_path, capsys, png, message):
-    for name in ("folder", "folder.png"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "full.png").symlink_to("/dev/full")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "below.png").symlink_to("/dev/null/below.png")
     before = sorted(tmp_path.rglob("*"))
     assert compare.main([str(run), "--png", png.format(tmp_path)]) == 2

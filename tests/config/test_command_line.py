@@ -9,61 +9,42 @@ import sys
 
 import pytest
 
+from wcjax import commands
 from wcjax.analysis import compare
 from wcjax.config import default_config
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import InputError, use_plain_letters
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = {
-    "misspelt key": ["--workdir={}/run", "--config.reparam.aa=0.5"],
-    "no platform": ["--workdir={}/run"],
-    "unknown argument": ["--workdir={}/run", "--config.epochs", "3", "more"],
-    "help": ["--help"],
-}
+ARGUMENTS = [f"--config={ROOT}/configs/digits.py", "--workdir={}/run"]
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """{case: (exit code, output, errors)} of train.py with the arguments in COMMANDS, all started at once."""
-    folder = tmp_path_factory.mktemp("command_line")
-    processes = {
-        case: subprocess.Popen(
-            [sys.executable, "train.py", "--config=configs/digits.py", *(text.format(folder) for text in arguments)],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "nonsense" if case == "no platform" else "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for case, arguments in COMMANDS.items()
-    }
-    outcomes = {}
-    for case, process in processes.items():
-        output, errors = process.communicate()
-        outcomes[case] = (process.returncode, output, errors)
-    assert list(folder.iterdir()) == [], "nothing was made"
-    return outcomes
+def test_a_process_that_cannot_train_ends_in_one_line(tmp_path):
+    command = [sys.executable, "train.py", *(text.format(tmp_path) for text in ARGUMENTS)]
+    env = os.environ | {"JAX_PLATFORMS": "nonsense"}
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    message = "error: JAX finds no device for JAX_PLATFORMS=nonsense: Unable to initialize backend 'nonsense'"
+    assert ended.stderr.startswith(message) and ended.stderr.count("\n") == 1, ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "case, message",
+    "mistake, message",
     [
-        ("misspelt key", "unknown config key 'reparam.aa'. Did you mean 'reparam.a'? Known: augment.flip, "),
-        ("no platform", "JAX finds no device for JAX_PLATFORMS=nonsense: Unable to initialize backend 'nonsense'"),
-        ("unknown argument", "unknown arguments ['more']; see --help."),
+        (
+            ["--config.reparam.aa=0.5"],
+            "unknown config key 'reparam.aa'. Did you mean 'reparam.a'? Known: augment.flip, ",
+        ),
+        (["--config.epochs", "3", "more"], "unknown arguments ['more']; see --help."),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(outcomes, case, message):
-    code, output, errors = outcomes[case]
-    assert (code, output) == (1, "")
-    assert errors.startswith(f"error: {message}") and errors.count("\n") == 1, errors
-
-
-def test_help_is_no_error(outcomes):
-    code, output, errors = outcomes["help"]
-    assert (code, errors) == (0, "")
-    assert "Trains the network that a config file describes" in output and "--workdir" in output
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, mistake, message):
+    with pytest.raises(SystemExit) as end:
+        commands.train([*(text.format(tmp_path) for text in ARGUMENTS), *mistake])
+    line = str(end.value)  # Python prints it to stderr and exits with 1
+    assert line.startswith(f"error: {message}") and "\n" not in line
+    assert list(tmp_path.iterdir()) == []
 
 
 IMPORTS = "from wcjax.config import default_config\nimport ml_collections, numpy as np\n\n"
@@ -157,17 +138,14 @@ def test_overrides_are_split_off_in_all_their_spellings():
     "encoding, text",
     [("ascii", "Psi'(v) 1 +- 2 alpha x \\xfc \\u65e5 \\udcff"), ("latin-1", "Psi'(v) 1 ± 2 alpha × ü \\u65e5 \\udcff")],
 )
-def test_letters_that_a_terminal_lacks_are_spelt_out(monkeypatch, encoding, text):
+def test_letters_that_a_terminal_lacks_are_spelt_out(tmp_path, monkeypatch, encoding, text):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     use_plain_letters()
     for stream in (sys.stdout, sys.stderr):
         print("Ψ′(v) 1 ± 2 α × ü 日 \udcff", file=stream, flush=True)
         assert stream.buffer.getvalue().decode(encoding) == text + "\n"
-
-
-def test_a_command_spells_letters_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert compare.main([str(tmp_path / "Ψ")]) == 2
+    assert compare.main([str(tmp_path / "Ψ")]) == 2, "as every command does"
     sys.stderr.flush()
     assert sys.stderr.buffer.getvalue().startswith(f"error: {tmp_path}/Psi holds no config.json".encode())

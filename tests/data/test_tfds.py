@@ -56,8 +56,9 @@ def test_tensorflow_is_not_imported_and_a_log_has_no_bar(prepared, tmp_path):
     # A package of that name is there, so that an import would succeed.
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("__version__ = '2.99.0'")
+    heavy = ("tensorflow_datasets", "sklearn", "PIL")  # are imported if a data set needs them
     code = (
-        "import sys, wcjax.data\n"
+        f"import sys, wcjax.data\nassert not sys.modules.keys() & {set(heavy)}\n"
         f"for _ in range(2): wcjax.data.load('cifar10', {str(prepared[0])!r})\n"
         "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules)"
     )
@@ -73,7 +74,6 @@ def test_npz_and_prepared_directories_hold_out_the_same(prepared, tmp_path):
     one, other = data.load("cifar10", root), data.load("cifar10", tmp_path)
     sets.assert_same((one.train, one.val, one.train), (other.train, other.val, other.train))
     assert one.fingerprint() == other.fingerprint()
-    assert data.load("cifar100", root).fingerprint() != one.fingerprint()
 
 
 def test_the_newest_finished_version_is_read(data_dir, version_dir):

@@ -11,6 +11,8 @@ import pytest
 from tests.faults import attempts
 from tests.training import runs
 
+pytestmark = pytest.mark.long
+
 OTHER_PYTHON = os.environ.get("WCJAX_OTHER_PYTHON")
 
 

@@ -10,6 +10,8 @@ from tests.faults import attempts
 from tests.permissions import obey_permissions
 from tests.training import runs
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -72,7 +74,6 @@ def flip(path, random):
     path.write_bytes(content)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", ["checkpoints", "midway"])
 def test_a_damaged_checkpoint_costs_the_steps_since_the_last(unbroken, tmp_path, chance, kind):
     def kill_and_damage(attempt, run):
@@ -92,7 +93,6 @@ def cut_image(path, random):
     path.write_bytes(path.read_bytes()[: random.randrange(1, path.stat().st_size // 2)])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("harm", [lambda path, random: path.unlink(), cut_image], ids=["gone", "cut"])
 def test_a_lost_image_is_named_and_can_be_restored(streamed, tmp_path, chance, harm):
     images = sorted(streamed.images.rglob("*.JPEG"))

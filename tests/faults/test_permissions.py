@@ -11,6 +11,8 @@ from tests.faults import attempts
 from tests.permissions import obey_permissions
 from tests.training import runs
 
+pytestmark = pytest.mark.long
+
 
 @contextlib.contextmanager
 def mode(path, bits):

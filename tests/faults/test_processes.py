@@ -15,8 +15,10 @@ import pytest
 from tests.faults import attempts
 from tests.training import runs, worker
 
+pytestmark = pytest.mark.long
 
-@pytest.mark.parametrize("kind", ["unbroken", pytest.param("streamed", marks=pytest.mark.long)])
+
+@pytest.mark.parametrize("kind", ["unbroken", "streamed"])
 def test_a_killed_run_ends_in_the_same_bits(request, tmp_path, chance, kind):
     expected = request.getfixturevalue(kind)
     flags = (*expected.flags, "--config.checkpoint_every=2")
@@ -38,7 +40,6 @@ def test_a_stopped_run_resumes_at_the_step_it_was_at(unbroken, tmp_path, chance)
     attempts.strike(tmp_path, chance, unbroken.seconds, stop, unbroken.same)
 
 
-@pytest.mark.long
 def test_the_second_of_two_runs_in_one_folder_refuses(unbroken, tmp_path, chance):
     def start_another(attempt, run):
         if not attempt.wait_for((run / "config.json").exists):
@@ -69,13 +70,11 @@ def turn_back_the_clock():
     datetime.datetime = Datetime
 
 
-@pytest.mark.long
 def test_a_clock_that_goes_backwards_changes_nothing(unbroken, tmp_path, chance):
     changes = (turn_back_the_clock,)
     attempts.strike(tmp_path, chance, unbroken.seconds, attempts.stop, unbroken.same, changes=changes)
 
 
-@pytest.mark.long
 def test_a_killed_worker_of_the_loader_ends_the_run(streamed, tmp_path, chance):
     def kill_worker(attempt, run):
         if not attempt.wait_for(lambda: len(attempt.workers()) >= 1):
@@ -119,7 +118,6 @@ def unbroken_two(unbroken, tmp_path_factory):
     return run, time.monotonic() - began
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_end_together(unbroken_two, tmp_path, chance, number):
     expected, seconds = unbroken_two

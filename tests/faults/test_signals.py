@@ -14,6 +14,8 @@ import pytest
 from tests.faults import attempts
 from tests.training import runs
 
+pytestmark = pytest.mark.long
+
 TERM, INT = signal.SIGTERM, signal.SIGINT
 CODES = {TERM: 75, INT: 130}
 

@@ -12,7 +12,6 @@ import pytest
 
 from tests.models import numpy_networks
 from wcjax import Arctan, PowerProp, WeightNorm, fold, models
-from wcjax.errors import InputError
 from wcjax.models import layers, resnet, vgg, wide_resnet
 
 PSI = Arctan(0.8, 0.6)
@@ -82,9 +81,8 @@ def test_every_kernel_of_a_network_is_companded(way):
 
 
 def test_a_companded_network_starts_at_the_weights_of_the_plain_one():
-    plain = initial(SMALL())
-    for way in ("coarse", "weightnorm"):  # the others start layer by layer
-        chex.assert_trees_all_close(fold(initial(SMALL(**WAYS[way]))), plain, rtol=1e-6, atol=1e-8)
+    plain, companded = (initial(SMALL(stages=(), **way)) for way in ({}, WAYS["coarse"]))  # the others: test_linen.py
+    chex.assert_trees_all_close(fold(companded), plain, rtol=1e-6, atol=1e-8)
 
 
 def is_uniform(w, end):
@@ -98,20 +96,13 @@ def is_normal(w, std):
     return abs(np.std(w) / std - 1) < 5 * math.sqrt(0.5 / w.size) and np.max(np.abs(w)) > 2.5 * std
 
 
-kaiming, by_torch = (
-    lambda shape: math.sqrt(6 / math.prod(shape[:-1])),
-    lambda shape: 1 / math.sqrt(math.prod(shape[:-1])),
-)
+kaiming = lambda shape: math.sqrt(6 / math.prod(shape[:-1]))
+by_torch = lambda shape: 1 / math.sqrt(math.prod(shape[:-1]))
 by_fan_out = lambda shape: math.sqrt(2 / (9 * shape[-1]))
 INITIAL = {  # (model, (test, its number) of convolutions, of linear layers, largest bias of the head)
-    "kaiming": (resnet.resnet8(num_classes=10), (is_uniform, kaiming), (is_uniform, kaiming), 0),
-    "torch": (
-        resnet.resnet8(num_classes=10, kernel_init="torch"),
-        (is_uniform, by_torch),
-        (is_uniform, by_torch),
-        1 / 8,
-    ),
-    "vgg": (vgg.VGG(10, stages=(2, 1, 1, 1, 1), width=32), (is_normal, by_fan_out), (is_uniform, kaiming), 0),
+    "kaiming": (SMALL(width=16), (is_uniform, kaiming), (is_uniform, kaiming), 0),
+    "torch": (SMALL(width=16, kernel_init="torch"), (is_uniform, by_torch), (is_uniform, by_torch), 1 / math.sqrt(32)),
+    "vgg": (vgg.VGG(10, stages=(1,) * 5, width=32), (is_normal, by_fan_out), (is_uniform, kaiming), 0),
 }
 
 
@@ -120,11 +111,11 @@ def test_initial_weights_are_drawn_as_published(case):
     model, *kinds, largest_bias = INITIAL[case]
     params = {name: np.float64(leaf) for name, leaf in by_name(initial(model)).items()}
     kernels = {name: w for name, w in params.items() if name.endswith("kernel")}
-    assert len(kernels) == (9 if case == "vgg" else 10)
+    assert len(kernels) == (8 if case == "vgg" else 7)
     for name, w in kernels.items():
         is_drawn, number = kinds[w.ndim == 2]
         assert is_drawn(w, number(w.shape)), name
-    assert 0.5 * largest_bias <= np.max(np.abs(params["head/bias"])) <= largest_bias
+    assert 0.5 * largest_bias <= np.max(np.abs(params["head/bias"])) <= largest_bias * (1 + 1e-6)
     for name, leaf in params.items():
         if name not in kernels and name != "head/bias":
             assert np.all(leaf == name.endswith("scale")), name
@@ -226,16 +217,6 @@ def test_dropout_acts_in_training_at_the_share_asked_for(model, size):
         np.testing.assert_allclose(after[after != 0], before[after != 0] / 0.4, rtol=1e-6)
 
 
-def test_batch_norm_moves_its_statistics_by_a_tenth():
-    x = np.random.default_rng(0).normal(2, 3, (8, 4, 4, 5)).astype(np.float32)
-    norm = layers.norm(True, jnp.float32)()
-    y, updated = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
-    mean, var = x.mean((0, 1, 2), np.float64), x.var((0, 1, 2), np.float64)
-    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-5)
-    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
-    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-5)
-
-
 def test_bfloat16_networks_round_w_once_and_keep_float32_state():
     plain, companded = SMALL(dtype=jnp.bfloat16), SMALL(reparam=PSI, dtype=jnp.bfloat16)
     x, dtypes = images(8, 8, batch=2), {}
@@ -250,13 +231,12 @@ def test_bfloat16_networks_round_w_once_and_keep_float32_state():
     chex.assert_trees_all_equal(jax.jit(companded.apply)(variables, x), jax.jit(of_folded)(variables, x))
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_and_its_gradients_are_those_of_flax(train):
+def test_batch_norm_and_its_gradients_are_those_of_flax():
     with jax.enable_x64(True):
         normal = np.random.default_rng(0).normal
         x, dy = normal(3, 2, size=(8, 5, 5, 4)), normal(size=(8, 5, 5, 4))
-        options = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float64}
-        ours, flax = layers.norm(train, jnp.float64)(), nn.BatchNorm(**options)
+        options = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float64}
+        ours, flax = layers.norm(True, jnp.float64)(), nn.BatchNorm(**options)
         variables = jax.tree.map(lambda p: 1 + p + jnp.arange(4.0), flax.init(jax.random.key(0), x))
         assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
 
@@ -287,14 +267,3 @@ def test_errors_name_the_known_networks_and_options(arguments, message):
     with pytest.raises(ValueError) as error:
         models.create(**{"name": "resnet8", "num_classes": 10} | arguments).init(jax.random.key(0), images(8, 8))
     assert str(error.value).startswith(message)
-
-
-def test_a_line_in_the_table_makes_a_network(monkeypatch):
-    monkeypatch.setitem(models.NETWORKS, "tiny", functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock))
-    monkeypatch.setitem(models.NETWORKS, "thin", functools.partial(vgg.VGG, stages=(1,) * 5, width=8))
-    assert {"tiny", "thin"} < set(models.NAMES)
-    assert models.options("tiny") == ("stem", "kernel_init") and models.options("thin") == ("dropout",)
-    model = models.create("tiny", 3, PSI, "coarse", stem="imagenet")
-    assert jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]["pair"]
-    with pytest.raises(InputError, match="unknown option of thin 'stem'. Known: dropout."):
-        models.create("thin", 3, stem="cifar")

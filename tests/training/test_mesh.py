@@ -67,8 +67,9 @@ def test_several_processes_take_the_course_of_one(request, tiny_run, tmp_path, p
     assert {path.name for path in (tmp_path / "digits").iterdir()} == {path.name for path in tiny_run[0].iterdir()}
 
 
-def test_eight_devices_make_the_batches_and_steps_of_one():
-    process = worker.python("-m", "tests.training.eight_devices", devices=8)
+@pytest.mark.parametrize("part", ["steps", pytest.param("more", marks=pytest.mark.long)])
+def test_eight_devices_make_the_batches_and_steps_of_one(part):
+    process = worker.python("-m", "tests.training.eight_devices", part, devices=8)
     output, _ = process.communicate()
     assert process.returncode == 0, output
 

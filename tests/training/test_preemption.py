@@ -43,11 +43,12 @@ def at_once(patch, number):
 
 
 MOMENTS = {  # signal, when it comes, the step and the place that are reported, the checkpoints within an epoch
-    "before the first step": (TERM, [at_once], 0, "epoch 1", []),
     "in an epoch": (TERM, [in_step(5)], 5, "epoch 1", [5]),
-    "in the last step, and again when it resumes": (INT, [in_step(STEPS), at_once], STEPS, "epoch 1", [STEPS]),
     "in the evaluation on val": (INT, [in_call("evaluate")], STEPS, "epoch 1", [STEPS]),
     "in the evaluation on test": (TERM, [in_call("evaluate_folded")], EPOCHS * STEPS, "after the last epoch", []),
+    "in the last step, and again when it resumes": pytest.param(
+        INT, [in_step(STEPS), at_once], STEPS, "epoch 1", [STEPS], marks=pytest.mark.long
+    ),
 }
 
 

@@ -27,16 +27,18 @@ def cut(*checkpoints):
 untouched = cut()
 EVERY_3 = {"checkpoint_every": 3}
 CASES = {  # kind of run, changes of its config, the step it is stopped after, damage, and the step it resumes with
-    "in the first epoch": ("tiny", {}, 5, untouched, 1),
     "right after an epoch": ("tiny", {}, 2 * STEPS + 1, lose_lines, 2 * STEPS + 1),
-    "Adam with learned a and b": ("adam", {}, STEPS + 1, untouched, STEPS + 1),
-    "within an epoch": ("tiny", EVERY_3, 2 * STEPS + 6, untouched, 2 * STEPS + 6),
     "with checkpoints within an older epoch alone": ("tiny", EVERY_3, 3 * STEPS + 1, untouched, 3 * STEPS + 1),
-    "all within an epoch damaged": ("tiny", EVERY_3, 2 * STEPS + 6, cut("midway/27", "midway/24"), 2 * STEPS + 1),
     # One within an epoch may name a best epoch whose weights are lost.
     "epoch before it damaged": ("tiny", EVERY_3, 2 * STEPS + 6, cut("checkpoints/2"), STEPS + 1),
     "streamed images": ("streamed", {"checkpoint_every": 2}, 9, untouched, 9),
 }
+RARE = {
+    "in the first epoch": ("tiny", {}, 5, untouched, 1),
+    "Adam with learned a and b": ("adam", {}, STEPS + 1, untouched, STEPS + 1),
+    "all within an epoch damaged": ("tiny", EVERY_3, 2 * STEPS + 6, cut("midway/27", "midway/24"), 2 * STEPS + 1),
+}
+CASES |= {name: pytest.param(*case, marks=pytest.mark.long) for name, case in RARE.items()}
 
 
 @pytest.mark.parametrize("kind, changes, stop, damage, first_step", CASES.values(), ids=CASES)
@@ -54,7 +56,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, kind, changes
     runs.assert_same_run(run, expected)
 
 
-@pytest.mark.parametrize("epoch", [runs.EPOCHS, runs.EPOCHS - 1], ids=["intact", "damaged"])
+INTACT = pytest.param(runs.EPOCHS, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("epoch", [INTACT, runs.EPOCHS - 1], ids=["intact", "damaged"])
 def test_the_newest_checkpoint_that_is_intact_is_used(tiny_run, tmp_path, caplog, epoch):
     run = runs.unfinished_copy(tiny_run[0], tmp_path / "run")
     if epoch < runs.EPOCHS:

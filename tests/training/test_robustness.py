@@ -1,19 +1,15 @@
 """robustness.json of a run, against accuracies of the changed network by hand."""
 
+import functools
 import json
 import shutil
 
+import jax
 import numpy as np
 
 from wcjax import data, training
 from wcjax.analysis import changes, robustness
 from wcjax.run_folder import read
-
-
-def accuracy(model, params, batch_stats, images, labels, dataset):
-    pixels = np.float32((images / 255 - dataset.mean) / dataset.std)
-    logits = model.apply({"params": params, "batch_stats": batch_stats}, pixels, train=False)
-    return np.mean(np.asarray(logits).argmax(axis=1) == labels)
 
 
 def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path, capsys):
@@ -25,8 +21,12 @@ def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path, 
     dataset = data.load("digits", val_fraction=0.5)
     images, labels = dataset.test.images[:100], dataset.test.labels[:100]
     model, variables = training.load_folded(run)
-    params, batch_stats = variables["params"], variables["batch_stats"]
-    by_hand = lambda params, images: accuracy(model, params, batch_stats, images, labels, dataset)
+    params, apply = variables["params"], jax.jit(functools.partial(model.apply, train=False))
+
+    def by_hand(params, images):
+        logits = apply(variables | {"params": params}, np.float32((images / 255 - dataset.mean) / dataset.std))
+        return np.mean(np.asarray(logits).argmax(axis=1) == labels)
+
     assert (result["images"], result["accuracy"]) == (100, by_hand(params, images))
     for name, (change, levels) in changes.OF_WEIGHTS.items():
         for level, measured in zip(levels, result["curves"][name], strict=True):
@@ -42,10 +42,9 @@ def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     measured = {"images": 20, "accuracy": 0.5, "curves": {"weight_bits": [[8, 0.5]]}}
     (run / "robustness.json").write_text(json.dumps(measured))
-    robustness.main([str(run), "--images", "20"])
-    assert read(run, "robustness.json") == measured
-    robustness.main([str(run), "--images", "21"])
-    assert read(run, "robustness.json")["images"] == 21
+    for images in (20, 21):
+        robustness.main([str(run), "--images", str(images)])
+        assert (read(run, "robustness.json") == measured) == (images == 20)
 
 
 def test_runs_that_cannot_be_measured_are_one_line(tmp_path, capsys):
