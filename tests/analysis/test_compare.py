@@ -62,6 +62,8 @@ def test_the_command_prints_the_table_and_plots_the_weights(run, tmp_path, capsy
     pixels = image.imread(path, format="png")[..., :3]
     assert min(pixels.shape[:2]) > 300
     assert pixels.std() > 0.05  # something is drawn
+    kernels = 9 * (16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 16 * 32 + 32 * 64 + 64 * 10
+    assert compare.all_weights(run).shape == (kernels,)  # of all layers, and no bias
 
 
 @pytest.mark.parametrize(
