@@ -4,7 +4,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages; docs/performance.md has the gain
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long coverage test-faults docs bench bench-gpu results-gpu help
+.PHONY: demo test test-long test-faults docs bench bench-gpu results-gpu help
 
 help:  ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -15,17 +15,14 @@ demo: .venv/installed  ## Trains a companded ResNet-8 and its plain twin on digi
 	$(BIN)/python train.py --config configs/digits.py:resnet8,plain --workdir runs/demo/plain
 	$(BIN)/python -m wcjax.analysis.compare runs/demo/wc runs/demo/plain --png runs/demo/weights.png
 
-test: .venv/installed-test  ## Runs ruff, mypy and pytest
+test: .venv/installed-test  ## Runs ruff, mypy and pytest; OPTIONS are more options of pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal $(OPTIONS)
 
 test-long: .venv/installed-test  ## Runs what `make test` leaves out: several processes, faults, docs, notebooks
 	$(BIN)/pytest -m 'long and not faults' -n 2
-
-coverage: .venv/installed-test  ## Runs the tests of `make test`, and requires that they run 90 % of the lines
-	$(BIN)/pytest --cov=wcjax --cov-report=term --cov-fail-under=90 -n 2 --dist worksteal
 
 test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, bits compared; 5,000 examples of each fuzz test
 	$(BIN)/pytest tests/faults -m faults -n 2
