@@ -46,7 +46,7 @@ CASES = {  # checkpoint_every, the step that makes a weight nan, and the step an
 
 
 @pytest.mark.parametrize("every, bad_step, step, epoch", CASES.values(), ids=CASES)
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, bad_step, step, epoch):
+def test_weights_that_are_not_finite_are_not_saved(tiny_run, tmp_path, every, bad_step, step, epoch):
     run, config = tmp_path / "run", runs.tiny(checkpoint_every=every)
     with pytest.raises(DivergedError, match=rf"weights or moments .* step {step} \(epoch {epoch}\)"):
         training.train(config, run, spoil(bad_step))
@@ -55,6 +55,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, bad_step, st
     assert states
     for state in states:
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(load_tree(state)) if x.dtype == np.float32), state
+    training.train(config, run)
+    runs.assert_same_run(run, tiny_run[0])
 
 
 def test_a_loss_on_val_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):

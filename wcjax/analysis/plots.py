@@ -228,14 +228,16 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
 
     weights: {label: array of any shape}. The densities of all weights are on a logarithmic scale.
     """
-    flat = {label: np.ravel(np.asarray(w, np.float64)) for label, w in weights.items()}
+    flat = {}
+    for label, w in weights.items():
+        w = np.ravel(np.asarray(w, np.float64))
+        flat[f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")] = w  # a $ would begin a formula
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     whole, near = figure.subplots(1, 2)
     for axes, share, heading in ((whole, 1, "all weights"), (near, 1 / 3, "near zero")):
         edge = 1.05 * max(np.quantile(np.abs(w), share) for w in flat.values()) or 1
         bins = np.linspace(-edge, edge, 41)
         for (label, w), colour, line in zip(flat.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
-            label = f"{label}, largest |w| {np.max(np.abs(w)):.2f}".replace("$", r"\$")  # a $ would begin a formula
             density = np.histogram(w, bins)[0] / (w.size * np.diff(bins))
             axes.stairs(density, bins, baseline=None, label=label, color=colour, linestyle=line, linewidth=1.5)
         axes.set(xlabel="w", ylabel="density (1 / unit of w)")

@@ -35,7 +35,7 @@ def random_crop_and_flip(key, images, *, padding=4, flip=True):
     images = _windows(_windows(images, top, padding, axis=1), left, padding, axis=2)
     if not flip:
         return images
-    mirrored = jax.random.bernoulli(flip_key, shape=(n, 1))[:, :, None, None]
+    mirrored = jax.random.bernoulli(flip_key, shape=(n, 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
