@@ -74,3 +74,13 @@ def test_an_image_without_permission_is_named(tmp_path, forbid):
     path = tmp_path / "set" / "train" / "n00000001" / "train_1.JPEG"
     forbid(path)
     assert_refused(lambda: [source[i] for i in range(source.num_images)], path)
+
+
+def test_a_cache_without_permission_is_one_warning(prepared, cache_home, forbid, caplog):
+    dataset = data.load("cifar10", prepared[0])
+    (file,) = (cache_home / "wcjax").iterdir()
+    forbid(file)
+    forbid(cache_home / "wcjax", 0o555)
+    sets.assert_same(denied(lambda: data.load("cifar10", prepared[0])), dataset)
+    (line,) = (record.getMessage() for record in caplog.records if record.name.startswith("wcjax"))
+    assert re.search(r"Could not cache the decoded images in .* \(.*Permission denied", line)

@@ -1,6 +1,7 @@
 """The splits, statistics and fingerprint of a data set in memory, by value, and the arguments that are refused."""
 
 import hashlib
+import sys
 from collections import Counter
 from fractions import Fraction
 
@@ -141,3 +142,18 @@ KNOWN = r"Known: digits, cifar10, cifar100, tiny_imagenet, imagenet\.$"
 def test_an_argument_out_of_range_is_named(name, options, message):
     with pytest.raises(InputError, match=message):
         data.load(name, **options)
+
+
+@pytest.mark.parametrize("options", [{"seed": 5}, {"val_fraction": 0.4}])
+def test_seed_and_fraction_change_train_and_val_alone(options):
+    dataset, same, other = data.load("digits"), data.load("digits"), data.load("digits", **options)
+    sets.assert_same(dataset, same)
+    np.testing.assert_array_equal(dataset.test.images, other.test.images)
+    np.testing.assert_array_equal(dataset.test.labels, other.test.labels)
+    assert sets.pairs(dataset.val) != sets.pairs(other.val)
+
+
+def test_digits_without_scikit_learn_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(InputError, match=r"^digits needs scikit-learn: pip install 'wcjax\[train\]'$"):
+        data.load("digits")
