@@ -42,15 +42,15 @@ def on_gpu(repeats):
     """The same on a GPU, where what comes last may not fit into the time."""
     few = max(3, repeats // 3)
     resnet18 = [("resnet18", 128, "bfloat16")]
-    yield from each("steps", steps.GPU[:1], steps.measure_steps, repeats, full=True)
+    yield from each("steps", runs.GPU[:4], runs.measure_run_steps, repeats)
     yield from each("epoch", resnet18, runs.measure_epoch, 351)
     yield from each("torch", against_torch.GPU[:1], against_torch.measure, few)
+    yield from each("steps", runs.GPU[4:], runs.measure_run_steps, repeats)
     yield from each("save", resnet18, runs.measure_saving, few)
     yield from each("scan", resnet18, runs.measure_scan, few)
     yield from each("flags", resnet18, steps.measure_flags, few)
-    yield from each("forward", steps.GPU[:1], steps.measure_forward, repeats)
+    yield from each("forward", resnet18, steps.measure_forward, repeats)
     yield from each("input", [(128, "bfloat16")], inputs.measure, few)
-    yield from each("steps", steps.GPU[1:], steps.measure_steps, repeats, full=False)
     yield from each("torch", against_torch.GPU[1:], against_torch.measure, few)
     yield "growth", runs.measure_growth(MODELS, BATCHES, "bfloat16", 3)
     yield "imports", runs.measure_imports()

@@ -13,7 +13,6 @@ several. Where several processes use libtpu at once, set ALLOW_MULTIPLE_LIBTPU_L
 
 import argparse
 import contextlib
-import functools
 import json
 import pathlib
 import re
@@ -22,14 +21,12 @@ from unittest import mock
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-import wcjax
 from benchmarks import hlo, report
+from benchmarks.runs import VARIANTS
 from wcjax.config import check_config
-from wcjax.config.build import learning_rate_schedule
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.data import Dataset, Split, image_shape
 from wcjax.data.dataset import streamed_dataset
@@ -37,24 +34,12 @@ from wcjax.files import write_json
 from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
-from wcjax.training.run import Run
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 MEMORY = {"v5e": 16 * 2**30, "v6e": 32 * 2**30}  # bytes of a chip
 MEMORY["h100"] = int(re.search(r"device_memory_size: (\d+)", H100.read_text())[1])
 IMAGES = {"cifar10": (45_000, 10), "cifar100": (45_000, 100), "tiny_imagenet": (100_000, 200)}  # of train, and classes
 IMAGES |= {"imagenet": (1_281_167, 1000), "digits": (1_293, 10)}
-VARIANTS = {"plain": "plain", "layers": "wc", "compand": "plain", "learned": "learned"}  # variants of the config file
-
-
-class CompandRun(Run):
-    """A run whose optimizer is `wcjax.compand`; its network is plain. `train.py` has layers instead."""
-
-    @functools.cached_property
-    def tx(self):
-        config = self.config
-        inner = optax.sgd(learning_rate_schedule(config, self.steps_per_epoch), momentum=config.momentum)
-        return wcjax.compand(inner, wcjax.Arctan(1.0, 1.0), weight_decay=config.weight_decay)
 
 
 def make_mesh(target: str, fsdp: int) -> Mesh:
@@ -79,10 +64,10 @@ def make_dataset(config) -> Dataset:
     return Dataset(split, split, split, num_classes, *np.full((2, shape[-1]), 0.5, np.float32))
 
 
-def compile_step(target: str, config, is_compand: bool):
+def compile_step(target: str, config, run_class):
     """(the compiled training step of config for the devices of target, the number of arrays that it gets donated)."""
     mesh, dataset = make_mesh(target, config.mesh.fsdp), make_dataset(config)
-    run = (CompandRun if is_compand else Run)(config, None, mesh, dataset)
+    run = run_class(config, None, mesh, dataset)
     if isinstance(dataset.train, Split):
         data = feed.OnDevice(dataset.train, dataset, config, mesh)
     else:
@@ -126,11 +111,12 @@ def main():
     omitted = mock.patch.dict(meshes.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
     memory_size, records = MEMORY[args.target.partition(":")[0]], []
     for variant in args.variants.split(","):
-        config = check_config(read_config_file(f"{args.config},{VARIANTS[variant]}", overrides))
+        config_variant, run_class = VARIANTS[variant]
+        config = check_config(read_config_file(f"{args.config},{config_variant}", overrides))
         case = {"target": args.target, "model": config.model, "batch": config.batch_size, "dtype": config.dtype}
         case |= {"fsdp": config.mesh.fsdp, "options": not args.without_options, "variant": variant}
         with omitted:
-            compiled, donated = compile_step(args.target, config, variant == "compand")
+            compiled, donated = compile_step(args.target, config, run_class)
         if args.hlo:
             args.hlo.mkdir(parents=True, exist_ok=True)
             (args.hlo / f"{'-'.join(map(str, case.values()))}.txt").write_text(compiled.as_text())

@@ -1,5 +1,6 @@
-"""What surrounds the step: a whole run against bare steps, saving, compilation with a cache, imports, growth."""
+"""The step of a run, and what surrounds it: whole runs, saving, compilation with a cache, imports, growth."""
 
+import concurrent.futures
 import functools
 import itertools
 import json
@@ -13,10 +14,12 @@ import time
 
 import jax
 import numpy as np
+import optax
 
+import wcjax
 from benchmarks.timing import in_turn, summary
-from wcjax.config import check_config, default_config
-from wcjax.config.build import load_dataset
+from wcjax.config import check_config, default_config, with_variant
+from wcjax.config.build import learning_rate_schedule, load_dataset
 from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.training import feed, train
 from wcjax.training import mesh as meshes
@@ -37,6 +40,33 @@ IMPORTS = (
 )
 
 
+GPU = [  # (network, batch, dtype), the most telling first
+    (name, 128, dtype)
+    for names in (("resnet18", "resnet50"), ("resnet8", "vgg16_bn", "wrn28_10"))
+    for dtype in ("bfloat16", "float32")
+    for name in names
+]
+
+
+class CompandRun(Run):
+    """A run whose optimizer is `wcjax.compand`; its network is plain. `train.py` has layers instead."""
+
+    @functools.cached_property
+    def tx(self):
+        config = self.config
+        inner = optax.sgd(learning_rate_schedule(config, self.steps_per_epoch), momentum=config.momentum)
+        return wcjax.compand(inner, wcjax.Arctan(1.0, 1.0), weight_decay=config.weight_decay)
+
+
+VARIANTS = {
+    "plain": ("plain", Run),
+    "layers": ("wc", Run),
+    "compand": ("plain", CompandRun),
+    "learned": ("learned", Run),
+}
+"""{name: (variant of a config, class of the run)}"""
+
+
 def run_config(model, batch, dtype, folder, images):
     """A config on random 32x32 images with batches enough for a stretch that can be timed."""
     path = pathlib.Path(folder, "cifar10.npz")
@@ -54,9 +84,9 @@ def run_config(model, batch, dtype, folder, images):
 class BareSteps:
     """The compiled step of a run on its own, with the state that it moves, as a call without arguments."""
 
-    def __init__(self, config, several=1):
+    def __init__(self, config, several=1, run_class=Run):
         """several: steps in one call, as a jax.lax.scan."""
-        run = Run(config, None, meshes.make_mesh(config), load_dataset(config))
+        self.run = run = run_class(config, None, meshes.make_mesh(config), load_dataset(config))
         progress = Progress.start(run)
         self.steps_per_epoch, self.state, self.totals = run.steps_per_epoch, progress.state, progress.totals
         with feed.training(run, 0) as self.data:
@@ -64,6 +94,7 @@ class BareSteps:
         self.inputs = next(self.data.epoch(self.state))
         if several == 1:
             self.step = steps.compile_train_step(run, self.data, self.state, self.totals)
+            self.state = jax.device_put(self.state, self.step.input_formats[0][0])
         else:
 
             def scanned(state, totals, inputs):
@@ -73,14 +104,37 @@ class BareSteps:
 
             jitted = jax.jit(scanned, donate_argnums=(0, 1))
             self.step = jitted.lower(self.state, self.totals, self.inputs).compile()
-        self.eval_step = steps.compile_eval_step(run.model, self.data, self.state.params, self.state.batch_stats)
 
     def __call__(self):
         self.state, self.totals, loss = self.step(self.state, self.totals, self.inputs)
         return loss
 
+    @functools.cached_property
+    def eval_step(self):
+        return steps.compile_eval_step(self.run.model, self.data, self.state.params, self.state.batch_stats)
+
     def evaluate(self):
         evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.data)
+
+
+def measure_run_steps(model, batch, dtype, repeats):
+    """One record for the step of a run of each variant, as `train.py` compiles it for this device."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_one(name):
+            variant, run_class = VARIANTS[name]
+            return BareSteps(with_variant(config.copy_and_resolve_references(), f"{model},{variant}"), 1, run_class)
+
+        config = run_config(model, batch, dtype, folder, 4 * batch)
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles several programs at a time
+            calls = dict(zip(VARIANTS, pool.map(compile_one, VARIANTS), strict=True))
+        times = summary(in_turn(calls, repeats))
+    for variant, bare in calls.items():
+        memory = bare.step.memory_analysis()
+        sizes = {"arguments_mib": memory.argument_size_in_bytes, "temporary_mib": memory.temp_size_in_bytes}
+        case = {"group": "steps", "model": model, "batch": batch, "dtype": dtype, "variant": variant}
+        case["num_weights"] = sum(x.size for x in jax.tree.leaves(bare.state.params) if x.ndim > 1)
+        yield case | times[variant] | {k: v / 2**20 for k, v in sizes.items()}
 
 
 def measure_epoch(model, batch, dtype, steps):
@@ -94,7 +148,7 @@ def measure_epoch(model, batch, dtype, steps):
                 loss = bare()
             return loss
 
-        jax.block_until_ready(stretch())
+        jax.block_until_ready((stretch(), bare.evaluate()))
         seconds = []
         for turn in range(2):
             began = time.perf_counter()
@@ -105,7 +159,7 @@ def measure_epoch(model, batch, dtype, steps):
         lines = [json.loads(x) for x in pathlib.Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         images = bare.steps_per_epoch * batch
         began = time.perf_counter()
-        bare.evaluate()
+        bare.evaluate()  # which waits for the result
         evaluation = bare.data.num_images / (time.perf_counter() - began)
     case = {"group": "epoch", "model": model, "batch": batch, "dtype": dtype, "steps": bare.steps_per_epoch}
     in_run = max(line["images_per_second"] for line in lines[1:])

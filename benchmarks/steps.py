@@ -27,11 +27,6 @@ CPU = [
     ("vgg16_bn", 128, "float32"),
 ]
 CONVOLUTIONS = [("resnet8", 128, "float32"), ("resnet18", 32, "float32"), ("resnet50", 16, "float32")]
-GPU = [
-    (name, batch, dtype)
-    for dtype, batch in (("bfloat16", 128), ("float32", 128), ("bfloat16", 16), ("float32", 16))
-    for name in ("resnet18", "resnet50", "wrn28_10", "vgg16_bn", "resnet8")
-]
 FLAGS = {  # of XLA, for a GPU; each alone
     "none": {},
     "latency hiding": {"xla_gpu_enable_latency_hiding_scheduler": True},
