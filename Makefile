@@ -55,8 +55,8 @@ docs: .venv/installed-docs  ## Builds the documentation site in site/html, with 
 bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (about an hour on 2 cores)
 	$(BIN)/python -m benchmarks --out runs/benchmarks.json
 
-bench-gpu:  ## The same on a GPU, in under 10 minutes and without a network; PYTHON is one with jax[cuda]
-	$(PYTHON) -m benchmarks --out $(or $(OUT),runs)/benchmarks.json --minutes 7
+bench-gpu:  ## The same on a GPU, in MINUTES (7) and without a network; PYTHON is one with jax[cuda]
+	$(PYTHON) -m benchmarks --out $(or $(OUT),runs)/benchmarks.json --minutes $(or $(MINUTES),7)
 
 results-gpu:  ## The paper's ResNet18 on CIFAR-10, plain and WC, and the report, in MINUTES; DATA is the folder of cifar10.npz
 	$(PYTHON) -m benchmarks.timed_runs --minutes $(or $(MINUTES),60) --out $(or $(OUT),runs)/paper \
