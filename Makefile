@@ -55,6 +55,7 @@ docs: .venv/installed-docs  ## Builds the documentation site in site/html, with 
 bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (about an hour on 2 cores)
 	$(BIN)/python -m benchmarks --out runs/benchmarks.json
 
+bench-gpu: export JAX_COMPILATION_CACHE_DIR ?= $(or $(OUT),runs)/compiled# has what autotuning found for each operation
 bench-gpu:  ## The same on a GPU, in MINUTES (7) and without a network; PYTHON is one with jax[cuda]
 	$(PYTHON) -m benchmarks --out $(or $(OUT),runs)/benchmarks.json --minutes $(or $(MINUTES),7)
 

@@ -79,7 +79,7 @@ def steps(records):
         base = plain.setdefault(kind, r)  # the plain network is the first of its kind
         added = (r["ratio"] - 1) * base["seconds"] / r["num_weights"]
         in_noise = r["low"] <= 1 <= r["high"]
-        ns = "" if r is base else "in the noise" if in_noise else f"{1e9 * added:.1f}"
+        ns = "" if r is base else "in the noise" if in_noise else f"{1e9 * added:.2g}"
         rows.append([case(r), r["variant"], ratio(r), milliseconds(r), ns, f"{r['temporary_mib']:.1f}"])
     return table(head, rows)
 

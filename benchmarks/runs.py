@@ -1,6 +1,5 @@
 """The step of a run, and what surrounds it: whole runs, saving, compilation with a cache, imports, growth."""
 
-import concurrent.futures
 import functools
 import itertools
 import json
@@ -126,8 +125,7 @@ def measure_run_steps(model, batch, dtype, repeats):
             return BareSteps(with_variant(config.copy_and_resolve_references(), f"{model},{variant}"), 1, run_class)
 
         config = run_config(model, batch, dtype, folder, 4 * batch)
-        with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles several programs at a time
-            calls = dict(zip(VARIANTS, pool.map(compile_one, VARIANTS), strict=True))
+        calls = {name: compile_one(name) for name in VARIANTS}  # not in threads: on a GPU, to compile is to measure
         times = summary(in_turn(calls, repeats))
     for variant, bare in calls.items():
         memory = bare.step.memory_analysis()

@@ -14,7 +14,7 @@ import jax
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
-SHORTEST = 0.02  # seconds that a measurement takes at least; shorter calls are made several times
+SHORTEST = {"cpu": 0.02, "gpu": 0.5}  # seconds that a measurement takes at least; shorter calls are made several times
 LONGEST = 60  # seconds after which no further repeat begins, where there are 3
 
 
@@ -41,7 +41,7 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
         jax.block_until_ready(call())
         began = clock()
         jax.block_until_ready(call())
-        times[name] = max(1, round(SHORTEST / (clock() - began)))
+        times[name] = max(1, round(SHORTEST[jax.default_backend()] / (clock() - began)))
     seconds = {name: [] for name in calls}
     first, library = time.perf_counter(), None
     for done in range(repeats):
