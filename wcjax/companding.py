@@ -261,7 +261,7 @@ def _pair_gradients(state, psis, weights, grads, learn):
         if not isinstance(psi, Sigmoid) or g is None:
             return 0.0
         w, g = (jnp.asarray(x, wide_dtype(x.dtype)) for x in (unboxed(w), unboxed(g)))
-        return jnp.sum(g * w * (1 / psi.a) * new.a + g * psi.derivative_b(w) * new.b)
+        return jnp.sum(g * w * (new.a / psi.a) + g * psi.derivative_b(w) * new.b)
 
     def total(pairs):  # automatic differentiation sums over the weights that share an a and b
         new_psis = _current_psis(state.psis, pairs, learn)
