@@ -1,4 +1,5 @@
-# Set-up and everyday commands. Each target installs what it needs into .venv, with the versions of constraints.txt.
+# Set-up and everyday commands. Each target but bench-gpu and results-gpu installs what it needs into .venv, with the
+# versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages; docs/performance.md has the gain
@@ -52,13 +53,13 @@ docs: .venv/installed-docs  ## Builds the documentation site in site/html, with 
 	$(INSTALL) -e '.[docs]'
 	@touch $@ .venv/installed
 
-bench: .venv/installed-test  ## Measures what docs/performance.md shows on this machine (about an hour on 2 cores)
+bench: .venv/installed-test  ## Measures this machine for at most an hour, next to PyTorch if .venv has it
 	$(BIN)/python -m benchmarks --out runs/benchmarks.json
 
 bench-gpu: export JAX_COMPILATION_CACHE_DIR ?= $(or $(OUT),runs)/compiled# has what autotuning found for each operation
-bench-gpu:  ## The same on a GPU, in MINUTES (7) and without a network; PYTHON is one with jax[cuda]
+bench-gpu:  ## Measures a GPU in MINUTES (7), offline; PYTHON has the extras train and cuda
 	$(PYTHON) -m benchmarks --out $(or $(OUT),runs)/benchmarks.json --minutes $(or $(MINUTES),7)
 
-results-gpu:  ## The paper's ResNet18 on CIFAR-10, plain and WC, and the report, in MINUTES; DATA is the folder of cifar10.npz
+results-gpu:  ## The paper's ResNet18 on CIFAR-10, plain and WC, in MINUTES (60); DATA is the folder of cifar10.npz; PYTHON as above
 	$(PYTHON) -m benchmarks.timed_runs --minutes $(or $(MINUTES),60) --out $(or $(OUT),runs)/paper \
 	  --config.data_dir=$(DATA) --config.dtype=bfloat16

@@ -1,6 +1,6 @@
 """Measures what docs/performance.md shows; writes one JSON file.
 
-    python -m benchmarks --out benchmarks/results/NAME.json         all that fits this device, about an hour on a CPU
+    python -m benchmarks --out benchmarks/results/NAME.json         all that fits this CPU or GPU, within 60 minutes
     taskset -c 0 python -m benchmarks --out FILE                    CPU time on one core, which is the steadiest
     python -m benchmarks --out FILE --only steps,torch:resnet8      some groups and cases; the file keeps the others
     python -m benchmarks.report                                     tables of docs/performance.md

@@ -99,14 +99,16 @@ def accessed(compiled) -> float | None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="'h100', 'h100:8' or a TPU topology like v5e:2x2")
+    parser.add_argument("--target", required=True, help="h100, h100:8, or a topology of v5e or v6e such as v5e:2x2")
     parser.add_argument("--config", required=True, help="FILE.py:model; --config.key=value changes a key")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of %(default)s; plain comes first")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of %(default)s; ratios are to the first")
     parser.add_argument("--without-options", action="store_true", help="omit the compiler options of a run")
     parser.add_argument("--hlo", type=pathlib.Path, help="folder for the texts of the programs")
     parser.add_argument("--out", type=pathlib.Path, help="JSON file to add to")
     arguments, overrides = split_overrides(sys.argv[1:])
     args = parser.parse_args(arguments)
+    if args.target.partition(":")[0] not in MEMORY:
+        parser.error(f"--target must begin with one of {', '.join(MEMORY)}, found {args.target!r}.")
     jax.config.update("jax_platforms", "cpu")  # of this process; the compilers need no device
     omitted = mock.patch.dict(meshes.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
     memory_size, records = MEMORY[args.target.partition(":")[0]], []

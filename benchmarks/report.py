@@ -98,51 +98,6 @@ def against_torch(records):
     return table(head, rows)
 
 
-def compared(base):
-    def make(records):
-        head = ["network, batch, dtype", "variant", f"ratio to {base} (quartiles)", "ms"]
-        return table(head, [[case(r), r["variant"], ratio(r), milliseconds(r)] for r in records])
-
-    return make
-
-
-def epoch(records):
-    head = ["network, batch, dtype", "measured", "images/s", "ratio to the bare step"]
-    return table(
-        head, [[case(r), r["variant"], f"{r['images_per_second']:,.0f}", f"{r['ratio']:.3f}"] for r in records]
-    )
-
-
-def growth(records):
-    head = ["network", "batch", "ms a step", "images/s", "s to load, initialize and compile"]
-    rows = [
-        [r["model"], r["batch"], milliseconds(r), f"{r['images_per_second']:,.0f}", f"{r['setup_seconds']:.1f}"]
-        for r in records
-    ]
-    return table(head, rows)
-
-
-def inputs(records):
-    rows = [[r["variant"], r["batch"], f"{r['images_per_second']:,.0f}"] for r in records]
-    return table(["input", "batch", "images/s"], rows)
-
-
-def start(records):
-    head = [
-        "network",
-        "compilation cache",
-        "s before the first step, with imports",
-        "of these, s to compile the step and the evaluation",
-    ]
-    rows = [[r["model"], r["variant"], f"{r['seconds']:.1f}", f"{r['compile_seconds']:.1f}"] for r in records]
-    return table(head, rows)
-
-
-def save_costs(records):
-    rows = [[case(r), f"{r['seconds']:.3f}", f"{r['epoch_seconds']:,.0f}", f"{r['share']:.2%}"] for r in records]
-    return table(["network, batch, dtype", "s that a save adds to steps", "s an epoch of CIFAR-10", "share"], rows)
-
-
 def aot(records):
     """Programs for one accelerator, with ratios to the first program of the same case, the plain one."""
     head = ["target", "network, batch, dtype", "variant", "kernels", "GB", "million cycles", "cycles in copies"]
@@ -162,7 +117,17 @@ def aot(records):
 
 def sent(records):
     """What the devices of programs for several accelerators send each other."""
-    head = ["target", "network, batch, dtype", "fsdp", "options", "collective", "number", "MB", "overlapped", "MB"]
+    head = [
+        "target",
+        "network, batch, dtype",
+        "fsdp",
+        "options",
+        "collective",
+        "number",
+        "MB",
+        "overlapped",
+        "MB overlapped",
+    ]
     rows = []
     for r in records:
         for kind, x in sorted(r["collectives"].items()):
@@ -171,28 +136,7 @@ def sent(records):
     return table(head, rows)
 
 
-def imports(records):
-    return table(["import", "s"], [[f"`{r['variant']}`", f"{r['seconds']:.2f}"] for r in records])
-
-
-MAKERS = {
-    "torch": against_torch,
-    "steps": steps,
-    "forward": compared("folded"),
-    "convolutions": compared("XLA's"),
-    "scan": compared("one a dispatch"),
-    "flags": compared("none"),
-    "input": inputs,
-    "epoch": epoch,
-    "save": save_costs,
-    "growth": growth,
-    "start": start,
-    "imports": imports,
-    "aot": aot,
-    "sent": sent,
-}
-
-
+MAKERS = {"torch": against_torch, "steps": steps, "aot": aot, "sent": sent}
 SAME = {"sent": "aot"}  # another table of the same records
 
 

@@ -136,7 +136,7 @@ def measure_run_steps(model, batch, dtype, repeats):
 
 
 def measure_epoch(model, batch, dtype, steps):
-    """Images/s of a whole run, of bare steps before and after it, and of evaluation."""
+    """Images/s of the steps in the fastest epoch of a run but the first, of bare steps, and of evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(model, batch, dtype, folder, round(batch * steps / 0.9) + 1)
         bare = BareSteps(config)
@@ -212,7 +212,7 @@ def measure_growth(models, batches, dtype, repeats):
 
 
 def measure_start(model):
-    """Seconds until the first step of a run on digits is compiled, in fresh processes: without and with a cache."""
+    """Seconds of a run on digits but for its training steps, in fresh processes: without and with a cache."""
     code = f"""
 import time; began = time.perf_counter()
 from wcjax.training import default_config, train

@@ -1,6 +1,7 @@
 """Calls timed in turn, so that a noisy machine is equally noisy for each; what counts is the ratio to the first."""
 
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -14,8 +15,8 @@ import jax
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
-SHORTEST = {"cpu": 0.02, "gpu": 0.5}  # seconds that a measurement takes at least; shorter calls are made several times
-LONGEST = 60  # seconds after which no further repeat begins, where there are 3
+SHORTEST = {"cpu": 0.02, "gpu": 0.5}  # seconds that a measurement takes at least
+LONGEST = 60  # seconds after which no further repeat begins, once there are 3
 
 
 def on_one_core() -> bool:
@@ -31,7 +32,7 @@ def clock() -> float:
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
     """{name: seconds a call, one for each repeat}. A call returns something to wait for, or has waited already.
 
-    repeats: at most; as many as begin within LONGEST, but 3.
+    repeats: at most. No repeat begins after LONGEST seconds, except for the first 3.
     pause: seconds of sleep before each call if libraries take turns, because idle threads of one disturb the other.
       The name of a call begins with its library and a comma. After a call of another library, one call is not
       measured, because it takes memory from the system that the other library gave back.
@@ -41,7 +42,7 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
         jax.block_until_ready(call())
         began = clock()
         jax.block_until_ready(call())
-        times[name] = max(1, round(SHORTEST[jax.default_backend()] / (clock() - began)))
+        times[name] = math.ceil(SHORTEST[jax.default_backend()] / (clock() - began))
     seconds = {name: [] for name in calls}
     first, library = time.perf_counter(), None
     for done in range(repeats):
@@ -71,7 +72,7 @@ def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict
     for name, of in seconds.items():
         ratios = [x / y for x, y in zip(of, seconds[base], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        found[name] = {"seconds": statistics.median(of), "ratio": middle, "low": low, "high": high}
+        found[name] = {"seconds": statistics.median(of), "ratio": middle, "low": low, "high": high, "repeats": len(of)}
     return found
 
 

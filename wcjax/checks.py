@@ -34,7 +34,8 @@ def check_psi(psi: Any, kind: type[Psi] = Psi) -> None:
     if isinstance(psi, WeightNorm):
         message += " A weight-normalized network takes optax's own optimizers."
     elif isinstance(psi, jax.Array):  # optax.inject_hyperparams calls every callable as a schedule
-        message += " Under optax.inject_hyperparams pass static_args=('inner', 'psi', 'adaptive', 'where', 'learn')."
+        arguments = "'inner', 'psi', 'adaptive', 'mask', 'where', 'learn'"
+        message += f" Under optax.inject_hyperparams pass static_args=({arguments})."
     raise ValueError(message)
 
 

@@ -1,7 +1,7 @@
 """compand: WC for any model, as an optax optimizer around another one. The parameters stay plain w.
 
-Under optax.inject_hyperparams every argument except the rates belongs in static_args (inner, psi, adaptive, where,
-learn), because a Ψ and a `where` are callable and would be taken for schedules.
+Under optax.inject_hyperparams every argument except weight_decay belongs in static_args (inner, psi, adaptive, mask,
+where, learn), because a Ψ, a mask and a `where` may be callable and would be taken for schedules.
 
 docs/two_doors.md derives the step.
 """
@@ -102,11 +102,12 @@ def compand(
       step that would carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError: by init, if nothing is selected; if a selected leaf is not an array of floats; if |w| >= psi.bound
-        (the message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights and returns
-        to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; or a function among the extra
-        arguments (a line search's value_fn), which inner would call with v, unless adaptive=True and nothing is
-        learned.
+      ValueError: if psi is not one of these, or learn is unknown or does not suit psi. By init, if the params hold
+        Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if |w| >=
+        psi.bound (the message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights
+        and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; or a function
+        among the extra arguments (a line search's value_fn), which inner would call with v, unless adaptive=True and
+        nothing is learned.
 
     Examples:
       >>> import jax

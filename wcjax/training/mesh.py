@@ -21,7 +21,8 @@ MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than i
 
 # Options of XLA for a training step on several devices, by platform or kind of TPU. By default XLA sums all gradients
 # in one operation that waits for the end of the backward pass. With a limit on the bytes of one operation there are
-# several, and most of them run during the backward pass. XLA refuses these options on TPUs other than v5e.
+# several, and some of them run during the backward pass: docs/scaling.md has the share. XLA refuses these options on
+# TPUs other than v5e.
 COMPILER_OPTIONS = {
     "gpu": {
         "xla_gpu_all_reduce_combine_threshold_bytes": "4000000",

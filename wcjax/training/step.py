@@ -1,4 +1,4 @@
-"""The jitted work of a run: initial state, one training step, one evaluation step. Nothing here touches the host."""
+"""The jitted work of a run: initial state, one training step, one evaluation step. The steps never touch the host."""
 
 import functools
 import logging
