@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 import wcjax
+from benchmarks.steps import sizes
 from benchmarks.timing import in_turn, summary
 from wcjax.config import check_config, default_config, with_variant
 from wcjax.config.build import learning_rate_schedule, load_dataset
@@ -118,21 +119,15 @@ class BareSteps:
 
 def measure_run_steps(model, batch, dtype, repeats):
     """One record for the step of a run of each variant, as `train.py` compiles it for this device."""
+    calls = {}
     with tempfile.TemporaryDirectory() as folder:
-
-        def compile_one(name):
-            variant, run_class = VARIANTS[name]
-            return BareSteps(with_variant(config.copy_and_resolve_references(), f"{model},{variant}"), 1, run_class)
-
-        config = run_config(model, batch, dtype, folder, 4 * batch)
-        calls = {name: compile_one(name) for name in VARIANTS}  # not in threads: on a GPU, to compile is to measure
+        for name, (variant, run_class) in VARIANTS.items():  # not in threads: on a GPU, to compile is to measure
+            config = with_variant(run_config(model, batch, dtype, folder, 4 * batch), f"{model},{variant}")
+            calls[name] = BareSteps(config, run_class=run_class)
         times = summary(in_turn(calls, repeats))
     for variant, bare in calls.items():
-        memory = bare.step.memory_analysis()
-        sizes = {"arguments_mib": memory.argument_size_in_bytes, "temporary_mib": memory.temp_size_in_bytes}
         case = {"group": "steps", "model": model, "batch": batch, "dtype": dtype, "variant": variant}
-        case["num_weights"] = sum(x.size for x in jax.tree.leaves(bare.state.params) if x.ndim > 1)
-        yield case | times[variant] | {k: v / 2**20 for k, v in sizes.items()}
+        yield case | times[variant] | sizes(bare.step, bare.state.params)
 
 
 def measure_epoch(model, batch, dtype, steps):

@@ -112,12 +112,18 @@ def measure_steps(name, batch, dtype, repeats, full):
     adam = {k: v for k, v in seconds.items() if k.startswith("Adam")}
     times = summary(sgd) | (summary(adam) if adam else {})
     for variant, stepper in steppers.items():
-        memory = stepper.step.memory_analysis()
-        sizes = {"arguments_mib": memory.argument_size_in_bytes, "temporary_mib": memory.temp_size_in_bytes}
-        weights = [x for x in jax.tree.leaves(stepper.state[0]) if x.ndim > 1]
         case = {"group": "steps", "model": name, "batch": batch, "dtype": dtype, "variant": variant}
-        case["num_weights"] = sum(x.size for x in weights)
-        yield case | times[variant] | {k: v / 2**20 for k, v in sizes.items()}
+        yield case | times[variant] | sizes(stepper.step, stepper.state[0])
+
+
+def sizes(step, params) -> dict:
+    """The memory of a compiled step, and the number of weights that it trains."""
+    memory = step.memory_analysis()
+    return {
+        "num_weights": sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1),
+        "arguments_mib": memory.argument_size_in_bytes / 2**20,
+        "temporary_mib": memory.temp_size_in_bytes / 2**20,
+    }
 
 
 def measure_forward(name, batch, dtype, repeats):

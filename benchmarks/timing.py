@@ -15,7 +15,7 @@ import jax
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
-SHORTEST = {"cpu": 0.02, "gpu": 0.5}  # seconds that a measurement takes at least
+SHORTEST_ON_CPU, SHORTEST = 0.02, 0.5  # seconds that a measurement takes at least
 LONGEST = 60  # seconds after which no further repeat begins, once there are 3
 
 
@@ -37,12 +37,13 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
       The name of a call begins with its library and a comma. After a call of another library, one call is not
       measured, because it takes memory from the system that the other library gave back.
     """
+    shortest = SHORTEST_ON_CPU if jax.default_backend() == "cpu" else SHORTEST
     times = {}
     for name, call in calls.items():
         jax.block_until_ready(call())
         began = clock()
         jax.block_until_ready(call())
-        times[name] = math.ceil(SHORTEST[jax.default_backend()] / (clock() - began))
+        times[name] = math.ceil(shortest / (clock() - began))
     seconds = {name: [] for name in calls}
     first, library = time.perf_counter(), None
     for done in range(repeats):
@@ -63,9 +64,9 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
 
 
 def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict[str, dict]:
-    """{name: {'seconds', 'ratio', 'low', 'high'}}: median time; median and quartiles of the ratio to base (the first).
+    """{name: {'seconds', 'ratio', 'low', 'high', 'repeats'}}: median time; median and quartiles of the ratio to base.
 
-    A ratio is of two measurements of the same repeat.
+    A ratio is of two measurements of the same repeat. base: the first by default.
     """
     base = base or next(iter(seconds))
     found = {}
