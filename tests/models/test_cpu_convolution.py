@@ -26,7 +26,8 @@ by_lax = functools.partial(lax.conv_general_dilated, dimension_numbers=cpu_convo
 ours = functools.partial(conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
 
 needs_onednn = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not cpu_convolution.has_onednn(), reason="this jaxlib's oneDNN cannot be called"
+    jax.default_backend() != "cpu" or not cpu_convolution.has_onednn(),
+    reason="needs a CPU and a jaxlib whose oneDNN can be called: install that of constraints.txt",
 )
 
 
