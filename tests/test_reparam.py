@@ -250,3 +250,19 @@ def test_change_follows_the_step_and_a_new_pair(psi, u, x64):
         expected = new(psi.inverse(w) + u) - w
         moved = change(learned(psi, jnp.float64), w, u, learned(new, jnp.float64))
         np.testing.assert_allclose(moved, expected, 1e-11, 1e-13)
+
+
+@each_psi
+def test_the_change_of_w_has_the_derivative_of_psi_also_at_no_step(psi, x64):
+    w = inside(psi, np.float64, 0.9)
+    w = w[w != 0]
+    by_u = jax.grad(lambda u: jnp.sum(psi.ours().change(w, u)))(jnp.zeros_like(w))
+    np.testing.assert_allclose(by_u, psi.derivative(psi.inverse(w)), 1e-11)
+
+
+@pytest.mark.parametrize("psi", SIGMOIDS, ids=str)
+def test_the_second_derivative_is_the_finite_difference_also_at_zero(psi, x64):
+    v, h = np.linspace(-2, 2, 9), 1e-6
+    expected = (psi.derivative(v + h) - psi.derivative(v - h)) / (2 * h)
+    np.testing.assert_allclose(jax.vmap(jax.grad(psi.ours().derivative))(v), expected, 1e-7, 1e-9)
+    chex.assert_tree_all_finite(jax.vmap(jax.grad(psi.ours().derivative))(jnp.float32([1e-30, 1e8, -1e12, 1e25])))

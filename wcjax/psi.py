@@ -144,7 +144,8 @@ class Elementwise(Psi):
         """
         v = self.inverse(w)
         change = (new or self)(v + u) - self(v)
-        return change if new else jnp.where(u == 0, 0, change)
+        # Not a constant 0, whose derivative with respect to u would be 0 instead of Ψ′(v).
+        return change if new else jnp.where(u == 0, self.derivative(v) * u, change)
 
     def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
         """self with an array in each learned field, which has the rank of w and is at least float32.
