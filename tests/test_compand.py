@@ -185,3 +185,23 @@ def test_bfloat16_weights_train_as_well_as_a_bfloat16_v():
         chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), jnp.bfloat16(0))
         accuracies.append(compand_gap.accuracy(net, params, test))
     assert accuracies[1] > 0.9 and abs(accuracies[1] - accuracies[0]) < 0.03
+
+
+OTHERS = {"a": (wcjax.Arctan(0.5, 0.6), "none"), "class": (wcjax.Erf(0.9, 0.6), "none"), "learn": (PSI, "fine")}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_state_of_another_psi_is_refused(other):  # it holds the Ψ, so that the new one would be ignored
+    psi, learn = OTHERS[other]
+    sgd = optax.sgd(0.1)
+    for mine, theirs in (((PSI, "none"), (psi, learn)), ((psi, learn), (PSI, "none"))):
+        tx, state = compand(sgd, mine[0], learn=mine[1]), compand(sgd, theirs[0], learn=theirs[1]).init(PARAMS)
+        with pytest.raises(ValueError, match=r"state was made with \w+\(a=.*, but this compand has .*learn="):
+            tx.update(ZERO, state, PARAMS)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numpy_float64_weights_share_a_float32_pair_where_jax_has_no_float64():
+    params = jax.tree.map(np.float64, PARAMS)
+    pairs = compand(SGD, PSI, learn="coarse").init(params).pairs
+    chex.assert_trees_all_equal(pairs, {"a": np.float32(0.9), "b": np.float32(0.6)})

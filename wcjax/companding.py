@@ -105,9 +105,9 @@ def compand(
       ValueError: if psi is not one of these, or learn is unknown or does not suit psi. By init, if the params hold
         Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if |w| >=
         psi.bound (the message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights
-        and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; or a function
-        among the extra arguments (a line search's value_fn), which inner would call with v, unless adaptive=True and
-        nothing is learned.
+        and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; a state that was
+        made with another psi or learn; or a function among the extra arguments (a line search's value_fn), which inner
+        would call with v, unless adaptive=True and nothing is learned.
 
     Examples:
       >>> import jax
@@ -156,6 +156,7 @@ def compand(
 
     def update_fn(updates, state, params=None, **extra_args):
         checks.check_update(params, {} if adaptive and not learned else extra_args)
+        checks.check_state(state.psis, state.pairs, psi, learn)
         psis = _current_psis(state.psis, state.pairs, learn)
         weights = _map(_inside, psis, params)
         slopes = _map(lambda psi, w: psi.slope(w), psis, weights)
@@ -234,7 +235,7 @@ def _initial_psis(params, psi, where, learn):
         return at_weights(lambda w: psi.for_weight(w, learn, axes=())), None
     psis = at_weights(lambda _: jax.tree.map(lambda _: None, psi))
     if learn == "coarse":
-        is_double = any(w.dtype == jnp.float64 for w in weights.values())
+        is_double = any(wide_dtype(w.dtype) == jnp.float64 for w in weights.values())
         return psis, _pair(psi, jnp.zeros((), jnp.float64 if is_double else jnp.float32), learn)
     return psis, at_weights(lambda w: _pair(psi, w, learn))
 
