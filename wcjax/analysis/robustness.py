@@ -28,7 +28,7 @@ from wcjax.training.evaluate import evaluate, load_folded
 
 EXPLANATION = """Prunes, rounds and disturbs the weights of finished runs, and adds noise, blur, contrast and brightness
 to the test images; writes the accuracy after each change to robustness.json in the run folder. wcjax.analysis.report
-then draws the curves. A run that has its robustness.json is skipped."""
+then draws the curves. A run that was already measured on as many images is skipped."""
 
 
 @command

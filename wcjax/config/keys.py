@@ -51,7 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.dataset = "digits"  # one of wcjax.data.NAMES
     config.data_dir = ""  # its folder or file: see wcjax.data.load
     config.val_fraction = 0.1  # share of the training images that is held out for validation
-    config.train_images = 0  # how many of the other training images are used, the first ones in order; 0: all
+    config.train_images = 0  # how many of the remaining training images are used, the first ones in order; 0: all
     config.split_seed = 0  # which images are held out: not `seed`, so that runs with different seeds are comparable
     config.augment = Config({"padding": 4, "flip": True})  # zeros around the image before a random crop, in pixels
     # For streamed data sets (tiny_imagenet, imagenet), which have no held-out part and no padding:
