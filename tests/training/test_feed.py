@@ -163,3 +163,13 @@ def test_a_broken_image_in_a_worker_leaves_no_shared_memory(tmp_path):
     ended = subprocess.run([sys.executable, "-c", READ_ALL, str(images)], capture_output=True, text=True)
     (line,) = ended.stderr.splitlines()  # and none of Python about leaked shared_memory objects
     assert re.match(r"error: .*/train_11\.JPEG: not an image that can be decoded \(it is empty\)", line)
+
+
+@pytest.mark.parametrize("code, cure", [(-9, "smaller config.data_workers"), (1, "under `if __name__ == '__main__':`")])
+def test_a_worker_that_was_killed_and_one_that_failed_have_other_cures(code, cure):
+    def batches():
+        raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. Search the logs above.")
+        yield
+
+    with pytest.raises(RuntimeError, match=rf"^a process that decodes images .* \(exit code {code}\).* {cure}"):
+        next(feed._placed(batches(), mesh=None))

@@ -181,7 +181,12 @@ def _placed(batches, mesh):
         if not str(error).startswith("Worker process was terminated"):
             raise
         code = str(error).partition("exit code ")[2].partition(".")[0]
+        if code.startswith("-"):
+            raise LoaderError(
+                f"a process that decodes images was killed (exit code {code}). If memory ran out, choose a smaller "
+                "config.data_workers. Run the same command to resume after the last checkpoint."
+            ) from error
         raise LoaderError(
-            f"a process that decodes images was killed (exit code {code}). If memory ran out, choose a smaller "
-            "config.data_workers. Run the same command to resume after the last checkpoint."
+            f"a process that decodes images has failed (exit code {code}), with an error that is shown above. Each of "
+            "config.data_workers imports your script: it must call train under `if __name__ == '__main__':`."
         ) from error
