@@ -453,3 +453,9 @@ def test_a_sweep_that_is_killed_repeats_no_finished_run(tmp_path):
     for name in (f"resnet8_plain_seed{seed}" for seed in range(3)):
         accuracy = json.loads((tmp_path / name / "summary.json").read_text())["best_val_accuracy"]
         assert re.search(rf"\| {name} +\| finished +\| 1/1 +\| {accuracy:.2%} +\|  \|", log)
+
+
+def test_the_value_of_a_key_may_be_an_argument_of_its_own_as_for_training(trainer, tmp_path):
+    assert trainer.sweep(*RUNS, "--config.epochs", "3", "--out", tmp_path, "--config.augment.flip") == 0
+    config = json.loads((tmp_path / NAMES[0] / "config.json").read_text())
+    assert (config["epochs"], config["augment"]["flip"]) == (3, True)

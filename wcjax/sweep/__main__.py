@@ -20,11 +20,12 @@ import sys
 
 import jax
 
+from wcjax.config.command_line import overridden, split_overrides
 from wcjax.errors import InputError, Preempted, command, program
 from wcjax.files import run_path
 from wcjax.sweep.plan import PAPERS_GRID, Setup, plan_best, plan_grid, plan_runs
 from wcjax.sweep.process import check_devices, start_run, train_one
-from wcjax.training.preemption import START_AGAIN, leave_at_once
+from wcjax.training.preemption import INTERRUPTED, START_AGAIN, leave_at_once
 
 
 @command
@@ -41,8 +42,11 @@ def run_command(argv=None, start=start_run, **times) -> int:
       start: starts the process of a run, see `process.start_run`.
       times: seconds to replace those of `Setup`.
     """
-    args, overrides = parser().parse_known_args(argv)
+    argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    args, unknown = parser().parse_known_args(argv)
     try:
+        if unknown:
+            raise InputError(f"unknown argument {unknown[0]!r}; see --help.")
         if args.command == "one":
             logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
             logging.getLogger("wcjax").setLevel(logging.INFO)
@@ -56,7 +60,7 @@ def run_command(argv=None, start=start_run, **times) -> int:
         return START_AGAIN
     except KeyboardInterrupt:
         print("stopped; run the same command to resume.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_argument("--variants", type=names, required=True, help="for example plain,wc,pp")
     for each in (grid, runs):
         each.add_argument("--config", required=True, help="config file; for grid FILE.py:model,variant")
+        each.add_argument("--config.KEY", metavar="VALUE", help="value of a key of all configs; repeat for more keys")
         each.add_argument("--out", required=True, metavar="DIR", help="folder for the run folders")
         each.add_argument("--seeds", type=seeds, default=list(range(5)), help="0-4 (the default) or 3,7-9")
         each.add_argument("--jobs", type=int, default=1, help="number of runs at a time on this machine (default: 1)")
@@ -118,9 +123,8 @@ def sweep(args, overrides, setup: Setup, start) -> int:
     """Trains the runs that have not ended yet. Returns the exit code: 0 if every run finished or failed by itself."""
     from wcjax.sweep import workers  # here, because Optuna takes a second
 
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # of this process: a TPU can be held by one process only, and that is a run
+    # Of this process: a TPU can be held by one process only, and that is a run.
+    jax.config.update("jax_platforms", "cpu")
     check_arguments(args, overrides)
     plan = plan_grid(args, overrides) if args.command == "grid" else plan_runs(args, overrides)
     check_devices()
@@ -139,17 +143,12 @@ def sweep(args, overrides, setup: Setup, start) -> int:
 
 def check_arguments(args, overrides) -> None:
     """Raises InputError for arguments that do not go together, and turns the pairs of --over into a dict."""
-    from wcjax.config.command_line import overridden
-
     if args.command == "grid":
         pairs = args.over or list(PAPERS_GRID.items())
         args.over = dict(pairs)
         if "seed" in args.over or len(args.over) < len(pairs):
             raise InputError("--over takes each key once, and the seeds are given by --seeds.")
-    for argument in overrides:
-        key = overridden(argument)
-        if key is None:
-            raise InputError(f"unknown argument {argument!r}; see --help.")
+    for key in map(overridden, overrides):
         if key == "seed":
             raise InputError("config.seed is set by --seeds.")
         if args.command == "grid" and key in args.over:
