@@ -13,6 +13,7 @@ import signal
 import threading
 
 import jax
+from jax.experimental import multihost_utils
 
 from wcjax.errors import Preempted
 from wcjax.training.start import INTERRUPTED, START_AGAIN
@@ -70,8 +71,6 @@ def signals_noticed():
     step, on which JAX agrees in the background. They must call the function equally often. No call waits for a device.
     """
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         # JAX holds SIGTERM back from jax.distributed.initialize on. Each call needs a number of its own.
         calls = itertools.count(1)
         yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
