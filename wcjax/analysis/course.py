@@ -56,7 +56,7 @@ def curves(runs) -> dict[str, np.ndarray] | None:
         return None
 
     def number(line, name):
-        return float(line[name]) if NUMBER[1](line.get(name)) else math.nan
+        return float(line[name]) if NUMBER.holds(line.get(name)) else math.nan
 
     return {"epoch": np.array(epochs)} | {
         name: np.array([[number(lines.get(epoch, {}), name) for epoch in epochs] for lines in by_epoch])

@@ -4,6 +4,8 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,23 +20,29 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 MAX_LAYERS = 1000
 
-# A form is (its name, a function that says whether a value has it), or a dict of forms for the values of an object. Its
-# key EACH means every layer.
-EACH = object()
-COUNT = ("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
-NUMBER = ("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)  # larger ones overflow in plots
-POSITIVE = ("a finite number of at least 0", lambda x: NUMBER[1](x) and x >= 0)
-SHARE = ("a number from 0 to 1", lambda x: NUMBER[1](x) and 0 <= x <= 1)
-TEXT = ("a line of text", lambda x: type(x) is str and x.isprintable())
-ANY_TEXT = ("a text", lambda x: type(x) is str)
-OBJECT = ("a JSON object", lambda x: type(x) is dict)
-LEARNED = (
+
+class Form(NamedTuple):
+    """What one value in a file must be. The form of an object is a dict instead: {name: form of its value}."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+EACH = object()  # a key of such a dict, which stands for the name of every layer
+COUNT = Form("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
+NUMBER = Form("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)  # larger ones overflow in plots
+POSITIVE = Form("a finite number of at least 0", lambda x: NUMBER.holds(x) and x >= 0)
+SHARE = Form("a number from 0 to 1", lambda x: NUMBER.holds(x) and 0 <= x <= 1)
+TEXT = Form("a line of text", lambda x: type(x) is str and x.isprintable())
+ANY_TEXT = Form("text", lambda x: type(x) is str)
+OBJECT = Form("a JSON object", lambda x: type(x) is dict)
+LEARNED = Form(
     f"a finite number, or {len(QUANTILES)} of them",
-    lambda x: NUMBER[1](x) or (type(x) is list and len(x) == len(QUANTILES) and all(map(NUMBER[1], x))),
+    lambda x: NUMBER.holds(x) or (type(x) is list and len(x) == len(QUANTILES) and all(map(NUMBER.holds, x))),
 )
-HISTOGRAM = (
+HISTOGRAM = Form(
     f"a list of {len(EDGES) + 1} counts, not all 0",
-    lambda x: type(x) is list and len(x) == len(EDGES) + 1 and all(map(COUNT[1], x)) and any(x),
+    lambda x: type(x) is list and len(x) == len(EDGES) + 1 and all(map(COUNT.holds, x)) and any(x),
 )
 
 NUMBERS = {
@@ -55,19 +63,19 @@ SUMMARY = {
     "device": TEXT,
     "jax_version": TEXT,
 }
-CHANNELS = (
+CHANNELS = Form(
     "a list of 1 to 4 finite numbers of at least 0",
-    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(POSITIVE[1], x)),
+    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(POSITIVE.holds, x)),
 )
-CHECKSUM = ("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
+CHECKSUM = Form("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
 DATA = {"classes": COUNT, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
 # Records of checkpoints: at the end of an epoch, and within one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
-CURVE = (
+CURVE = Form(
     "a list of [level, accuracy]",
-    lambda x: type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(POSITIVE[1], p)) for p in x),
+    lambda x: type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(POSITIVE.holds, p)) for p in x),
 )
 ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
 PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
