@@ -22,11 +22,11 @@ class Setup(NamedTuple):
     out: pathlib.Path  # the folder of the run folders
     storage: str | None = None  # address of the database that records the runs; None: sweep.db in `out`
     jobs: int = 1  # number of runs at a time
-    poll: float = 1.0  # between two looks at the database and the run folders
-    slow: float = 5.0  # without an answer of the database, after which the table says so
-    patience: float = 600.0  # for which SQLite waits for a lock
-    heartbeat: int = 5  # between two signs of life of a worker
-    grace: int = 30  # without a sign of life, after which other workers may take the run
+    poll: float = 1.0  # between two checks of the database and the run folders
+    slow: float = 5.0  # how long the database may take to answer before the table says so
+    patience: float = 600.0  # how long SQLite waits for a lock
+    heartbeat: int = 5  # between two heartbeats of a worker
+    grace: int = 30  # how long a worker may be silent before others may take its run
 
     @property
     def database(self):

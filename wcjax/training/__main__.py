@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--workdir", required=True, help="run folder: made if missing, resumed if it holds this run")
     top.add_argument("--config.KEY", metavar="VALUE", help="value of a key of the config; repeat for more keys")
     several = top.add_argument_group("one run in several processes")
-    several.add_argument("--distributed", action="store_true", help="be one of several (TPU pod, Slurm, MPI)")
+    several.add_argument("--distributed", action="store_true", help="run as one of several (TPU pod, Slurm, MPI)")
     several.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0; implies --distributed")
     several.add_argument("--num_processes", type=at_least(1), metavar="N", help="needed if it is not detected")
     several.add_argument("--process_id", type=at_least(0), metavar="N", help="from 0 on; needed if it is not detected")

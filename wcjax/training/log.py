@@ -89,7 +89,7 @@ class Display:
                 self._record(numbers)
 
     def validate(self) -> None:
-        """Says that the images of val are being evaluated, which the live line does not count."""
+        """Says on the live line that val is being evaluated, whose batches it does not count."""
         if self._is_first and self._is_live:
             self._draw([f"epoch {self._epoch + 1}/{self._run.config.epochs}", "validation ..."])
 

@@ -46,7 +46,7 @@ def train(
       config: a mapping with the keys of `wcjax.config.default_config()`; missing keys get their defaults.
       workdir: the run folder. It gets config.json, data.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/,
         folded/ and summary.json. All processes of a run must see it. The first one writes, and all write checkpoints.
-      on_step: called with the `Progress` after each training step. Its arrays may not be computed yet: to read them
+      on_step: called with the `Progress` after each training step. Its arrays may not be computed yet: reading them
         waits for the device, and the next step deletes them.
       on_epoch: called after each epoch with its row of metrics.jsonl, for example to send it to another tracker. An
         epoch that is repeated because the process was killed is reported again.
@@ -55,8 +55,8 @@ def train(
       The content of summary.json: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
 
     Raises:
-      InputError: a bad config, data set or workdir, before any work is done; InUseError if another run is at work in
-        workdir; later on, data that can no longer be read.
+      InputError: a bad config, data set or workdir, before any work is done; InUseError if another run is training in
+        workdir; later, data that can no longer be read.
       DivergedError: the loss or the weights became nan or inf.
       LoaderError: a process that decodes images has ended.
       SaveError: something cannot be written.

@@ -5,8 +5,8 @@ state is replicated. With fsdp > 1 its large arrays, parameters and moments of t
 'fsdp'. The steps are the same programs as on one device, and jax.jit partitions them, so that batch norm takes its mean
 over the batch of all devices. Results differ between meshes by rounding alone.
 
-Images of small data sets (digits, CIFAR) are on every device whole, so that a step gathers the rows of its batch
-without any communication, and the host has nothing to do within an epoch.
+Every device holds all images of a small data set (digits, CIFAR), so that a step gathers the rows of its batch without
+any communication, and the host has nothing to do within an epoch.
 """
 
 import jax
@@ -139,7 +139,7 @@ def replicate(mesh: Mesh, tree):
 
 
 def gather_shards(mesh: Mesh, tree, dtype):
-    """In a jitted step: arrays that are sharded as by `state_sharding`, whole on each device.
+    """Gathers arrays that are sharded as by `state_sharding`, so that each device has them whole; for a jitted step.
 
     Those that are sharded are cast to dtype before they are sent. The gradient of each is sharded as the array is, so
     that a device gets the sum for its shard alone (reduce-scatter).
