@@ -71,7 +71,8 @@ def check_writable(path, name: str) -> None:
     lowest = _lowest_existing(pathlib.Path(path))
     if not os.access(lowest, os.W_OK | os.X_OK):
         raise InputError(
-            f"{name} {path}: no permission to write in {lowest}. Change its permissions, or give another folder."
+            f"{name} {path}: no permission to write in {lowest}, or its file system is read-only. Change that, or give "
+            "another folder."
         )
 
 

@@ -119,5 +119,7 @@ def _in_range(config, key, lowest, highest, open_ends=False):
     value = _get(config, key)
     inside = lowest < value < highest if open_ends else lowest <= value <= highest
     if not inside or value == math.inf:
-        ends = "strictly between" if open_ends else "between"
-        raise InputError(f"config.{key} must be {ends} {lowest} and {highest}, found {shown(value)}.")
+        allowed = f"{'strictly ' if open_ends else ''}between {lowest} and {highest}"
+        if highest == math.inf:
+            allowed = f"a finite number {'above' if open_ends else 'of at least'} {lowest}"
+        raise InputError(f"config.{key} must be {allowed}, found {shown(value)}.")

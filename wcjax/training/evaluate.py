@@ -66,7 +66,9 @@ def load_folded(run, num_classes: int | None = None):
 
 def _num_classes(folder) -> int:
     """The length of the head's bias, which every network of `wcjax.models` has."""
-    shape = stored_shapes(folder).get("params/head/bias", ())
+    shape = stored_shapes(folder).get("params/head/bias")
+    if shape is None:
+        raise InputError(f"{folder} has no params/head/bias, which shows the number of classes: pass num_classes.")
     if len(shape) != 1 or not 0 < shape[0] <= MAX_CLASSES:
         raise InputError(
             f"{folder}: params/head/bias has the shape {shape}; allowed is one number for each class, at most "

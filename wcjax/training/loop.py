@@ -14,9 +14,9 @@ import optax
 from wcjax import processes, run_folder
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset, make_model
-from wcjax.errors import InitialWeightsError
+from wcjax.errors import InitialWeightsError, InputError
 from wcjax.files import check_writable, run_path, saving
-from wcjax.params import fold, reparameterize
+from wcjax.params import fold, is_weight, reparameterize
 from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.data import check_data
 from wcjax.run_folder.lock import alone_in
@@ -110,7 +110,12 @@ def train(
 
 
 def _check_initial_weights(run, progress) -> None:
-    """Raises InitialWeightsError, which names the weight, if Ψ⁻¹ of the initial weights is not finite."""
+    """Raises InputError if no weight is companded, or, naming the weight, if Ψ⁻¹ of an initial weight is not finite."""
+    if run.psi is not None and not any(map(is_weight, jax.tree.leaves(progress.state.params, is_leaf=is_weight))):
+        raise InputError(
+            f"the network {run.config.model} has no companded layer, but config.reparam.name is "
+            f"{run.config.reparam.name}. Make its layers with wcjax.linen, or set config.reparam.name to none."
+        )
     if steps.all_finite(progress.state.params):
         return
     plain = make_model(run.config, run.dataset.num_classes, plain=True)
