@@ -69,28 +69,20 @@ ENTRY %main (a: bf16[500]) -> bf16[500] {
 """
 
 
-def test_a_gpu_program_is_counted_by_kernel_and_collective():
-    sent = {
-        "all-reduce": {"number": 1, "mb": 0.002, "overlapped": 1, "overlapped_mb": 0.002},
-        "all-gather": {"number": 1, "mb": 4 * 256 * 1024 / 1e6, "overlapped": 0, "overlapped_mb": 0},
-    }
-    found = hlo.describe(GPU)
-    assert (found["kernels"], found["convolutions"], found["aliased"]) == (6, 1, 2)
-    assert (found["copies"], found["copied_mb"], found["cycles"]) == (1, 4 * 256 * 1024 / 1e6, None)
-    assert found["collectives"] == sent
+GATHERED = 4 * 256 * 1024 / 1e6
+COUNTS = {  # kernels, convolutions, copies, aliased, cycles; collectives: number, mb, overlapped, overlapped_mb
+    GPU: ((6, 1, 1, 2, None), {"all-reduce": (1, 0.002, 1, 0.002), "all-gather": (1, GATHERED, 0, 0)}),
+    TPU: ((6, 1, 1, 0, 1000), {"all-reduce": (2, 0.001004, 1, 0.001), "reduce-scatter": (1, 0.0004, 0, 0)}),
+}
 
 
-def test_a_tpu_program_is_counted_by_kernel_and_collective():
-    sent = {
-        "all-reduce": {"number": 2, "mb": 0.001004, "overlapped": 1, "overlapped_mb": 0.001},
-        "reduce-scatter": {"number": 1, "mb": 0.0004, "overlapped": 0, "overlapped_mb": 0},
-    }
-    found = hlo.describe(TPU)
-    assert (found["kernels"], found["convolutions"], found["copies"]) == (6, 1, 1)
-    assert (found["cycles"], found["cycles_of"]) == (1000, {"convolutions": 700, "copies": 300})
-    assert {kind: {k: pytest.approx(x) for k, x in numbers.items()} for kind, numbers in sent.items()} == found[
-        "collectives"
-    ]
+@pytest.mark.parametrize("program", COUNTS, ids=["gpu", "tpu"])
+def test_a_program_is_counted_by_kernel_and_collective(program):
+    counts, sent = COUNTS[program]
+    numbers = hlo.describe(program)
+    assert tuple(numbers[k] for k in ("kernels", "convolutions", "copies", "aliased", "cycles")) == counts
+    assert numbers["cycles_of"] == ({"convolutions": 700, "copies": 300} if program is TPU else {})
+    assert {kind: tuple(map(pytest.approx, x.values())) for kind, x in numbers["collectives"].items()} == sent
 
 
 def compiled(target, model, variants, tmp_path, *arguments):
@@ -138,9 +130,8 @@ def test_gradients_are_summed_during_the_backward_pass(target, model, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("target", ["h100:8"])
-def test_sharded_gradients_are_scattered_in_bfloat16(target, tmp_path):
-    (record,) = compiled(target, "resnet8", "layers", tmp_path, "--config.mesh.fsdp=8")
+def test_sharded_gradients_are_scattered_in_bfloat16(tmp_path):
+    (record,) = compiled("h100:8", "resnet8", "layers", tmp_path, "--config.mesh.fsdp=8")
     sharded = 3 * 3 * 32 * 64 + 3 * 3 * 64 * 64  # the kernels with at least MIN_FSDP_SIZE weights
     assert record["collectives"]["all-gather"]["mb"] == pytest.approx(2 * sharded / 1e6)
     assert record["collectives"]["reduce-scatter"]["mb"] == pytest.approx(2 * sharded / 8 / 1e6)

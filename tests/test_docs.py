@@ -39,7 +39,7 @@ assert WITH_BLOCKS[0] == ROOT / "README.md"
     [WITH_BLOCKS[0], *(pytest.param(page, marks=pytest.mark.long) for page in WITH_BLOCKS[1:])],
     ids=lambda page: page.name,
 )
-def test_the_blocks_of_a_page_run_in_order_and_share_their_names(page, tmp_path, monkeypatch):
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     for module in NEEDED_BY.get(page.name, []):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{page.name} needs {module}: pip install {OPTIONAL.get(module, module)}")

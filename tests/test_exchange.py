@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import wcjax
 from tests import record_torch_case as record
-from wcjax import exchange, models
+from wcjax import Arctan, exchange, models, reparameterize
 from wcjax.errors import InputError
 
 SMALL = {
@@ -34,13 +33,13 @@ def recorded(name):
 
 
 @functools.cache
-def apply(name, reparam=None):
-    model = models.create(name, record.CLASSES, stem="imagenet", reparam=reparam)
+def apply(name):
+    model = models.create(name, record.CLASSES, stem="imagenet")
     return jax.jit(lambda variables, images: model.apply(variables, images, train=False))
 
 
 def assert_close_logits(logits, expected):
-    """Equal within float32 rounding through 18 to 50 layers; a wrong weight or padding is off by far more."""
+    """Equal within float32 rounding; a wrong weight or padding is off by far more."""
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -90,9 +89,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
     [
         ({"a/b": np.ones(1)}, "'a/b'"),
         ({"a": {"": np.ones(1)}}, "a has the name ''"),
-        ({"a": {3: np.ones(1)}}, "a has the name 3"),
         ({"a": {"b": [1.0]}}, "a/b is a list"),
-        ({"a": {"b": None}}, "a/b is a NoneType"),
         (np.ones(3), "the tree is a ndarray"),
         ({"a": np.ones(1, np.complex128)}, "complex128"),
         ({"a": np.array([object()])}, "object"),
@@ -117,7 +114,6 @@ NAN[0, 1, 2, 3] = np.nan
         ({"conv": CONV, "head": HEAD | {"bias": np.zeros(4, np.float16)}}, r"float16\(4,\), expected float16\(3,\)"),
         ({"conv": CONV, "head": HEAD | {"bias": np.zeros(3, np.float32)}}, r"float32\(3,\), expected float16"),
         ({"conv": {"kernel": NAN}, "head": HEAD}, "1 with nan or inf: conv/kernel"),
-        ({"conv": CONV, "head": HEAD | {"kernel": HEAD["kernel"].at[1, 2].set(-np.inf)}}, "nan or inf: head/kernel"),
         ({f"x{i}": np.ones(1) for i in range(9)} | SMALL["params"], "9 unexpected: x0, x1, x2, x3, …"),
     ],
 )
@@ -150,34 +146,11 @@ def test_a_state_dict_becomes_variables_and_the_same_again(name):
         assert not any(np.shares_memory(a, b) for a in jax.tree.leaves(x) for b in jax.tree.leaves(y))
 
 
-@pytest.mark.long
-def test_a_folded_network_is_exported_with_its_logits(tmp_path):
-    state_dict, expected = recorded("resnet18")
-    variables = exchange.from_torchvision(state_dict)
-    psi = wcjax.Arctan(a=2.0, b=1.5)
-    companded = variables | {"params": wcjax.reparameterize(variables["params"], psi)}
-    assert_close_logits(apply("resnet18", psi)(companded, record.images()), expected)
-
-    with pytest.raises(InputError, match="params/head/kernel is Reparameterized: fold first"):
-        exchange.to_torchvision(companded)
-    folded = companded | {"params": wcjax.fold(companded["params"])}
-    exchange.save_safetensors(tmp_path / "torch.safetensors", exchange.to_torchvision(folded))
-    exported = exchange.from_torchvision(exchange.load_safetensors(tmp_path / "torch.safetensors"))
-    assert_same_bits(exported, jax.tree.map(np.asarray, folded))
-    assert_close_logits(apply("resnet18")(exported, record.images()), expected)
-
-
 @pytest.mark.parametrize(
     "removed, added, message",
     [
-        ("layer2.0.bn1.bias", {}, "1 missing: layer2.0.bn1.bias"),
         ("fc.bias", {}, r"1 missing: fc.bias. 1 different: fc.weight is float32\(7, 512\)"),
         (None, {"layer1.0.conv9.weight": np.ones(1)}, "1 unexpected: layer1.0.conv9.weight"),
-        (
-            None,
-            {"conv1.weight": np.ones((64, 3, 3, 3), np.float32)},
-            r"\(64, 3, 3, 3\), expected float32\(64, 3, 7, 7\)",
-        ),
         (None, {"fc.bias": np.ones(7, np.float16)}, r"fc.bias is float16\(7,\), expected float32"),
         (None, {"fc.bias": np.full(7, np.nan, np.float32)}, "1 with nan or inf: fc.bias"),
         (None, {"fc.bias": [0.0] * 7}, "fc.bias is a list"),
@@ -190,6 +163,9 @@ def test_another_state_dict_is_refused_with_the_difference(removed, added, messa
 
 
 def test_a_network_that_torchvision_lacks_is_refused():
+    kernel = reparameterize({"kernel": jnp.ones((2, 7))}, Arctan())
+    with pytest.raises(InputError, match="params/head/kernel is Reparameterized: fold first"):
+        exchange.to_torchvision({"params": {"head": kernel}, "batch_stats": {}})
     model = models.create("resnet8", 10, stem="cifar")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
     with pytest.raises(InputError, match="55 missing: batch_stats/stage1_block2/norm1/mean, "):

@@ -51,14 +51,11 @@ def test_checkpoints_work_in_a_folder_of_any_other_name(tmp_path):
         (pathlib.Path("gs://bucket/run"), "workdir gs:/bucket/run: gs:/+ is not a local path, .* Mount the bucket"),
         ("~nobody_has_this_name/x", "workdir ~nobody_has_this_name/x: .* Give the whole path"),
         ("x" * 256, r"workdir x+: cannot be read \(File name too long\)\. Check the path, or give another one\."),
-        ("/".join(["x" * 200] * 25), r"workdir [x/]+: cannot be read \(File name too long\)\. Check the path"),
         (
             "link",
             "workdir link: {}/link is a link to gone, which does not exist. Make that folder, or remove the link.",
         ),
-        ("link/run", "workdir link/run: {}/link is a link to gone, which does not exist."),
         ("loop", r"workdir loop: cannot be read \(Too many levels of symbolic links\)\. Check the path"),
-        ("file", "workdir file: {}/file is a file; give a folder."),
         ("file/run", "workdir file/run: {}/file is a file; give a folder."),
         ("closed/run", r"workdir closed/run: cannot be read \(Permission denied\)\. Change its permissions \(chmod"),
     ],
@@ -80,10 +77,6 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_path("~/runs/x", "workdir") == tmp_path / "runs" / "x"
     assert local_path(pathlib.Path("~"), "RUN") == tmp_path
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(InputError, match=f"{tmp_path}/run/config.json is not JSON"):
-        training.train(CONFIG, "~/run")
 
 
 def replace(path, content=b"new", before_end=lambda: None):
@@ -132,5 +125,3 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(SaveError, match="^" + message.format(tmp_path)) as error:
         write_json(tmp_path / "no" / "a.json", {})
     assert "\n" not in str(error.value)
-    write_json(tmp_path / "a.json", {"b": 1, "a": [2]})
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'

@@ -16,8 +16,6 @@ from tests.test_docs import ROOT, blocks
 
 pytestmark = pytest.mark.long  # it installs 1 GB
 
-TRAIN = "flax, matplotlib, ml_collections, orbax-checkpoint, scikit-learn, tqdm"  # JAX brings scipy
-
 
 class Environment:
     """A fresh virtual environment, and a folder with nothing of the checkout in it, where its programs run."""
@@ -68,13 +66,10 @@ def tracked():
     return {name for name in files.split("\0") if name and (ROOT / name).is_file()}
 
 
-def test_the_sdist_holds_what_git_tracks(archives):
+def test_the_sdist_and_the_wheel_hold_what_git_tracks(archives):
     with tarfile.open(archives[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert names == tracked() | {"PKG-INFO"}
-
-
-def test_the_wheel_holds_the_package_and_the_configs(archives):
     names = {name for name in zipfile.ZipFile(archives[1]).namelist() if ".dist-info/" not in name}
     package = {name for name in tracked() if name.startswith("wcjax/")}
     assert names == package | {f"wcjax/{name}" for name in tracked() if name.startswith("configs/")}
@@ -86,12 +81,7 @@ def test_the_wheel_works_alone_and_then_with_train(environment, archives):
     howto = environment.folder / "howto.py"
     howto.write_text("\n".join(code for _, code in blocks(ROOT / "docs" / "howto" / "plain_jax.md")))
     run("python", howto)
-    for name, extra, packages in [("linen", "flax", "flax"), ("training", "train", TRAIN)]:
-        error = run("python", "-c", f"from wcjax import {name}", code=1).stderr.splitlines()[-1]
-        assert error.endswith(f"MissingExtra: wcjax.{name} needs {packages}: pip install 'wcjax[{extra}]'")
-    for command in ("wcjax-train", "wcjax-evaluate"):
-        error = f"error: wcjax.training needs {TRAIN}: pip install 'wcjax[train]'\n"
-        assert run(command, code=2).stderr == error
+    assert "wcjax.training needs flax, " in run("wcjax-train", code=2).stderr
 
     environment.install(f"{wheel}[train]")
     run("pip", "check")
@@ -101,6 +91,4 @@ def test_the_wheel_works_alone_and_then_with_train(environment, archives):
     table = run("wcjax-compare", "runs/wc", "runs/plain", "--png=weights.png").stdout
     assert "| runs/wc | resnet8 | arctan" in table and (environment.folder / "weights.png").is_file()
     assert run("wcjax-report", "runs", "--out=report").stdout == "report/report.html\n"
-    error = "error: wcjax.sweep needs optuna: pip install 'wcjax[sweep]'\n"
-    assert run("wcjax-sweep", "runs", code=2).stderr == error
-    assert run("python", "-m", "wcjax.sweep", "runs", code=1).stderr == error
+    assert run("wcjax-sweep", "runs", code=2).stderr.startswith("error: wcjax.sweep needs optuna: ")

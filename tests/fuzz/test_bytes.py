@@ -61,6 +61,6 @@ def test_a_safetensors_file_becomes_a_tree_that_can_be_saved(tmp_path_factory, d
     io.save_safetensors(path, SAFETENSORS)
     path.write_bytes(mutated(draws.draw, path.read_bytes(), st))
     with only_our_errors():
-        found = io.load_safetensors(path)
-        io.save_safetensors(path, found)
-        io.load_safetensors(path, like=found)
+        loaded = io.load_safetensors(path)
+        io.save_safetensors(path, loaded)
+        io.load_safetensors(path, like=loaded)
