@@ -1,4 +1,4 @@
-"""compand: what the inner optimizer sees, which leaves it steps through Ψ, and its state."""
+"""compand: what the inner optimizer sees, which leaves it steps through Ψ, where a step ends, and its state."""
 
 import functools
 
@@ -8,20 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
 
 import wcjax
 from benchmarks import compand_gap
-from tests.truth import Psi
-from wcjax import PowerProp, compand
+from tests.truth import PSIS, Psi
+from wcjax import Arctan, PowerProp, compand
+from wcjax.companding import schedule_free_eval_params
 
 TRUTH = Psi("arctan", 0.9, 0.6)
 PSI = TRUTH.ours()
 KERNEL = np.float32([[0.3, -0.5, 0.7], [-0.2, 0.1, -0.6]])
 PARAMS = {"conv": {"kernel": KERNEL, "bias": np.float32([0.1, -0.2, 0.3])}, "out": {"kernel": -KERNEL}}
-ZERO = jax.tree.map(np.zeros_like, PARAMS)
+ONES = jax.tree.map(np.ones_like, PARAMS)
 SGD = optax.sgd(0.1, momentum=0.9)
 each_learn = pytest.mark.parametrize("learn", ["none", "channel", "coarse"])
 
@@ -30,29 +32,30 @@ def parabola(params):
     return sum(jnp.sum(jnp.square(p - 0.3)) for p in jax.tree.leaves(params))
 
 
-def descend(tx, steps=5, params=PARAMS):
+GRADIENT = jax.grad(parabola)
+
+
+def descend(tx, steps=5, params=PARAMS, grad=GRADIENT):
     """(params, state) after some steps, of which the first is traced."""
     step, state = jax.jit(chex.assert_max_traces(tx.update, n=1)), tx.init(params)
     chex.clear_trace_counter()
     for _ in range(steps):
-        updates, state = step(jax.grad(parabola)(params), state, params)
+        updates, state = step(grad(params), state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 
 
-RECORDING = optax.GradientTransformation(  # moves nothing and keeps what it sees
-    lambda params: (params, params), lambda grads, state, params: (optax.tree.zeros_like(grads), (grads, params))
-)
-
-
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_inner_sees_dl_dv_and_v_or_dl_dw_and_w(adaptive):
+    recording = optax.GradientTransformation(
+        lambda params: (params, params), lambda grads, state, params: (optax.tree.zeros_like(grads), (grads, params))
+    )
     v = TRUTH.inverse(KERNEL)
     slope, seen_params = (1, KERNEL) if adaptive else (TRUTH.derivative(v), v)
-    tx = compand(RECORDING, PSI, adaptive=adaptive, weight_decay=0.01)
+    tx = compand(recording, PSI, adaptive=adaptive, weight_decay=0.01)
     state = tx.init(PARAMS)
     np.testing.assert_allclose(state.inner[0]["conv"]["kernel"], seen_params, rtol=1e-6)
-    _, state = tx.update(jax.tree.map(np.ones_like, PARAMS), state, PARAMS)
+    _, state = tx.update(ONES, state, PARAMS)
     np.testing.assert_allclose(state.inner[0]["conv"]["kernel"], slope * (1 + 0.01 * np.float64(KERNEL)), rtol=1e-6)
     np.testing.assert_allclose(state.inner[1]["conv"]["kernel"], seen_params, rtol=1e-6)
     np.testing.assert_allclose(state.inner[0]["conv"]["bias"], 1 + 0.01 * PARAMS["conv"]["bias"], rtol=1e-6)
@@ -78,9 +81,9 @@ def test_where_is_asked_once_a_leaf_and_kept_as_structure():
 def test_a_mask_chooses_what_decays(is_function):
     tree = {"conv": {"kernel": True, "bias": False}, "out": False}
     tx = compand(optax.sgd(0.1), PSI, weight_decay=0.5, mask=(lambda params: tree) if is_function else tree)
-    updates, _ = tx.update(ZERO, tx.init(PARAMS), PARAMS)
+    updates, _ = tx.update(jax.tree.map(np.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
     assert np.all(updates["conv"]["kernel"] * KERNEL < 0)
-    chex.assert_trees_all_equal((updates["conv"]["bias"], updates["out"]), (np.zeros(3), ZERO["out"]))
+    assert not np.any(updates["conv"]["bias"]) and not np.any(updates["out"]["kernel"])
 
 
 def test_rates_may_be_injected_into_compand_and_into_inner():
@@ -95,18 +98,19 @@ def test_rates_may_be_injected_into_compand_and_into_inner():
 def test_learned_pairs_are_read_from_the_state():
     _, state = descend(compand(optax.sgd(0.01), PSI, learn="coarse"))
     assert state.pairs.keys() == {"a", "b"} and state.pairs["a"].shape == () and state.pairs["a"] != 0.9
-    for learn, shape in (("fine", (1, 1)), ("channel", (1, 3))):
-        _, state = descend(compand(optax.sgd(0.01), PSI, learn=learn))
+    per_channel = Arctan(jnp.full((1, 3), 0.9), 0.6)
+    for psi, learn, *shapes in ((PSI, "fine", (1, 1)), (PSI, "channel", (1, 3)), (per_channel, "fine", (1, 3), (1, 1))):
+        _, state = descend(compand(optax.sgd(0.01), psi, learn=learn))
         conv, out = state.pairs["conv"]["kernel"], state.pairs["out"]["kernel"]
         assert state.pairs == {"conv": {"kernel": conv, "bias": None}, "out": {"kernel": out}}
-        assert conv["a"].shape == conv["b"].shape == shape
+        assert (conv["a"].shape, conv["b"].shape) == (shapes[0], shapes[-1])
         values = np.concatenate([conv["b"], out["b"]], axis=None)
         assert len({float(np.float32(0.6)), *values.tolist()}) == 1 + values.size, "a pair rests, or two are the same"
 
 
 def test_weights_may_be_loaded_between_updates():  # nothing is kept of v
     tx, loaded = compand(optax.sgd(0.1), PSI, weight_decay=0.01), jax.tree.map(lambda x: x / 2, PARAMS)
-    grads, (_, state) = jax.grad(parabola)(loaded), descend(tx)
+    grads, (_, state) = GRADIENT(loaded), descend(tx)
     after, fresh = (tx.update(grads, s, loaded)[0] for s in (state, tx.init(loaded)))
     chex.assert_trees_all_equal(after, fresh)
 
@@ -119,31 +123,97 @@ def test_a_run_restored_by_orbax_continues_to_the_same_bits(tmp_path):
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "run", jax.eval_shape(lambda: saved))
     chex.assert_trees_all_equal(restored, saved)
-    one, other = (tx.update(jax.grad(parabola)(params), state, params) for params, state in (saved, restored))
+    one, other = (tx.update(GRADIENT(params), state, params) for params, state in (saved, restored))
     chex.assert_trees_all_equal(one, other)
+
+
+SAM = optax.contrib.sam(optax.sgd(0.0), optax.sgd(0.5), sync_period=2)
+OPAQUE_SAM = optax.contrib.sam(optax.adam(0.1), optax.sgd(0.05), opaque_mode=True)
+SCHEDULE_FREE = optax.contrib.schedule_free_sgd(0.3, b1=0.9)
+LBFGS = optax.lbfgs()
+
+
+def test_adaptive_refuses_an_inner_that_returns_to_kept_weights():
+    keeping = [SAM, SCHEDULE_FREE, optax.contrib.madgrad(0.1), optax.contrib.cocob()]
+    for inner in (*keeping, optax.contrib.mechanize(optax.sgd(0.1)), optax.chain(optax.clip(1.0), SAM)):
+        with pytest.raises(ValueError, match="keeps weights and returns to them .*State.*adaptive=False"):
+            compand(inner, PSI, adaptive=True).init(PARAMS)
+        compand(inner, PSI).init(PARAMS)
+
+
+def test_sam_returns_to_where_it_was():
+    params, _ = descend(compand(SAM, PSI), 2, grad=lambda params: ONES)
+    chex.assert_trees_all_close(params, PARAMS, atol=1e-6)
+
+
+def test_a_function_that_sees_w_is_called():
+    tx = compand(LBFGS, PSI, adaptive=True)
+    more = {"value": parabola(PARAMS), "grad": GRADIENT(PARAMS), "value_fn": parabola}
+    updates, _ = jax.jit(lambda params: tx.update(more["grad"], tx.init(params), params, **more))(PARAMS)
+    assert parabola(optax.apply_updates(PARAMS, updates)) < more["value"]
+    tx, seen = compand(OPAQUE_SAM, PSI, adaptive=True), []
+    tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad_fn=lambda params, i: seen.append(params) or params)
+    assert np.all(np.abs(seen[0]["conv"]["kernel"] - KERNEL) < 0.06)
+
+
+def test_the_evaluation_weights_of_schedule_free_are_w():
+    params, state = descend(compand(SCHEDULE_FREE, PSI), grad=lambda params: PARAMS)
+    v = {"kernel": jnp.float32(TRUTH.inverse(KERNEL))}
+    inner_state = SCHEDULE_FREE.init(v)
+    for _ in range(5):
+        steps, inner_state = SCHEDULE_FREE.update({"kernel": KERNEL * PSI.derivative(v["kernel"])}, inner_state, v)
+        v = optax.apply_updates(v, steps)
+    expected = TRUTH(optax.contrib.schedule_free_eval_params(inner_state, v)["kernel"])
+    average = schedule_free_eval_params(state, params)["conv"]["kernel"]
+    np.testing.assert_allclose(average, expected, rtol=2e-5)
+    assert np.max(np.abs(average - params["conv"]["kernel"])) > 1e-3, "an average that is the last w would say nothing"
 
 
 def start(params, psi=PSI, **settings):
     return compand(SGD, psi, **settings).init(params)
 
 
+def update(inner, **settings):
+    functions = {name: lambda params, i=0: params for name in ("value_fn", "grad_fn")}
+    tx = compand(inner, PSI, **settings)
+    tx.update(PARAMS, tx.init(PARAMS), PARAMS, **functions)
+
+
 def kernel(value):
     return {"out": {"kernel": np.full((2, 2), value)}}
 
 
+ANY = {"where": lambda path, leaf: True}
+WITH_V = "_fn is a function, .* with v instead of w. Use .*adaptive=True"
 ERRORS = {
     "no kernel": (lambda: start({"bias": np.ones(3)}), "selects no leaf"),
     "the bound": (lambda: start(kernel(1.5)), r"out/kernel: largest \|w\| is 1.5,.* Choose a >= 1.1?"),
     "nan": (lambda: start(kernel(np.nan)), "out/kernel: the weight holds nan"),
+    "complex": (lambda: start(kernel(1j), **ANY), "out/kernel has dtype complex128, but only arrays of real floats"),
+    "a float": (lambda: start({"w": 0.5}, **ANY), "w is a float, but only arrays of real floats"),
     "WeightNorm": (lambda: start(PARAMS, wcjax.WeightNorm()), "psi must be Arctan, .* or PowerProp, found WeightNorm"),
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
     "PowerProp": (lambda: start(PARAMS, PowerProp(2.0), learn="fine"), "PowerProp has no a and b to learn"),
+    "array that does not fit": (
+        lambda: start(PARAMS, Arctan(jnp.ones((1, 5))), learn="fine"),
+        "conv/kernel: Arctan holds an array of shape .1, 5., which does not fit .2, 3.",
+    ),
     "v": (lambda: start(wcjax.reparameterize(PARAMS, PSI)), "compand takes plain weights, but this tree has Reparam"),
     "inject_hyperparams": (
         lambda: optax.inject_hyperparams(compand)(SGD, PSI, weight_decay=0.01).init(PARAMS),
         r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', ",
     ),
     "no params": (lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)), "needs the parameters"),
+    "a function": (lambda: update(OPAQUE_SAM), WITH_V),
+    "a function and pairs": (lambda: update(LBFGS, adaptive=True, learn="fine"), WITH_V),
+    "lookahead": (
+        lambda: compand(optax.lookahead(SGD, 5, 0.5), PSI).init(optax.LookaheadParams.init_synced(PARAMS)),
+        "wrap compand in lookahead",
+    ),
+    "schedule_free with pairs": (
+        lambda: schedule_free_eval_params(compand(SCHEDULE_FREE, PSI, learn="fine").init(PARAMS), PARAMS),
+        "no evaluation weights with learned a and b: use learn='none'",
+    ),
 }
 
 
@@ -154,20 +224,80 @@ def test_errors_name_the_thing_and_what_to_do(case):
         call()
 
 
-def boxed_params():
-    init = nn.with_partitioning(nn.initializers.constant(0.1), (None, "x"))
-    return nn.Dense(4, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+INNER = {"sgd": optax.sgd(0.1), "adamw": optax.adamw(0.1, weight_decay=0.0), "schedule_free": SCHEDULE_FREE}
+BEYOND = [("sgd", "float32", "none"), ("sgd", "float64", "none"), ("sgd", "NumPy float64", "none")]
+BEYOND += [("schedule_free", "float32", "none"), ("sgd", "float32", "fine"), ("adamw", "float32", "coarse")]
+
+
+@pytest.mark.parametrize("inner, kind, learn", BEYOND)
+def test_a_weight_beyond_the_bound_is_taken_just_inside(inner, kind, learn):
+    with jax.enable_x64(kind == "float64"):
+        beyond = {"kernel": np.array([[5.0, -5.0]], kind.removeprefix("NumPy "))}
+        tx = compand(INNER[inner], Arctan(0.6, 0.6), adaptive=inner == "adamw", learn=learn)
+        state = jax.jit(tx.init)(beyond)  # under jit init cannot check the values
+        grads = jax.tree.map(np.ones_like if learn == "none" else np.zeros_like, beyond)
+        w = np.float64(beyond["kernel"] + tx.update(grads, state, beyond)[0]["kernel"])
+    share = w / (0.6 * np.pi / 2) * [[1, -1]]
+    assert np.all(share < 1) and np.all(share > 1 - (1e-13 if kind == "float64" else 1e-3)), w
+
+
+HUGE = {"float32": [3e37], "bfloat16": [3e37], "float16": [6e4, 1e3]}  # gradients, which the rate of 100 makes inf
+
+
+@pytest.mark.parametrize("psi, adaptive", [*((psi, False) for psi in PSIS), (PSIS[0], True)], ids=str)
+def test_a_huge_step_stops_at_the_bound_in_every_dtype(psi, adaptive):
+    sizes = [jnp.full((2, 6), size, dtype) for dtype, numbers in HUGE.items() for size in numbers]
+    params = [{"kernel": jnp.asarray([[0.0, 1e-30, 0.5, -0.5, 0.7, -0.7]] * 2, size.dtype)} for size in sizes]
+    tx, side = compand(optax.sgd(100.0), psi.ours(), adaptive=adaptive), np.float32([[1], [-1]])
+    step, state = jax.jit(tx.update), tx.init(params)
+    for direction in (side, -side):
+        grads = [{"kernel": -size * direction.astype(size.dtype)} for size in sizes]
+        for _ in range(20):
+            updates, state = step(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        for w in map(np.float64, jax.tree.leaves(params)):
+            assert np.all(np.isfinite(w)) and np.all(np.abs(w) < psi.bound)
+            if direction is side or psi.name != "arsinh":  # no step times Ψ′ moves Arsinh's v of 1e30 back
+                assert np.all(np.sign(w[:, 2:]) == direction)  # a PowerProp that starts at 0 rests
+            if psi.name == "arctan":
+                assert np.all(w * direction > 0.9 * psi.bound)
+
+
+@each_learn
+def test_init_takes_what_plain_optax_takes(learn):
+    tx = compand(optax.adam(0.1), PSI, adaptive=True, learn=learn)
+    state = tx.init(PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(tx.init(jax.eval_shape(lambda: PARAMS)), state)
+    adam = optax.tree.map_params(tx, lambda x: 2 * x + 1, state).inner[0]
+    chex.assert_trees_all_equal(jax.tree.leaves(adam.mu)[:3], jax.tree.leaves(ONES))
+    for bias in ("wc", "plain"):  # a group without a kernel, and a group without any leaf
+        labels = {"conv": {"kernel": "plain", "bias": bias}, "out": {"kernel": "plain"}}
+        both = optax.partition({"wc": tx, "plain": optax.sgd(0.1)}, labels)
+        updates, _ = both.update(PARAMS, both.init(PARAMS), PARAMS)
+        np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * KERNEL, rtol=1e-6)
+
+
+@pytest.mark.parametrize("learn, adaptive", [("channel", True), ("coarse", False)])
+def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
+    tx, half = compand(SGD, PSI, adaptive=adaptive, learn=learn), jax.tree.map(jnp.bfloat16, PARAMS)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = tx.update(half, tx.init(half), half)
+    chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(updates), jnp.bfloat16(0))
+    expected, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    chex.assert_trees_all_close(jax.tree.map(np.float32, updates), expected, atol=2e-3)
 
 
 @each_learn
 def test_weights_in_flax_boxes_are_stepped_like_plain_ones(learn):
+    init = nn.with_partitioning(nn.initializers.constant(0.1), (None, "x"))
+    boxed = nn.Dense(4, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
     tx, results = compand(optax.sgd(0.1), PSI, learn=learn), []
-    for params in (boxed_params(), nn.meta.unbox(boxed_params())):
+    for params in (boxed, nn.meta.unbox(boxed)):
         updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
         results.append(nn.meta.unbox((updates, state.pairs)))
     chex.assert_trees_all_equal(*results)
     # A pair has no axis of its kernel along which it could be sharded.
-    specs = nn.get_partition_spec(jax.eval_shape(tx.init, boxed_params())).pairs
+    specs = nn.get_partition_spec(jax.eval_shape(tx.init, boxed)).pairs
     assert set(jax.tree.leaves(specs)) == (set() if learn == "none" else {PartitionSpec()})
 
 

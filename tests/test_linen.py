@@ -1,6 +1,7 @@
 """Layers that hold v, against the plain Flax layers and NumPy."""
 
 import functools
+from collections.abc import Callable
 
 import chex
 import flax
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.truth import Psi
-from wcjax import Arctan, PowerProp, Reparameterized, WeightNorm, fold, linen
+from wcjax import Arctan, PowerProp, Reparameterized, WeightNorm, fold, linen, reparameterize
 
 A, B = 1.6, 1.3
 PSI = Arctan(A, B)
@@ -98,27 +99,21 @@ def test_without_reparam_it_is_the_program_of_the_flax_layer(name):
 
 
 class Small(nn.Module):
-    """The same network in plain (psi None) and companded layers, named automatically."""
+    """Layers that are named automatically."""
 
-    psi: object = None
-    plain: bool = False
+    layer: Callable  # what makes a layer of each Flax class
 
     @nn.compact
     def __call__(self, x):
-        conv, dense, transposed = linen.Conv, linen.Dense, linen.companded(nn.ConvTranspose)
-        more = {"reparam": self.psi}
-        if self.plain:
-            conv, dense, transposed, more = nn.Conv, nn.Dense, nn.ConvTranspose, {}
-        x = conv(2, (2, 2), **more)(conv(2, (2, 2), **more)(x))
-        x = nn.LayerNorm()(transposed(2, (2, 2), **more)(x))
-        return dense(3, **more)(nn.relu(dense(4, **more)(x.reshape(len(x), -1))))
+        conv, transposed, dense = (self.layer(cls) for cls in (nn.Conv, nn.ConvTranspose, nn.Dense))
+        x = nn.LayerNorm()(transposed(2, (2, 2))(conv(2, (2, 2))(conv(2, (2, 2))(x))))
+        return dense(3)(nn.relu(dense(4)(x.reshape(len(x), -1))))
 
 
-@pytest.mark.parametrize("psi", [PSI, WeightNorm(), None], ids=repr)
-def test_folded_params_have_the_plain_networks_automatic_names(psi):
-    x, to_plain = jnp.zeros((1, 3, 3, 1)), fold if psi else lambda params: params
-    plain = jax.eval_shape(Small(plain=True).init, KEY, x)["params"]
-    folded = jax.eval_shape(lambda key: to_plain(Small(psi).init(key, x)["params"]), KEY)
+def test_folded_params_have_the_plain_networks_automatic_names():
+    init = lambda layer: jax.eval_shape(Small(layer).init, KEY, jnp.zeros((1, 3, 3, 1)))["params"]
+    plain = init(lambda cls: cls)
+    folded = fold(init(lambda cls: functools.partial(linen.companded(cls), reparam=PSI)))
     chex.assert_trees_all_equal_shapes_and_dtypes(folded, plain)
     assert {"Conv_0", "Conv_1", "ConvTranspose_0", "Dense_1"} < set(folded)
 
@@ -170,6 +165,36 @@ def test_a_learned_pair_is_one_pair_for_all_layers(how):
         chex.assert_trees_all_close(*values_and_gradients(moved), rtol=1e-4, atol=1e-6)
 
 
+STACKS = [("fixed", -1, 3), ("fine", 0, 3), ("channel", 1, 4), ("weightnorm", 1, 4)]  # in 4 every size fits every axis
+
+
+@pytest.mark.parametrize("form, axis, length", STACKS)
+def test_stacked_layers_are_folded_as_each_layer_by_itself(form, axis, length):
+    class Layer(nn.Module):
+        settings: dict
+
+        @nn.compact
+        def __call__(self, x, _):
+            return linen.Dense(4, **self.settings, **DRAWN, name="dense")(x), None
+
+    x, settings = jnp.ones((2, 4)), FORMS[form]()
+    scanned = nn.scan(Layer, variable_axes={"params": axis}, split_rngs={"params": True}, length=length)
+    companded, plain = scanned(settings), scanned({})
+    params, drawn = jax.jit(lambda: [stack.init(KEY, x, None)["params"] for stack in (companded, plain)])()
+    make = lambda w: reparameterize({"kernel": w}, settings["reparam"], learn=settings.get("learn", "none"))
+    made = jax.jit(jax.vmap(make, in_axes=axis, out_axes=axis))(drawn["dense"]["kernel"])
+    chex.assert_trees_all_close(made["kernel"], params["dense"]["kernel"], rtol=1e-5)
+
+    move = lambda p: np.float32(1.1 * np.asarray(p) + 0.01 * np.arange(p.size).reshape(p.shape) / p.size)
+    params = jax.tree.map(move, params)
+    apply = lambda stack, params: stack.apply({"params": params}, x, None)[0]
+    by_layers, by_fold, folded = jax.jit(lambda p: (apply(companded, p), apply(plain, fold(p)), fold(p)))(params)
+    np.testing.assert_allclose(by_layers, by_fold, rtol=1e-5, atol=1e-6)
+    for i in range(length):
+        layer, w = jax.tree.map(lambda x, i=i: np.take(np.asarray(x), i, axis), (params["dense"], folded["dense"]))
+        np.testing.assert_allclose(w["kernel"], w_by_hand(layer), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name, form", [("Dense", "channel"), ("DenseGeneral", "weightnorm")])
 def test_partitioning_names_stay_on_v(name, form):
     _, arguments, shape, _ = LAYERS[name]
@@ -195,48 +220,69 @@ def test_a_layer_that_asks_for_a_boxed_kernel_gets_boxed_w():
     chex.assert_trees_all_close(w.value, jnp.ones((2, 2)), rtol=1e-6)
 
 
-def test_an_initial_weight_beyond_the_bound_gives_nan_only_there():
+def test_an_initial_weight_beyond_the_bound_is_nan_alone():
     w, psi = np.float32([[0.1, -0.4, 0.2], [0.4, -0.3, -0.1]]), Arctan(0.2, 1.0)
     layer = linen.Dense(3, reparam=psi, kernel_init=lambda *_: jnp.asarray(w))
     v = jax.jit(layer.init)(KEY, jnp.ones((1, 2)))["params"]["kernel"].v
     np.testing.assert_array_equal(np.isnan(v), np.abs(w) > psi.bound)
 
 
+class OwnName(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], 2))
+
+
+def init(layer):
+    return jax.eval_shape(layer.init, KEY, jnp.zeros((1, 2)))
+
+
+def dense(**settings):
+    return init(linen.Dense(3, **settings))
+
+
+NO_KERNEL = "no parameter 'kernel' of its own"
 WRONG = {
-    "a class": ({"reparam": Arctan}, "psi must be Arctan, .*found <class"),
-    "a name": ({"reparam": "arctan"}, "found 'arctan'"),
-    "unknown learn": ({"reparam": PSI, "learn": "coarse"}, "'none', 'fine', 'channel', found 'coarse'"),
-    "unknown learn of a plain layer": ({"learn": "fnie"}, "found (None|'fnie')"),
-    "a plain layer that learns": ({"learn": "fine"}, "None"),
-    "fine PowerProp": ({"reparam": PowerProp(), "learn": "fine"}, "PowerProp has no a and b"),
-    "channel WeightNorm": ({"reparam": WeightNorm(), "learn": "channel"}, "WeightNorm has no a and b"),
-    "pair of PowerProp": ({"reparam": linen.LearnedPair(PowerProp())}, "PowerProp has no a and b"),
-    "pair, and fine": ({"reparam": linen.LearnedPair(PSI), "learn": "fine"}, "LearnedPair"),
+    "a class": (lambda: dense(reparam=Arctan), "psi must be Arctan, .*found <class"),
+    "unknown learn": (lambda: dense(reparam=PSI, learn="coarse"), "'none', 'fine', 'channel', found 'coarse'"),
+    "unknown learn of a plain layer": (lambda: dense(learn="fnie"), "found 'fnie'"),
+    "a plain layer that learns": (lambda: dense(learn="fine"), "None has no a and b"),
+    "channel WeightNorm": (lambda: dense(reparam=WeightNorm(), learn="channel"), "WeightNorm has no a and b"),
+    "pair of PowerProp": (lambda: dense(reparam=linen.LearnedPair(PowerProp())), "PowerProp has no a and b"),
+    "pair, and fine": (lambda: dense(reparam=linen.LearnedPair(PSI), learn="fine"), "LearnedPair"),
+    "integers": (
+        lambda: dense(reparam=PSI, param_dtype="int32", kernel_init=nn.initializers.ones),
+        "kernel has dtype int",
+    ),
+    "complex pair": (
+        lambda: dense(reparam=linen.LearnedPair(PSI), param_dtype="complex64"),
+        "kernel has dtype complex64",
+    ),
+    "attention": (lambda: linen.companded(nn.MultiHeadDotProductAttention), f"{NO_KERNEL}; these have: Conv,"),
+    "a cell": (lambda: linen.companded(nn.LSTMCell), f"LSTMCell has {NO_KERNEL}"),
+    "another name": (lambda: init(linen.companded(OwnName)(reparam=PSI)), f"OwnName has {NO_KERNEL}"),
+    "a layer": (lambda: linen.companded(nn.Dense(2)), "takes a class of Flax Linen layers"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_argument_is_an_error_that_names_it(case):
-    arguments, message = WRONG[case]
+    call, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(linen.Dense(3, **arguments).init, KEY, jnp.zeros((1, 2)))
+        call()
 
 
 OTHER = [  # (the layer that made the parameters, the layer that gets them)
     ({}, {"reparam": PSI}),
     ({"reparam": PSI}, {}),
     ({"reparam": PSI}, {"reparam": Arctan(A, 2 * B)}),
-    ({"reparam": PSI}, {"reparam": PSI, "learn": "fine"}),
     ({"reparam": PSI, "learn": "fine"}, {"reparam": PSI}),
     ({"reparam": PSI, "learn": "channel"}, {"reparam": PSI, "learn": "fine"}),
-    ({"reparam": PSI}, {"reparam": WeightNorm()}),
     ({"reparam": linen.LearnedPair(PSI)}, {"reparam": PSI}),
 ]
 
 
 @pytest.mark.parametrize("maker, user", OTHER, ids=str)
 def test_parameters_of_another_reparam_are_refused(maker, user):
-    x = jnp.zeros((1, 2))
-    params = jax.eval_shape(linen.Dense(3, **maker).init, KEY, x)
     with pytest.raises((ValueError, flax.errors.ScopeParamShapeError), match="kernel"):
-        jax.eval_shape(linen.Dense(3, **user).apply, params, x)
+        jax.eval_shape(linen.Dense(3, **user).apply, dense(**maker), jnp.zeros((1, 2)))

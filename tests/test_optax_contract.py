@@ -34,9 +34,9 @@ def loss(params):
     return sum(jnp.sum(jnp.square(p - 0.3)) for p in jax.tree.leaves(params))
 
 
-def companded(name):
+def companded(name, learning_rate=0.1):
     make = factory(name)
-    rate = {"learning_rate": 0.1} if "learning_rate" in inspect.signature(make).parameters else {}
+    rate = {"learning_rate": learning_rate} if "learning_rate" in inspect.signature(make).parameters else {}
     return wcjax.compand(make(**rate, **SETTINGS.get(name, {})), wcjax.Arctan(0.9, 0.6), adaptive=ADAPTIVE[name])
 
 
@@ -67,3 +67,17 @@ def test_each_optimizer_keeps_the_contract_of_optax(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
     mapped = jax.eval_shape(lambda state: optax.tree.map_params(tx.init, lambda x: x, state), state)
     chex.assert_trees_all_equal_shapes_and_dtypes(mapped, state)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion", "rmsprop", "contrib.muon"])
+def test_an_optimizer_finds_the_minimum(name):
+    params = {"kernel": jnp.float32([[0.3, -0.5, 0.7], [-0.2, 0.1, -0.6]]), "bias": jnp.array([-0.5, 0.7, 0.3])}
+    tx = companded(name, optax.linear_schedule(0.1, 0.0, 300))
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=300))((params, tx.init(params)))
+    chex.assert_trees_all_close(params, jax.tree.map(lambda p: jnp.full_like(p, 0.3), params), atol=3e-2)
