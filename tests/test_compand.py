@@ -327,7 +327,7 @@ def test_the_state_of_another_psi_is_refused(other):  # it holds the Ψ, so that
     for mine, theirs in (((PSI, "none"), (psi, learn)), ((psi, learn), (PSI, "none"))):
         tx, state = compand(sgd, mine[0], learn=mine[1]), compand(sgd, theirs[0], learn=theirs[1]).init(PARAMS)
         with pytest.raises(ValueError, match=r"state was made with \w+\(a=.*, but this compand has .*learn="):
-            tx.update(ZERO, state, PARAMS)
+            tx.update(PARAMS, state, PARAMS)
 
 
 @pytest.mark.filterwarnings("error")
