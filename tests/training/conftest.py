@@ -13,7 +13,7 @@ from wcjax.models import cpu_convolution
 def compilation_cache(tmp_path_factory):
     """Keeps every compiled program for this process, those that it starts, and the other workers of pytest-xdist.
 
-    Convolutions are XLA's, because JAX cannot keep a program that calls oneDNN. tests/models has tests of those.
+    Convolutions are XLA's, because JAX cannot keep a program that calls oneDNN.
     """
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
@@ -40,28 +40,24 @@ def tiny_network():
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """(folder, summary) of a finished run of `runs.tiny()`."""
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    return folder, training.train(runs.tiny(), folder)
+    """(folder, config) of a finished run, like the fixtures below."""
+    return _finished(tmp_path_factory.mktemp("tiny"), runs.tiny())
 
 
 @pytest.fixture(scope="session")
 def adam_run(tmp_path_factory):
-    """(folder, config) of a finished run with Adam and learned a and b."""
     config = runs.tiny(optimizer="adam", learning_rate=0.01, reparam__learn="fine")
     return _finished(tmp_path_factory.mktemp("adam"), config)
 
 
 @pytest.fixture(scope="session")
 def cifar_run(tmp_path_factory):
-    """(folder, config) of a finished run on small arrays of CIFAR's form."""
     folder = tmp_path_factory.mktemp("cifar")
     return _finished(folder, runs.cifar(runs.write_cifar(folder / "set")))
 
 
 @pytest.fixture(scope="session")
 def streamed_run(tmp_path_factory):
-    """(folder, config) of a finished run on streamed images."""
     folder = tmp_path_factory.mktemp("streamed")
     return _finished(folder, runs.streamed(pictures.class_folders(folder / "set")))
 

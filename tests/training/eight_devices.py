@@ -1,6 +1,5 @@
-"""What eight simulated devices do as one device does: python -m tests.training.eight_devices steps|more"""
+"""What eight simulated devices do as one device does: python -m tests.training.eight_devices steps|compand"""
 
-import contextlib
 import functools
 import sys
 import unittest
@@ -40,7 +39,9 @@ def compare_batches(run, alone):
 
 def check_collectives(run, alone):
     """A step sends the gradients of kernels, the sums of batch norm, two numbers, and each sharded kernel once."""
-    with unknown_option() as warnings:
+    # Steps on several CPU devices get an option that XLA does not know, which they report and compile without.
+    options = mock.patch.dict(meshes.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
+    with options, unittest.TestCase().assertLogs(steps.log) as warnings:
         progress = Progress.start(run)
         with feed.training(run, 0) as data:
             step = steps.compile_train_step(run, data, progress.state, progress.totals)
@@ -52,21 +53,13 @@ def check_collectives(run, alone):
     # Scale, bias and the head's bias; XLA may send a sum on its own that is part of two gradients.
     assert 4 * (2 * 8 + 10) <= size <= 4 * (4 * 8 + 10)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(progress.state.params) if leaf.ndim > 1)
-    expected = {("all-reduce", "kernels"): (2, size), ("all-reduce", "numbers"): (2, 8)}
-    expected["all-reduce", "vectors, forward"] = (2, 4 * 2 * 8)  # sums of x and x²
-    if (fsdp := run.mesh.shape["fsdp"]) > 1:
-        expected["all-gather", "kernels"] = (2, size)  # forwards, and not again backwards
+    assert sent == {
+        ("all-reduce", "numbers"): (2, 8),
+        ("all-reduce", "vectors, forward"): (2, 4 * 2 * 8),  # sums of x and x²
+        ("all-gather", "kernels"): (2, size),  # forwards, and not again backwards
         # Over fsdp, which is a reduce-scatter on a GPU or TPU, then over data, of the shards that this leaves.
-        expected["all-reduce", "kernels"] = (4, size + size // fsdp)
-    assert sent == expected
-
-
-@contextlib.contextmanager
-def unknown_option():
-    """Steps on several CPU devices get an option that XLA does not know, which they report and compile without."""
-    options = mock.patch.dict(meshes.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
-    with options, unittest.TestCase().assertLogs(steps.log) as warnings:
-        yield warnings
+        ("all-reduce", "kernels"): (4, size + size // run.mesh.shape["fsdp"]),
+    }
 
 
 def compare_compand(mesh, alone, learn):
@@ -107,7 +100,6 @@ if __name__ == "__main__":
         compare_batches(replicated, alone)
         check_collectives(sharded, alone)
     else:
-        check_collectives(replicated, alone)
         jax.config.update("jax_enable_x64", True)
         for learn in ("channel", "coarse"):
             compare_compand(sharded.mesh, alone.mesh, learn)

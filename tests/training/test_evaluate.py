@@ -22,7 +22,7 @@ STATISTICS = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
 
 
 @pytest.mark.parametrize("kind", ["tiny", "cifar", "streamed"])
-def test_numbers_are_those_of_the_folded_network(request, tmp_path, kind):
+def test_numbers_are_those_of_the_folded_network(request, tmp_path, capsys, kind):
     run = shutil.copytree(request.getfixturevalue(f"{kind}_run")[0], tmp_path / "run")
     config, summary = run_folder.read_config(run), runs.summary(run)
     dataset = load_dataset(config)
@@ -35,7 +35,7 @@ def test_numbers_are_those_of_the_folded_network(request, tmp_path, kind):
     if kind == "cifar":  # images are normalized with the statistics of the run, not with those of the data
         write_json(run / "data.json", run_folder.read(run, "data.json") | STATISTICS)
         mean, std = map(np.array, STATISTICS.values())
-    assert len(labels) == {"tiny": 360, "cifar": 21, "streamed": 15}[kind]  # which their batches do not divide
+    assert len(labels) % config.batch_size != 0
 
     model, variables = training.load_folded(run)
     pixels = jnp.asarray((images / 255 - mean) / std, jnp.float32)
@@ -43,6 +43,9 @@ def test_numbers_are_those_of_the_folded_network(request, tmp_path, kind):
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
 
     results = training.evaluate_folded(run)
+    assert evaluate.main([str(run)]) == 0
+    rows = [f"| {name} | {x['accuracy']:.2%} | {x['loss']:.4f} |" for name, x in results.items()]
+    assert capsys.readouterr().out.splitlines() == ["| split | accuracy | loss |", "| --- | --- | --- |", *rows]
     assert results["test"]["accuracy"] == np.mean(logits.argmax(1) == labels)
     np.testing.assert_allclose(results["test"]["loss"], losses.mean(), rtol=1e-4, atol=1e-6)
     if kind == "cifar":
@@ -52,14 +55,7 @@ def test_numbers_are_those_of_the_folded_network(request, tmp_path, kind):
         assert results["val"]["accuracy"] == summary["best_val_accuracy"]
     if kind == "streamed":
         assert results["test"] == results["val"]  # the official split is both
-
-
-def test_the_command_prints_a_table(tiny_run, capsys):
-    assert evaluate.main([str(tiny_run[0])]) == 0
-    head, _, val, test = capsys.readouterr().out.splitlines()
-    assert head == "| split | accuracy | loss |"
-    assert val.startswith(f"| val | {tiny_run[1]['best_val_accuracy']:.2%} | ")
-    assert test == f"| test | {tiny_run[1]['test_accuracy']:.2%} | {tiny_run[1]['test_loss']:.4f} |"
+        assert results["test"]["accuracy"] > 0.5, "it has learned three classes"
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
@@ -71,30 +67,22 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
         training.load_folded(tmp_path)
 
 
-def drop(layer, name):
-    return lambda params: params[layer].pop(name)
-
-
-def put(layer, name, value):
-    return lambda params: params[layer].update({name: value})
-
-
-NAN = np.where(np.eye(8, 10), np.nan, 1).astype(np.float32)
-CHANGES = {
-    "missing": (drop("stem", "kernel"), "1 missing: params/stem/kernel."),
-    "shape": (put("stem", "kernel", NAN), "params/stem/kernel is float32(8, 10), expected float32(3, 3, 1, 8)."),
-    "dtype": (put("head", "bias", np.ones(10, np.int32)), "params/head/bias is int32(10,), expected float32(10,)."),
-    "nan": (put("head", "kernel", NAN), "1 with nan or inf: params/head/kernel."),
-    "no bias": (drop("head", "bias"), "params/head/bias has the shape ()"),
-    "too many classes": (put("head", "bias", np.ones(100_001)), "params/head/bias has the shape (100001,)"),
-}
-
-
-@pytest.mark.parametrize("act, message", CHANGES.values(), ids=CHANGES)
-def test_folded_weights_of_another_network_are_named(tiny_run, tmp_path, monkeypatch, act, message):
+@pytest.mark.parametrize(
+    "layer, name, value, message",
+    [
+        ("stem", "kernel", None, "1 missing: params/stem/kernel."),
+        ("stem", "kernel", np.ones((8, 10)), "params/stem/kernel is float64(8, 10), expected float32(3, 3, 1, 8)."),
+        ("head", "bias", np.ones(10, np.int32), "params/head/bias is int32(10,), expected float32(10,)."),
+        ("head", "bias", np.ones(100_001), "params/head/bias has the shape (100001,)"),
+        ("head", "kernel", np.full((8, 10), np.nan, np.float32), "1 with nan or inf: params/head/kernel."),
+    ],
+)
+def test_folded_weights_of_another_network_are_named(tiny_run, tmp_path, monkeypatch, layer, name, value, message):
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     variables = jax.tree.map(np.array, load_tree(run / "folded"))
-    act(variables["params"])
+    variables["params"][layer].pop(name)
+    if value is not None:
+        variables["params"][layer][name] = value
     save_tree(run / "folded", variables)
     if "nan" not in message:  # shapes are checked before any weight is read
         monkeypatch.setattr(ocp.StandardCheckpointer, "restore", lambda *_: pytest.fail("it read the weights"))

@@ -1,7 +1,4 @@
-"""On any mesh a run takes the course that it takes on one device: the same losses to rounding, the same accuracies.
-
-Losses are compared to 1e-5 of their value; they were seen to differ by at most 3e-7 of it.
-"""
+"""On any mesh a run takes the course that it takes on one device: the same losses to rounding, the same accuracies."""
 
 import types
 
@@ -16,8 +13,6 @@ from wcjax import training
 from wcjax.errors import InputError
 from wcjax.training import mesh as meshes
 
-MESHES = {"2": (2, 1), "4": (2, 2), "8": (8, 1)}
-
 
 def on(data, fsdp=1):
     return runs.tiny(mesh={"data": data, "fsdp": fsdp})
@@ -25,49 +20,42 @@ def on(data, fsdp=1):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the runs '2', '4', '8' on that many devices; '4 on 2' and '4 on 8' resume a copy of '4'."""
+    """A folder with the runs '4' and '8' on that many devices, and '4 on 2', which resumes '4' on two."""
     folder = tmp_path_factory.mktemp("devices")
-    tasks = [{"config": on(*shape), "workdir": folder / name} for name, shape in MESHES.items()]
-    tasks += [{"config": on(*MESHES[n]), "workdir": folder / f"4 on {n}", "resume": folder / "4"} for n in ("2", "8")]
+    tasks = [{"config": on(*shape), "workdir": folder / name} for name, shape in (("4", (2, 2)), ("8", (8, 1)))]
+    tasks.append({"config": on(2), "workdir": folder / "4 on 2", "resume": folder / "4"})
     worker.train(tasks, devices=8)
     return folder
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("devices", [*MESHES, "4 on 2", "4 on 8"])
+@pytest.mark.parametrize("devices", ["4", "8", "4 on 2"])
 def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
     runs.assert_same_course(folder / devices, tiny_run[0])
     summary = runs.summary(folder / devices)
     assert summary["num_devices"] == int(devices[-1])
-    assert summary["test_accuracy"] == tiny_run[1]["test_accuracy"]
+    assert summary["test_accuracy"] == runs.summary(tiny_run[0])["test_accuracy"]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_take_the_course_of_one(request, tiny_run, tmp_path, processes):
-    expected = {"digits": tiny_run[0]}
-    tasks = [{"config": on(2, 2) if processes == 2 else on(-1), "workdir": tmp_path / "digits"}]
-    if processes == 2:
-        expected["resumed"] = tiny_run[0]
-        four = request.getfixturevalue("folder") / "4"
-        tasks.append({"config": on(-1), "workdir": tmp_path / "resumed", "resume": four})
-    for kind in ("streamed", "cifar"):
-        expected[kind], config = request.getfixturevalue(f"{kind}_run")
-        tasks.append({"config": config, "workdir": tmp_path / kind})
-    for process in range(processes):
-        labels = {"y_train": (np.arange(101) + (process == 1)) % 10}
-        runs.write_cifar(tmp_path / "sets" / str(process), **labels)
+def test_two_processes_take_the_course_of_one(folder, tiny_run, streamed_run, cifar_run, tmp_path):
+    expected = {"fsdp": tiny_run, "resumed": tiny_run, "streamed": streamed_run, "cifar": cifar_run}
+    tasks = {name: {"config": config, "workdir": tmp_path / name} for name, (_, config) in expected.items()}
+    tasks["fsdp"]["config"] = on(2, 2)
+    tasks["resumed"]["resume"] = folder / "4"
+    for process in (0, 1):
+        runs.write_cifar(tmp_path / "sets" / str(process), y_train=(np.arange(101) + process) % 10)
     other, message = tmp_path / "other", "the processes of this run found different data. Give each of them the same "
-    config = config | {"data_dir": str(tmp_path / "sets" / "{process}")}
-    tasks.append({"config": config, "workdir": other, "error": f"{other}: {message}files in data_dir."})
-    worker.train(tasks, devices=4, processes=processes)
-    for name, run in expected.items():
+    config = cifar_run[1] | {"data_dir": str(tmp_path / "sets" / "{process}")}
+    tasks["other"] = {"config": config, "workdir": other, "error": f"{other}: {message}files in data_dir."}
+    worker.train(tasks.values(), devices=4, processes=2)
+    for name, (run, _) in expected.items():
         runs.assert_same_course(tmp_path / name, run)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {path.name for path in run.iterdir()}
     assert not other.exists()
-    assert {path.name for path in (tmp_path / "digits").iterdir()} == {path.name for path in tiny_run[0].iterdir()}
 
 
-@pytest.mark.parametrize("part", ["steps", pytest.param("more", marks=pytest.mark.long)])
+@pytest.mark.parametrize("part", ["steps", pytest.param("compand", marks=pytest.mark.long)])
 def test_eight_devices_make_the_batches_and_steps_of_one(part):
     process = worker.python("-m", "tests.training.eight_devices", part, devices=8)
     output, _ = process.communicate()
@@ -98,13 +86,10 @@ def test_fsdp_shards_the_largest_axis_of_large_arrays():
         (8, 2, 4, 1, "data=4 x fsdp=1 devices, but 2 processes have 8 and must use all"),
         (6, 1, -1, 1, "config.batch_size is 64, which 6 devices cannot share: choose a multiple of 6"),
         (8, 1, 0, 1, "config.mesh must have sizes of at least 1, one may be -1"),
-        (8, 1, -2, 1, "config.mesh must have sizes of at least 1, one may be -1"),
         (8, 1, -1, -1, "config.mesh must have sizes of at least 1, one may be -1"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_named_before_any_work(
-    monkeypatch, tmp_path, devices, processes, data, fsdp, message
-):
+def test_a_mesh_that_does_not_fit_is_named(monkeypatch, tmp_path, devices, processes, data, fsdp, message):
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind="cpu")] * devices)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     with pytest.raises(InputError, match=message):

@@ -24,55 +24,30 @@ def cut(*checkpoints):
     return lambda run: [runs.cut(run / checkpoint) for checkpoint in checkpoints]
 
 
-untouched = cut()
-EVERY_3 = {"checkpoint_every": 3}
-CASES = {  # kind of run, changes of its config, the step it is stopped after, damage, and the step it resumes with
-    "right after an epoch": ("tiny", {}, 2 * STEPS + 1, lose_lines, 2 * STEPS + 1),
-    "with checkpoints within an older epoch alone": ("tiny", EVERY_3, 3 * STEPS + 1, untouched, 3 * STEPS + 1),
+CASES = {  # kind of run, its checkpoint_every, the step it is stopped after, damage, and the step it resumes with
+    "right after an epoch": ("tiny", 0, 2 * STEPS + 1, lose_lines, 2 * STEPS + 1),
+    "with checkpoints within an older epoch alone": ("tiny", 3, 3 * STEPS + 1, cut(), 3 * STEPS + 1),
     # One within an epoch may name a best epoch whose weights are lost.
-    "epoch before it damaged": ("tiny", EVERY_3, 2 * STEPS + 6, cut("checkpoints/2"), STEPS + 1),
-    "streamed images": ("streamed", {"checkpoint_every": 2}, 9, untouched, 9),
+    "epoch before it damaged": ("tiny", 3, 2 * STEPS + 6, cut("checkpoints/2"), STEPS + 1),
+    "streamed images": ("streamed", 2, 9, cut(), 9),
 }
 RARE = {
-    "in the first epoch": ("tiny", {}, 5, untouched, 1),
-    "Adam with learned a and b": ("adam", {}, STEPS + 1, untouched, STEPS + 1),
-    "all within an epoch damaged": ("tiny", EVERY_3, 2 * STEPS + 6, cut("midway/27", "midway/24"), 2 * STEPS + 1),
+    "in the first epoch": ("tiny", 0, 5, cut(), 1),
+    "Adam with learned a and b": ("adam", 0, STEPS + 1, cut(), STEPS + 1),
+    "all within an epoch damaged": ("tiny", 3, 2 * STEPS + 6, cut("midway/27", "midway/24"), 2 * STEPS + 1),
 }
 CASES |= {name: pytest.param(*case, marks=pytest.mark.long) for name, case in RARE.items()}
 
 
-@pytest.mark.parametrize("kind, changes, stop, damage, first_step", CASES.values(), ids=CASES)
-def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, kind, changes, stop, damage, first_step):
-    if kind == "tiny":
-        expected, config = request.getfixturevalue("tiny_run")[0], runs.tiny()
-    else:
-        expected, config = request.getfixturevalue(f"{kind}_run")
-    config, run = config | changes, tmp_path / "run"
+@pytest.mark.parametrize("kind, every, stop, damage, first_step", CASES.values(), ids=CASES)
+def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, kind, every, stop, damage, first_step):
+    expected, config = request.getfixturevalue(f"{kind}_run")
+    config, run = config | {"checkpoint_every": every}, tmp_path / "run"
     runs.stop(config, run, stop)
     assert not (run / "summary.json").exists()
     damage(run)
-    steps = runs.resume(config, run)
-    assert steps == list(range(first_step, runs.metrics(expected)[-1]["step"] + 1))
+    assert runs.resume(config, run) == list(range(first_step, runs.metrics(expected)[-1]["step"] + 1))
     runs.assert_same_run(run, expected)
-
-
-INTACT = pytest.param(runs.EPOCHS, marks=pytest.mark.long)
-
-
-@pytest.mark.parametrize("epoch", [INTACT, runs.EPOCHS - 1], ids=["intact", "damaged"])
-def test_the_newest_checkpoint_that_is_intact_is_used(tiny_run, tmp_path, caplog, epoch):
-    run = runs.unfinished_copy(tiny_run[0], tmp_path / "run")
-    if epoch < runs.EPOCHS:
-        runs.cut(run / "checkpoints" / str(runs.EPOCHS))
-    with caplog.at_level("INFO", logger="wcjax"):
-        assert len(runs.resume(runs.tiny(), run)) == (runs.EPOCHS - epoch) * STEPS
-    *_, warning, place = (r.getMessage() for r in caplog.records if r.name.startswith("wcjax."))
-    if epoch < runs.EPOCHS:
-        assert warning.startswith(f"the checkpoint of epoch {runs.EPOCHS} cannot be read: ")
-        assert place == f"Resuming at step {epoch * STEPS} (epoch {epoch + 1})."
-    else:
-        assert place == f"Resuming at step {epoch * STEPS} (after the last epoch)."
-    runs.assert_same_run(run, tiny_run[0])
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny_run, tmp_path):

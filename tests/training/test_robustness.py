@@ -12,7 +12,7 @@ from wcjax.analysis import changes, robustness
 from wcjax.run_folder import read
 
 
-def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path, capsys):
+def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     assert robustness.main([str(tmp_path), "--images", "100"]) == 0
     result = read(run, "robustness.json")
@@ -28,14 +28,14 @@ def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path, 
         return np.mean(np.asarray(logits).argmax(axis=1) == labels)
 
     assert (result["images"], result["accuracy"]) == (100, by_hand(params, images))
-    for name, (change, levels) in changes.OF_WEIGHTS.items():
+    for name, (change, levels) in (changes.OF_WEIGHTS | changes.OF_IMAGES).items():
         for level, measured in zip(levels, result["curves"][name], strict=True):
             rng = np.random.default_rng((0, round(100 * level)))
-            assert measured == [level, by_hand(change(params, level, rng), images)], name
-    for name, (change, levels) in changes.OF_IMAGES.items():
-        for level, measured in zip(levels, result["curves"][name], strict=True):
-            rng = np.random.default_rng((0, 100 * level))
-            assert measured == [level, by_hand(params, change(images, level, rng))], name
+            if name in changes.OF_WEIGHTS:
+                changed = change(params, level, rng), images
+            else:
+                changed = params, change(images, level, rng)
+            assert measured == [level, by_hand(*changed)], name
 
 
 def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
@@ -49,11 +49,8 @@ def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
 
 
 def test_runs_that_cannot_be_measured_are_one_line(tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
-    for arguments, line in (
-        ([str(tmp_path)], "error: no run is finished; give folders of finished runs.\n"),
-        ([str(tmp_path), "--images", "-1"], "error: --images must be at least 0, found -1.\n"),
-    ):
-        assert robustness.main(arguments) == 2
-        assert capsys.readouterr().err == line
+    (tmp_path / "config.json").write_text("{}")
+    for images, line in (("0", "no run is finished; give folders"), ("-1", "--images must be at least 0, found -1.")):
+        assert robustness.main([str(tmp_path), "--images", images]) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"error: {line}") and errors.count("\n") == 1
