@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 FILE = pathlib.Path(__file__).parent / "data_files" / "torchvision_resnets.json"
-NAMES = ("resnet18", "resnet34", "resnet50")
+NAMES = ("resnet18", "resnet50")
 CLASSES = 7
 
 

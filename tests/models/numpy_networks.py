@@ -67,7 +67,7 @@ def stages(variables, kind, x):
     return x
 
 
-def resnet(variables, images, stem, kind):
+def resnet(variables, images, kind, stem="cifar"):
     """kind: 'basic' or 'bottleneck'."""
     top = Block(variables["params"], variables["batch_stats"])
     x = relu(top.norm("stem_norm", top.conv("stem", images, 1 if stem == "cifar" else 2)))
