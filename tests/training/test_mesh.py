@@ -55,6 +55,13 @@ def test_two_processes_take_the_course_of_one(folder, tiny_run, streamed_run, ci
     assert not other.exists()
 
 
+@pytest.mark.long
+def test_four_processes_take_the_course_of_one(streamed_run, tmp_path):
+    run, config = streamed_run
+    worker.train([{"config": config, "workdir": tmp_path / "run"}], devices=4, processes=4)
+    runs.assert_same_course(tmp_path / "run", run)
+
+
 @pytest.mark.parametrize("part", ["steps", pytest.param("compand", marks=pytest.mark.long)])
 def test_eight_devices_make_the_batches_and_steps_of_one(part):
     process = worker.python("-m", "tests.training.eight_devices", part, devices=8)
