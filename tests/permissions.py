@@ -1,6 +1,7 @@
-"""Makes root obey permissions, as every other user does."""
+"""Files without permission, and root that obeys permissions, as every other user does."""
 
 import concurrent.futures
+import contextlib
 import ctypes
 
 DAC_OVERRIDE, DAC_READ_SEARCH = 1 << 1, 1 << 2  # in linux/capability.h: the rights to ignore permissions
@@ -19,3 +20,14 @@ def denied(call):
     """call(), in a thread that obeys permissions."""
     with concurrent.futures.ThreadPoolExecutor(1, initializer=obey_permissions) as pool:
         return pool.submit(call).result()
+
+
+@contextlib.contextmanager
+def mode(path, bits):
+    """A file or folder has these permissions in the block."""
+    before = path.stat().st_mode
+    path.chmod(bits)
+    try:
+        yield
+    finally:
+        path.chmod(before)

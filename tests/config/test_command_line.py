@@ -16,11 +16,11 @@ from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import InputError, use_plain_letters
 
 ROOT = pathlib.Path(__file__).parents[2]
-ARGUMENTS = [f"--config={ROOT}/configs/digits.py", "--workdir={}/run"]
+ARGUMENTS = [f"--config={ROOT}/configs/digits.py", "--workdir"]
 
 
 def test_a_process_that_cannot_train_ends_in_one_line(tmp_path):
-    command = [sys.executable, "train.py", *(text.format(tmp_path) for text in ARGUMENTS)]
+    command = [sys.executable, "train.py", *ARGUMENTS, str(tmp_path / "run")]
     env = os.environ | {"JAX_PLATFORMS": "nonsense"}
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -29,31 +29,21 @@ def test_a_process_that_cannot_train_ends_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "mistake, message",
-    [
-        (
-            ["--config.reparam.aa=0.5"],
-            "unknown config key 'reparam.aa'. Did you mean 'reparam.a'? Known: augment.flip, ",
-        ),
-        (["--config.epochs", "3", "more"], "unknown arguments ['more']; see --help."),
-    ],
-)
+KEY = "unknown config key 'reparam.aa'. Did you mean 'reparam.a'? Known: augment.flip, "
+
+
+@pytest.mark.parametrize("mistake, message", [("--config.reparam.aa=1", KEY), ("more", "unknown arguments ['more']")])
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, mistake, message):
     with pytest.raises(SystemExit) as end:
-        commands.train([*(text.format(tmp_path) for text in ARGUMENTS), *mistake])
+        commands.train([*ARGUMENTS, str(tmp_path / "run"), mistake])
     line = str(end.value)  # Python prints it to stderr and exits with 1
     assert line.startswith(f"error: {message}") and "\n" not in line
     assert list(tmp_path.iterdir()) == []
 
 
-IMPORTS = "from wcjax.config import default_config\nimport ml_collections, numpy as np\n\n"
-EXPECTED = "A config file defines get_config(), which returns wcjax.config.default_config() with changes."
-
-
 def config_file(folder, text):
     path = folder / "mine.py"
-    path.write_text(IMPORTS + text)
+    path.write_text(f"from wcjax.config import default_config\nimport ml_collections, numpy as np\n\n{text}")
     return str(path)
 
 
@@ -63,40 +53,38 @@ def config_file(folder, text):
         ("def get_config():\n    return 1 / 0", ", line 5: ZeroDivisionError: division by zero."),
         ("def get_config():\n    raise SystemExit('no')", ", line 5: SystemExit: no."),
         ("def get_config():\n    return open('/nowhere')", ", line 5: FileNotFoundError: [Errno 2] No such file"),
-        (
-            "def get_config():\n    c = default_config()\n    c.epochs = 'ten'",
-            ", line 6: TypeError: Could not override",
-        ),
         ("import nowhere", ", line 4: ModuleNotFoundError: No module named 'nowhere'."),
         ("def get_config(:", ", line 4: SyntaxError: invalid syntax"),
         ("\ndef get_config(argument):\n    pass", ", line 5: TypeError: get_config() missing 1 required positional"),
         ("def make_config():\n    pass", " has no get_config()."),
         ("get_config = 3", ": TypeError: 'int' object is not callable."),
         ("def get_config():\n    pass", ", line 4: get_config() returned None."),
-        ("def get_config():\n    return {'epochs': 3}", ", line 4: get_config() returned a dict."),
         (
             "def get_config():\n    return ml_collections.FrozenConfigDict(default_config())",
             ", line 4: get_config() returned a FrozenConfigDict.",
         ),
     ],
 )
-@pytest.mark.parametrize("overrides", [[], ["--config.epochs=3"]])
-def test_a_mistake_in_a_config_file_is_named_with_its_line(tmp_path, text, message, overrides):
+def test_a_mistake_in_a_config_file_is_named_with_its_line(tmp_path, text, message):
     path = config_file(tmp_path, text)
     with pytest.raises(InputError) as error:
-        read_config_file(path, overrides)
+        read_config_file(path)
     line = str(error.value)
-    assert line.startswith(path + message) and line.endswith(f" {EXPECTED}") and "\n" not in line
+    assert line.startswith(path + message) and "\n" not in line
+    assert line.endswith("get_config(), which returns wcjax.config.default_config() with changes.")
+
+
+DIGITS = "configs/digits.py"
 
 
 @pytest.mark.parametrize(
     "path, overrides, message",
     [
         ("nowhere.py", [], "[Errno 2] No such file or directory: 'nowhere.py'"),
-        ("", [], "[Errno 2] No such"),
         (".", [], "[Errno 21]"),
-        ("configs/digits.py", ["--config.epochs=None"], "flag --config.epochs=None: invalid literal for int"),
-        ("configs/digits.py:resnet8,plane", [], "unknown variant 'plane'. Did you mean 'plain'? Known: wc, arsinh, "),
+        (DIGITS, ["--config.epochs=None"], "flag --config.epochs=None: invalid literal for int"),
+        (DIGITS, ["--config.augment=1"], "config.augment has its own keys: augment.flip, augment.padding."),
+        (f"{DIGITS}:resnet8,plane", [], "unknown variant 'plane'. Did you mean 'plain'? Known: wc, arsinh, erf, "),
     ],
 )
 def test_a_config_file_that_cannot_be_read_is_named(monkeypatch, path, overrides, message):
@@ -118,9 +106,7 @@ def test_numpy_numbers_are_numbers_in_a_config_file(tmp_path):
     assert json.dumps(config.to_dict(), sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
-@pytest.mark.parametrize(
-    "values, dropout", [([], 0.5), (["None"], None), (["0.25", "None"], None), (["None", "0.25"], 0.25)]
-)
+@pytest.mark.parametrize("values, dropout", [([], 0.5), (["0.25", "None"], None), (["None", "0.25"], 0.25)])
 def test_none_is_a_dropout_and_the_last_override_counts(tmp_path, values, dropout):
     path = config_file(tmp_path, "def get_config():\n    c = default_config()\n    c.dropout = 0.5\n    return c")
     assert read_config_file(path, [f"--config.dropout={value}" for value in values]).dropout == dropout

@@ -1,16 +1,9 @@
 """Small images, and folders of them in the layouts of streamed data sets."""
 
 import io
-import os
 
 import numpy as np
-import pytest
 from PIL import Image
-
-SAMPLE = os.environ.get("WCJAX_TEST_DATA")
-needs_sample = pytest.mark.skipif(
-    not SAMPLE, reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200 or a part of it"
-)
 
 
 def smooth(rng, height, width):
@@ -27,24 +20,23 @@ def encode(pixels, kind="JPEG", **options):
     return file.getvalue()
 
 
-def class_folders(root, num_classes=3, num_train=14, num_val=5, size=20):
-    """Writes root/train/<class>/<i>.JPEG and root/val/... The images of a class share a hue."""
+def class_folders(root, num_train=14, num_val=5):
+    """Writes root/train/<class>/<i>.JPEG and root/val/... of three classes. The images of a class share a hue."""
     rng = np.random.default_rng(0)
-    for label in range(num_classes):
+    for label in range(3):
         for split, count in (("train", num_train), ("val", num_val)):
             folder = root / split / f"n{label:08d}"
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = smooth(rng, size + i % 3, size + i % 5) // 4 * 3
-                pixels[..., label % 3] += 50
+                pixels = smooth(rng, 20 + i % 3, 20 + i % 5) // 4 * 3
+                pixels[..., label] += 50
                 (folder / f"{split}_{i}.JPEG").write_bytes(encode(pixels))
     return root
 
 
-def tiny_imagenet(root, wnids=("n07", "n03")):
+def tiny_imagenet(root):
     """Writes root/tiny-imagenet-200 with two classes, whose order is not the sorted one, and four images in val."""
-    pixels = encode(np.zeros((4, 4, 3), np.uint8))
-    root = root / "tiny-imagenet-200"
+    pixels, root, wnids = encode(np.zeros((4, 4, 3), np.uint8)), root / "tiny-imagenet-200", ("n07", "n03")
     for wnid in wnids:
         (root / "train" / wnid / "images").mkdir(parents=True)
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")

@@ -24,18 +24,9 @@ def change(name, index, value):
     return act
 
 
-def drop_image(folder):
-    arrays = runs.cifar_arrays()
-    runs.write_cifar(folder, x_train=arrays["x_train"][1:], y_train=arrays["y_train"][1:])
-
-
 def grow(folder):
     with (folder / "train/n00000000/train_13.JPEG").open("ab") as file:
         file.write(b"\0")
-
-
-def rename(name):
-    return lambda folder: (folder / "train/n00000000/train_13.JPEG").rename(folder / "train" / name)
 
 
 def drop_class(folder):
@@ -46,13 +37,9 @@ def drop_class(folder):
 PIXELS = r"other {} images \(in their pixels, or in the names and sizes of their files\)"
 FEWER = "3 classes in the run, 2 found; 42 train images in the run, 28 found; 15 test images in the run, 10 found"
 OTHER = {
-    "one image less": ("cifar", drop_image, "101 train images in the run, 100 found"),
-    "one pixel": ("cifar", change("x_train", (7, 3, 3, 0), 99), PIXELS.format("train")),
     "one label": ("cifar", change("y_train", 7, 1), "other labels of the train images"),
     "a test image": ("cifar", change("x_test", 3, 0), PIXELS.format("test")),
     "size of a file": ("streamed", grow, PIXELS.format("train")),
-    "name of a file": ("streamed", rename("n00000000/train_14.JPEG"), PIXELS.format("train")),
-    "class of a file": ("streamed", rename("n00000001/train_14.JPEG"), PIXELS.format("train")),
     "one class less": ("streamed", drop_class, FEWER),
 }
 
@@ -85,13 +72,10 @@ def test_a_run_that_was_never_saved_stays_with_its_data(cifar_run, tmp_path):
         training.train(cifar_run[1] | {"data_dir": str(tmp_path / "set")}, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["data.json kept", "a run from before data.json"])
-def test_the_order_of_the_images_in_a_file_does_not_count(cifar_run, tmp_path, kept):
+def test_the_order_of_the_images_in_a_file_does_not_count(cifar_run, tmp_path):
     run = runs.unfinished_copy(cifar_run[0], tmp_path / "run", epoch=3)
     shuffled = lambda array: array[np.random.default_rng(1).permutation(len(array))]
     runs.write_cifar(tmp_path / "set", **{name: shuffled(array) for name, array in runs.cifar_arrays().items()})
-    if not kept:
-        (run / "data.json").unlink()
     assert len(runs.resume(cifar_run[1] | {"data_dir": str(tmp_path / "set")}, run)) == 11
     runs.assert_same_run(run, cifar_run[0], rounded=["test_loss"])  # a sum over test images in the order of the file
     assert read(run, "data.json") == read(cifar_run[0], "data.json")
@@ -99,10 +83,8 @@ def test_the_order_of_the_images_in_a_file_does_not_count(cifar_run, tmp_path, k
 
 def test_data_json_has_the_mean_and_std_of_the_training_images(cifar_run, tmp_path):
     stored = read(cifar_run[0], "data.json")
-    images = data.load("cifar10", cifar_run[1]["data_dir"], val_fraction=0.1).train.images / 255
-    assert stored.keys() == {"classes", "train", "test", "mean", "std"}
-    np.testing.assert_allclose(stored["mean"], images.mean(axis=(0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(stored["std"], images.std(axis=(0, 1, 2)), rtol=1e-6)
+    dataset = data.load("cifar10", cifar_run[1]["data_dir"], val_fraction=0.1)
+    assert stored == dataset.fingerprint() | {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
     run = shutil.copytree(cifar_run[0], tmp_path / "run")
     write_json(run / "data.json", stored | {"mean": [0.5]})
     with pytest.raises(InputError, match=r"data\.json: mean and std must have 3 numbers"):
