@@ -1,4 +1,4 @@
-"""The Ψ, the network, the optimizer and the schedule that a config asks for."""
+"""The optimizer and the schedule that a config asks for."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 import wcjax
 from wcjax.config import check_config
-from wcjax.config.build import learning_rate_schedule, make_model, make_optimizer, make_psi
+from wcjax.config.build import learning_rate_schedule, make_optimizer, make_psi
 
 
 def test_a_milestone_counts_from_the_first_step_after_that_epoch():
@@ -60,13 +60,3 @@ def test_the_config_decides_rate_momentum_and_scaling(optimizer):
             expected = slope * np.sign(g / slope + 0.1 * w), np.ones(2)
         np.testing.assert_allclose(updates["kernel"].v, -0.2 * expected[0], rtol=3e-5)
         np.testing.assert_allclose(updates["bias"], -0.2 * expected[1], rtol=3e-5)
-
-
-def test_a_learned_network_is_companded_and_its_plain_one_is_not():
-    config, heads = check_config({"reparam": {"learn": "channel"}}), {}
-    for plain in (False, True):
-        model = make_model(config, 10, plain=plain)
-        heads[plain] = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]["head"]
-    kernel, pair = jax.ShapeDtypeStruct((64, 10), jnp.float32), [jax.ShapeDtypeStruct((1, 10), jnp.float32)] * 2
-    assert heads[True]["kernel"] == kernel
-    assert heads[False]["kernel"] == wcjax.Reparameterized(kernel, wcjax.Arctan(*pair))

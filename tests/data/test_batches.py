@@ -1,5 +1,6 @@
 """Batches of streamed images: their images and order, which seed and step alone decide."""
 
+import chex
 import numpy as np
 import pytest
 
@@ -31,12 +32,6 @@ def train(dataset, count=EPOCH, **options):
     return take(batches.train_batches(dataset.train, BATCH, size=SIZE, **options), count)
 
 
-def assert_same(some, others):
-    for batch, other in zip(some, others, strict=True):
-        np.testing.assert_array_equal(batch.images, other.images)
-        np.testing.assert_array_equal(batch.labels, other.labels)
-
-
 class Numbers:
     """A source whose i-th image shows the number i, and which records the images that are read."""
 
@@ -65,7 +60,7 @@ def test_each_epoch_shows_images_once_in_its_own_order():
 
 def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
     first, again, other = (train(dataset, 2 * EPOCH, seed=seed) for seed in (0, 0, 1))
-    assert_same(first, again)
+    chex.assert_trees_all_equal(first, again)
     images = {image.tobytes() for batch in first + other for image in batch.images}
     assert len(images) > 0.95 * 4 * EPOCH * BATCH, "nearly every crop is new"
     assert (first[0].images.shape, first[0].images.dtype) == ((BATCH, SIZE, SIZE, 3), np.uint8)
@@ -74,7 +69,7 @@ def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
 
 def test_a_later_first_step_gives_the_same_batches(dataset):
     whole, first_step = train(dataset, EPOCH + 7), EPOCH + 3
-    assert_same(train(dataset, 4, first_step=first_step), whole[first_step:])
+    chex.assert_trees_all_equal(train(dataset, 4, first_step=first_step), whole[first_step:])
     iterator = batches.train_batches(dataset.train, BATCH, size=SIZE)
     for _ in range(first_step):
         next(iterator)
@@ -82,7 +77,7 @@ def test_a_later_first_step_gives_the_same_batches(dataset):
     iterator.close()
     iterator = batches.train_batches(dataset.train, BATCH, size=SIZE)
     iterator.set_state(state)
-    assert_same(take(iterator, 4), whole[first_step:])
+    chex.assert_trees_all_equal(take(iterator, 4), whole[first_step:])
 
 
 def test_images_before_the_first_step_are_not_decoded():
@@ -93,7 +88,7 @@ def test_images_before_the_first_step_are_not_decoded():
 
 @pytest.mark.long
 def test_workers_give_the_same_batches(dataset):
-    assert_same(train(dataset, 7, workers=2), train(dataset, 7))
+    chex.assert_trees_all_equal(train(dataset, 7, workers=2), train(dataset, 7))
 
 
 def test_processes_share_the_images_of_the_same_steps(dataset):

@@ -90,17 +90,6 @@ def test_files_that_cannot_be_read_are_named(root):
         source.fingerprint()
 
 
-def test_tiny_imagenet_numbers_classes_by_lines_of_wnids(tmp_path):
-    root = pictures.tiny_imagenet(tmp_path)
-    for data_dir in (root, tmp_path):
-        dataset = data.load("tiny_imagenet", data_dir)
-        paths = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in ("n07", "n03") for i in range(3)]
-        assert (names(dataset.train), dataset.train.labels.tolist()) == (paths, [0, 0, 0, 1, 1, 1])
-        paths = [f"val/images/val_{i}.JPEG" for i in range(4)]
-        assert (names(dataset.val), dataset.val.labels.tolist()) == (paths, [0, 1, 0, 0])
-        assert dataset.num_classes == 2
-
-
 def sort_val(root, inner="", count=4):
     """Moves the first images of val into class folders, as the scripts of many tutorials do."""
     for line in (root / ANNOTATIONS).read_text().splitlines()[:count]:
@@ -109,22 +98,26 @@ def sort_val(root, inner="", count=4):
         (root / "val" / "images" / name).rename(root / "val" / wnid / inner / name)
 
 
-@pytest.mark.parametrize("inner, tidy", [("", True), ("images", False)])
-def test_tiny_imagenet_with_val_sorted_is_the_same_set(tmp_path, inner, tidy):
+def tidy(root):
+    sort_val(root)
+    (root / "val" / "images").rmdir()
+    (root / ANNOTATIONS).unlink()
+
+
+LAYOUTS = {"as distributed": lambda root: None, "sorted": tidy, "as in train": lambda root: sort_val(root, "images")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiny_imagenet_is_the_same_set_in_three_layouts(tmp_path, layout):
     root = pictures.tiny_imagenet(tmp_path)
-    for i in range(4):
-        (root / "val" / "images" / f"val_{i}.JPEG").write_bytes(bytes(i))
-
-    def load():
-        dataset = data.load("tiny_imagenet", tmp_path)
-        return dataset.fingerprint(), [dataset.val[i][1:] for i in range(4)]
-
-    expected = load()
-    sort_val(root, inner)
-    if tidy:
-        (root / "val" / "images").rmdir()
-        (root / ANNOTATIONS).unlink()
-    assert load() == expected
+    fingerprint = data.load("tiny_imagenet", tmp_path).fingerprint()
+    LAYOUTS[layout](root)
+    dataset = data.load("tiny_imagenet", root)
+    paths = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in ("n07", "n03") for i in range(3)]
+    assert (names(dataset.train), dataset.train.labels.tolist()) == (paths, [0, 0, 0, 1, 1, 1]), "lines of wnids.txt"
+    assert [os.path.basename(name) for name in names(dataset.val)] == [f"val_{i}.JPEG" for i in range(4)]
+    assert (dataset.val.labels.tolist(), dataset.num_classes) == ([0, 1, 0, 0], 2)
+    assert dataset.fingerprint() == fingerprint
 
 
 ANNOTATIONS, WNIDS = "val/val_annotations.txt", "wnids.txt"

@@ -42,12 +42,3 @@ def test_a_part_without_permission_is_named(prepared, tmp_path, form, closed, bi
     message = re.escape(f"{folder / named if named else path}: cannot be read (Permission denied). Change its perm")
     with mode(path, bits), pytest.raises(InputError, match=f"^{message}"):
         denied(lambda: data.load(name, folder))
-
-
-def test_a_cache_without_permission_is_one_warning(prepared, cache_home, caplog):
-    dataset = data.load("cifar10", prepared[0])
-    (file,) = (cache_home / "wcjax").iterdir()
-    with mode(file, 0), mode(cache_home / "wcjax", 0o555):
-        sets.assert_same(denied(lambda: data.load("cifar10", prepared[0])), dataset)
-    (line,) = (record.getMessage() for record in caplog.records if record.name.startswith("wcjax"))
-    assert re.search(r"Could not cache the decoded images in .* \(.*Permission denied", line)

@@ -4,6 +4,7 @@ import hashlib
 import re
 import shlex
 
+import chex
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -17,11 +18,9 @@ def test_the_split_is_the_documented_permutation(cifar_dir, arrays):
     dataset = data.load("cifar10", cifar_dir, val_fraction=0.3, seed=7)
     order = np.argsort([hashlib.sha256(image.tobytes()).hexdigest() for image in arrays["x_train"]])
     order = order[np.random.default_rng(7).permutation(40)]
-    for part, xy, dtype in (("images", "x", np.uint8), ("labels", "y", np.int32)):
-        np.testing.assert_array_equal(getattr(dataset.val, part), arrays[f"{xy}_train"][order[:12]])
-        np.testing.assert_array_equal(getattr(dataset.train, part), arrays[f"{xy}_train"][order[12:]])
-        np.testing.assert_array_equal(getattr(dataset.test, part), arrays[f"{xy}_test"])
-        assert {getattr(split, part).dtype for split in dataset[:3]} == {np.dtype(dtype)}
+    split = lambda part, rows: data.Split(arrays[f"x_{part}"][rows], arrays[f"y_{part}"][rows])
+    expected = split("train", order[12:]), split("train", order[:12]), split("test", np.arange(6))
+    chex.assert_trees_all_equal(dataset[:3], expected, strict=True)
     assert (len(data.load("cifar10", cifar_dir).val.labels), dataset.num_classes) == (4, 10)
 
 
@@ -32,7 +31,7 @@ def test_the_order_in_a_file_changes_nothing(tmp_path, arrays):
         arrays[key] = x[np.random.default_rng(5).permutation(len(x))]
     np.savez(tmp_path / "other.npz", **arrays)
     one, other = (data.load("cifar10", tmp_path / f"{name}.npz") for name in ("one", "other"))
-    sets.assert_same((one.train, one.val, one.val), (other.train, other.val, other.val))
+    chex.assert_trees_all_equal((one.train, one.val), (other.train, other.val))
     assert one.fingerprint() == other.fingerprint()
 
 
@@ -74,7 +73,7 @@ def test_digits_are_the_scaled_ones_of_scikit_learn():
 def test_train_images_keeps_the_first_of_the_same_order(cifar_dir):
     everything, few = data.load("cifar10", cifar_dir), data.load("cifar10", cifar_dir, train_images=7)
     first = data.Split(everything.train.images[:7], everything.train.labels[:7])
-    sets.assert_same((few.train, few.val, few.test), (first, everything.val, everything.test))
+    chex.assert_trees_all_equal((few.train, few.val, few.test), (first, everything.val, everything.test))
     np.testing.assert_allclose(few.mean, (first.images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
     assert few.fingerprint() == everything.fingerprint()
 

@@ -4,8 +4,6 @@ A fork server has imported all that a run imports, so that a start takes a tenth
 """
 
 import contextlib
-import functools
-import itertools
 import multiprocessing
 import os
 import pathlib
@@ -24,20 +22,14 @@ PATIENCE = 600  # seconds after which a process counts as one that hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = ("wcjax.training.loop", "tests.training.runs", "sklearn.datasets", "grain", "absl.app", "optuna")
 _CONTEXT.set_forkserver_preload([*_IMPORTED, "matplotlib.pyplot"])
-_numbers = itertools.count()
-
-
-@functools.cache
-def _logs():
-    """A folder that stays writable whatever happens to the run folders."""
-    return tempfile.TemporaryDirectory(prefix="attempts")
 
 
 class Attempt:
     """`python program *arguments`, or `python -m program`, after the calls in `changes`, in a process."""
 
     def __init__(self, program, *arguments, changes=()):
-        self.log = pathlib.Path(_logs().name, f"{next(_numbers)}.log")
+        self._folder = tempfile.TemporaryDirectory()  # it stays writable whatever happens to the run folder
+        self.log = pathlib.Path(self._folder.name, "log")
         self.process = _CONTEXT.Process(target=_run, args=(program, list(map(str, arguments)), self.log, changes))
         self.process.start()
 

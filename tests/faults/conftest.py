@@ -1,4 +1,3 @@
-import collections
 import pathlib
 import random
 import time
@@ -11,7 +10,6 @@ from tests.faults import attempts
 from tests.training import runs
 from tests.training.conftest import compilation_cache  # noqa: F401
 
-LONG = 20  # faults of a kind
 STREAMED = ("--config.dataset=imagenet", "--config.image_size=16", "--config.batch_size=8", "--config.epochs=3")
 
 
@@ -33,10 +31,9 @@ class Unbroken(NamedTuple):
         runs.assert_same_run(run, self.run)
 
 
-@pytest.fixture(params=[1, pytest.param(LONG, marks=pytest.mark.faults)], ids=["once", "often"])
-def chance(request, record_property):
-    """How often and when a fault strikes: once, or LONG times in the long form."""
-    record_property("faults", request.param)
+@pytest.fixture(params=[1, pytest.param(20, marks=pytest.mark.faults)], ids=["once", "often"])
+def chance(request):
+    """How often and when a fault strikes."""
     return Chance(request.param, random.Random(request.node.name))
 
 
@@ -63,14 +60,3 @@ def _train(folder, *flags) -> float:
         began = time.monotonic()
         assert attempt.end() == 0, attempt.output()
     return time.monotonic() - began
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Shows how many faults of each kind were survived, if there were many."""
-    survived = collections.Counter()
-    for report in terminalreporter.getreports("passed"):
-        for name, count in report.user_properties:
-            survived[report.nodeid.partition("::")[2]] += count if name == "faults" and report.when == "call" else 0
-    for test, count in survived.items():
-        if count >= LONG:
-            terminalreporter.write_line(f"{count} faults survived: {test}")

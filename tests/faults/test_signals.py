@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import gc
+import importlib
 import os
-import pkgutil
 import signal
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def signal_and_stay(number):
 
 def act_before(owner, name, act, number):
     """Makes act(number) happen whenever owner.name is called, and drops the exceptions that it raises."""
-    owner = pkgutil.resolve_name(owner)
+    owner = importlib.import_module(owner)
     call = getattr(owner, name)
 
     def act_and_call(*args, **options):
@@ -51,8 +51,6 @@ def act_before(owner, name, act, number):
 
 MOMENTS = [
     (INT, "wcjax.training.loop", "load_dataset", collect_and_signal),
-    (TERM, "wcjax.training.step", "init_state", collect_and_signal),
-    (INT, "wcjax.training.progress.Saves", "restore", collect_and_signal),
     (TERM, "wcjax.training.step", "compile_train_step", collect_and_signal),
     (TERM, "wcjax.training.step", "compile_eval_step", signal_and_stay),
 ]
@@ -87,7 +85,6 @@ TRAIN = ["train.py", "--config=configs/digits.py", "--workdir={}/run"]
     "module, number, arguments",
     [
         ("jax", INT, TRAIN),
-        ("orbax.checkpoint", TERM, TRAIN),
         ("optuna.trial", TERM, ["wcjax.sweep", "grid", "--config=configs/digits.py", "--out={}/run"]),
         ("orbax.checkpoint", INT, ["wcjax.sweep", "one", "{}/run"]),
     ],

@@ -175,19 +175,6 @@ def test_a_record_of_another_form_is_refused(copy):
         checkpoints.restore(3, LIKE)
 
 
-@pytest.mark.parametrize("unit", ["epoch", "step"])
-def test_damaged_checkpoints_are_an_error_only_if_needed(copy, unit):
-    for epoch in (1, 2, 3):
-        shutil.rmtree(copy / str(epoch) / "state")
-    with opened(copy, unit=unit) as checkpoints:
-        if unit == "step":
-            assert checkpoints.restore_newest(LIKE) is None
-        else:
-            with pytest.raises(InputError, match=f"none of the checkpoints in {copy} can be read"):
-                checkpoints.restore_newest(LIKE)
-    assert epochs(copy) == [1, 2, 3], "none is deleted"
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
 def test_the_fingerprint_changes_with_every_bit_and_place(dtype):
     numbers = np.random.default_rng(0).normal(size=(2, 5, 8))

@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 
 from tests.training import runs
@@ -70,15 +69,6 @@ def test_a_run_that_was_never_saved_stays_with_its_data(cifar_run, tmp_path):
     change("y_train", 7, 1)(tmp_path / "set")
     with pytest.raises(InputError, match="other labels of the train images"):
         training.train(cifar_run[1] | {"data_dir": str(tmp_path / "set")}, tmp_path / "run")
-
-
-def test_the_order_of_the_images_in_a_file_does_not_count(cifar_run, tmp_path):
-    run = runs.unfinished_copy(cifar_run[0], tmp_path / "run", epoch=3)
-    shuffled = lambda array: array[np.random.default_rng(1).permutation(len(array))]
-    runs.write_cifar(tmp_path / "set", **{name: shuffled(array) for name, array in runs.cifar_arrays().items()})
-    assert len(runs.resume(cifar_run[1] | {"data_dir": str(tmp_path / "set")}, run)) == 11
-    runs.assert_same_run(run, cifar_run[0], rounded=["test_loss"])  # a sum over test images in the order of the file
-    assert read(run, "data.json") == read(cifar_run[0], "data.json")
 
 
 def test_data_json_has_the_mean_and_std_of_the_training_images(cifar_run, tmp_path):
