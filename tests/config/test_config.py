@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.run_folder.examples import SUMMARY
+from tests.training import runs
 from wcjax import training
 from wcjax.config import check_config, default_config
 from wcjax.errors import InputError
@@ -31,6 +32,7 @@ NAMES = {
     "reparam.name": ("atan", " Did you mean 'arctan'? Known: arctan, arsinh, erf, powerprop, weightnorm, none."),
     "reparam.learn": ("yes", " Known: none, fine, channel, coarse."),
 }
+TINY = {"dataset": "digits", "model": "tiny"}
 MILESTONES = "epochs in rising order, like (60, 120), found "
 WRONG = [
     *(
@@ -50,9 +52,9 @@ WRONG = [
     ({"model": "vgg16_bn", "dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1.0."),
     ({"schedule.milestones": [3, 3]}, f"{MILESTONES}(3, 3)."),
     ({"schedule.milestones": (1.5,)}, f"{MILESTONES}(1.5,)."),
-    ({"dataset": "digits", "batch_size": 1294}, "config.batch_size is 1294, but digits has 1293 training images."),
+    (TINY | {"batch_size": 1294}, "config.batch_size is 1294, but digits has 1293 training images."),
     ({"data_dir": ""}, "cifar10 needs data_dir. Prepare it once"),
-    ({"dataset": "digits", "reparam.a": 0.4, "reparam.learn": "coarse"}, "initial weights: stem/kernel: largest |w| "),
+    (TINY | {"reparam.a": 0.4, "reparam.learn": "coarse"}, "initial weights: stem/kernel: largest |w| is 0."),
 ]
 
 
@@ -67,6 +69,7 @@ def nested(changes):
 
 @pytest.mark.parametrize("changes, message", WRONG, ids=[str(changes)[:60] for changes, _ in WRONG])
 def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path):
+    runs.register_tiny()
     config = {"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")} | nested(changes)
     with pytest.raises(InputError, match=re.escape(message)):
         training.train(config, tmp_path / "run")

@@ -1,6 +1,5 @@
 """Directories of tensorflow_datasets: every image and label, the cache, and one clear line for damaged ones."""
 
-import json
 import os
 import re
 import shutil
@@ -134,53 +133,42 @@ def test_the_cache_is_in_the_home_directory(prepared, tmp_path, monkeypatch, cap
     assert ("There is no home directory to cache decoded images in. Set XDG_CACHE" in caplog.text) == (home is None)
 
 
-def change_records(change):
-    """Applies change(file) to the file with the test records."""
-    return lambda directory: [change(file) for file in directory.glob("*test.array_record*")]
+def records_of(directory):
+    (file,) = directory.glob("*test.array_record*")
+    return file
 
 
-def drop_test_split(directory):
-    info = json.loads((directory / "dataset_info.json").read_text())
-    info["splits"] = [split for split in info["splits"] if split["name"] == "train"]
-    (directory / "dataset_info.json").write_text(json.dumps(info))
-
-
-def rename_to_tfrecord(directory):
-    for file in directory.glob("*.array_record-*"):
-        file.rename(directory / file.name.replace("array_record", "tfrecord"))
-    info = (directory / "dataset_info.json").read_text()
-    (directory / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
-
-
-def forge_features(old, new):
-    """Names the module `hostile` in features.json. Its import would end the test."""
+def edit(name, old, new):
+    """Replaces text in a file of the directory."""
 
     def damage(directory):
-        (directory / "hostile.py").write_text("raise SystemExit('it was imported')")
-        text = (directory / "features.json").read_text().replace(old, new, 1)
-        assert "hostile" in text
-        (directory / "features.json").write_text(text)
+        text = (directory / name).read_text()
+        assert old in text
+        (directory / name).write_text(text.replace(old, new, 1))
 
     return damage
 
 
-FEATURES = "tensorflow_datasets.core.features."
+FEATURES, HOSTILE = "tensorflow_datasets.core.features.", "hostile.Feature"
 DAMAGE = {
-    "truncated": change_records(lambda file: os.truncate(file, file.stat().st_size - 70_000)),
-    "missing": change_records(os.remove),
-    "broken info": lambda directory: (directory / "dataset_info.json").write_text("{"),
-    "no test split": drop_test_split,
-    "of another format": rename_to_tfrecord,
-    "a hostile feature": forge_features(f"{FEATURES}text_feature.Text", "hostile.Feature"),
-    "hostile features": forge_features(f"{FEATURES}features_dict.FeaturesDict", "hostile.Feature"),
-    "hostile legacy": forge_features("{", '{"type": "hostile.Feature", "content": {}, '),
-    "hostile twice": forge_features('"text": {}', '"text": {}, "python_class_name": "hostile.Feature"'),
+    "truncated": lambda directory: os.truncate(records_of(directory), 10_000),
+    "missing": lambda directory: records_of(directory).unlink(),
+    "broken info": edit("dataset_info.json", "{", ""),
+    "no test split": edit("dataset_info.json", '"name": "test"', '"name": "other"'),
+    "of another format": edit("dataset_info.json", '"fileFormat": "array_record"', '"fileFormat": "tfrecord"'),
+    "a hostile feature": edit("features.json", f"{FEATURES}text_feature.Text", HOSTILE),
+    "hostile features": edit("features.json", f"{FEATURES}features_dict.FeaturesDict", HOSTILE),
+    "hostile legacy": edit("features.json", "{", f'{{"type": "{HOSTILE}", "content": {{}}, '),
+    "hostile twice": edit("features.json", '"text": {}', f'"text": {{}}, "python_class_name": "{HOSTILE}"'),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_directory_that_cannot_be_read_is_named_with_the_cure(data_dir, version_dir, cache_home, monkeypatch, damage):
-    monkeypatch.syspath_prepend(version_dir)
+def test_a_directory_that_cannot_be_read_is_named_with_the_cure(
+    data_dir, version_dir, tmp_path, cache_home, monkeypatch, damage
+):
+    (tmp_path / "hostile.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
     DAMAGE[damage](version_dir)
     message = "cannot be read; a file is missing, truncated or damaged"
     if damage == "of another format":
