@@ -97,6 +97,7 @@ KINDS = {
     "rotated JPEG": pictures.encode(IMAGE, exif=ROTATED),
     "JPEG with a stray byte": pictures.encode(IMAGE)[:-2] + b"\x12\xff\xd9",
     "palette PNG": pictures.encode(IMAGE.convert("P"), "PNG"),
+    "rotated PNG": pictures.encode(IMAGE, "PNG", exif=ROTATED),
     "PNG with alpha": pictures.encode(IMAGE.convert("RGBA"), "PNG"),
     "WebP": pictures.encode(IMAGE, "WEBP"),
 }
