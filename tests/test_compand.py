@@ -191,6 +191,7 @@ ERRORS = {
     "nan": (lambda: start(kernel(np.nan)), "out/kernel: the weight holds nan"),
     "complex": (lambda: start(kernel(1j), **ANY), "out/kernel has dtype complex128, but only arrays of real floats"),
     "a float": (lambda: start({"w": 0.5}, **ANY), "w is a float, but only arrays of real floats"),
+    "no optimizer": (lambda: compand(optax.sgd, PSI), "inner must be an optax optimizer, .* found <function sgd"),
     "WeightNorm": (lambda: start(PARAMS, wcjax.WeightNorm()), "psi must be Arctan, .* or PowerProp, found WeightNorm"),
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
     "PowerProp": (lambda: start(PARAMS, PowerProp(2.0), learn="fine"), "PowerProp has no a and b to learn"),

@@ -60,6 +60,8 @@ def test_a_file_keeps_bits_shapes_dtypes_and_names(tmp_path):
     safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, tmp_path / "w")
     with pytest.raises(InputError, match="w: (a/b is below the name of another array|a is both an array and a folder)"):
         exchange.load_safetensors(tmp_path / "w")
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/no folder/w'"):
+        exchange.save_safetensors(tmp_path / "no folder" / "w", SMALL)
 
 
 @pytest.mark.parametrize("length", [None, 0, 30, -1])

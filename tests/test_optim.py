@@ -141,6 +141,10 @@ BY_MODULE = optax.multi_transform(PAIR_APART, dict.fromkeys(("conv", "norm", "he
 MISUSES = {
     "decay without params": (lambda: optim.add_decayed_weights(0.1).update({}, optax.EmptyState()), "params"),
     "adam without params": (lambda: ADAM.update({}, ADAM.init({})), "needs the parameters"),
+    "no optimizer": (
+        lambda: optim.scale_by_derivative(optax.adam),
+        "inner must be an optax optimizer, .* found <function adam",
+    ),
     "a function": (
         lambda: ADAM.update(NET, ADAM.init(NET), NET, value_fn=jnp.sum),
         "value_fn is a function, .* with v",

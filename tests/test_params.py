@@ -261,6 +261,10 @@ MISTAKES = {
     "two shared pairs": (lambda: fold({**SHARED, "other": LEARNED}), "share one learned pair .* holds 2 pairs"),
     "shared weight alone": (lambda: SHARED["x"]["kernel"].w, "shares its a and b .* fold the tree"),
     "describe with Ψ second": (lambda: wcjax.describe({"kernel": W}, PSI.ours()), "`where` must be a function"),
+    "describe of complex weights": (
+        lambda: wcjax.describe({"x": W + 1j}, where=lambda *_: True),
+        "x has dtype complex64, but only",
+    ),
     "describe with a class": (lambda: wcjax.describe({"kernel": W}, psi=Arctan), "psi must be"),
 }
 

@@ -39,6 +39,12 @@ def check_psi(psi: Any, kind: type[Psi] = Psi) -> None:
     raise ValueError(message)
 
 
+def check_optimizer(inner: Any) -> None:
+    """Raises ValueError if inner is not an optax optimizer, for example if it is the function that makes one."""
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise ValueError(f"inner must be an optax optimizer, for example optax.sgd(0.1), found {inner!r}.")
+
+
 def check_learn(psi: Psi | None, learn: str, of_network: bool = False) -> None:
     """Raises ValueError for an unknown way of learning, and for a Ψ without a and b that should learn them."""
     choices = LEARN_NETWORK if of_network else LEARN

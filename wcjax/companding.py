@@ -102,12 +102,12 @@ def compand(
       step that would carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError: if psi is not one of these, or learn is unknown or does not suit psi. By init, if the params hold
-        Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if |w| >=
-        psi.bound (the message has an a that fits); if inner is lookahead; or if adaptive=True and inner keeps weights
-        and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no params; a state that was
-        made with another psi or learn; or a function among the extra arguments (a line search's value_fn), which inner
-        would call with v, unless adaptive=True and nothing is learned.
+      ValueError: if inner is not an optimizer, psi is not one of these, or learn is unknown or does not suit psi. By
+        init, if the params hold Reparameterized weights; if nothing is selected; if a selected leaf is not an array of
+        floats; if |w| >= psi.bound (the message has an a that fits); if inner is lookahead; or if adaptive=True and
+        inner keeps weights and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no
+        params; a state that was made with another psi or learn; or a function among the extra arguments (a line
+        search's value_fn), which inner would call with v, unless adaptive=True and nothing is learned.
 
     Examples:
       >>> import jax
@@ -138,6 +138,7 @@ def compand(
       Schwarz et al, `Powerpropagation: A sparsity inducing weight reparameterisation
       <https://arxiv.org/abs/2110.00296>`_, 2021
     """
+    checks.check_optimizer(inner)
     checks.check_psi(psi, Elementwise)
     checks.check_learn(psi, learn, of_network=True)
     inner = optax.with_extra_args_support(inner)

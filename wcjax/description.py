@@ -24,6 +24,8 @@ def describe(params: PyTree, where: Where = is_kernel, psi: Psi | None = None) -
     for path, x in jax.tree_util.tree_leaves_with_path(with_shared_pair(params), is_leaf=is_weight_or_box):
         w, own_psi = (unboxed(x.w), x.psi) if is_weight(x) else (unboxed(x), psi)
         companded = is_weight(x) or bool(where(path, w))
+        if companded and not is_weight(x):
+            checks.check_float(checks.path_str(path), w)
         sizes[companded].append(getattr(w, "size", 0))
         largest, share = _largest(w, own_psi) if companded else ("", "")
         shape = str(getattr(w, "shape", ""))

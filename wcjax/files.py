@@ -148,9 +148,11 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
             partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(path)  # the name that the caller knows
         raise
 
 

@@ -111,9 +111,9 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
       A transform whose state is the state of inner.
 
     Raises:
-      ValueError: by init, if inner keeps weights and returns to them. By update, if it gets no params, or a function
-        among the extra arguments. By both, if a mask or optax.multi_transform gave learned a and b to another optimizer
-        than their v.
+      ValueError: if inner is not an optimizer. By init, if it keeps weights and returns to them. By update, if it gets
+        no params, or a function among the extra arguments. By both, if a mask or optax.multi_transform gave learned a
+        and b to another optimizer than their v.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -130,6 +130,7 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
       Schwarz et al, `Powerpropagation: A sparsity inducing weight reparameterisation
       <https://arxiv.org/abs/2110.00296>`_, 2021
     """
+    checks.check_optimizer(inner)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):

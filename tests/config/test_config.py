@@ -17,8 +17,9 @@ NUMBERS = {
     "batch_size": [(10**400, "between 1 and 2147483647")],
     "seed": [(2**32, "between 0 and 4294967295")],  # the same bits as seed 0
     "momentum": [(1.5, "between 0 and 1")],
+    "weight_decay": [(-1e-4, "a finite number of at least 0")],
     "val_fraction": [(1.0, "strictly between 0 and 1")],
-    "learning_rate": [(x, "strictly between 0 and inf") for x in (0.0, float("inf"), float("nan"))],
+    "learning_rate": [(x, "a finite number above 0") for x in (0.0, float("inf"), float("nan"))],
     "image_size": [(4097, "between 1 and 4096")],
     "data_workers": [(1025, "between 0 and 1024")],
     "reparam.a": [(1e7, "between 1e-06 and 1000000.0"), ([0.5], "of type float")],

@@ -15,7 +15,7 @@ def cifar_arrays(num_train=40, num_test=6, num_classes=10):
     rng = np.random.default_rng(12345)
     return {
         "x_train": rng.integers(0, 256, (num_train, 32, 32, 3), np.uint8),
-        "y_train": rng.integers(0, num_classes, num_train, np.int32),
+        "y_train": np.append(rng.integers(0, num_classes, num_train - 1, np.int32), np.int32(num_classes - 1)),
         "x_test": rng.integers(0, 256, (num_test, 32, 32, 3), np.uint8),
         "y_test": rng.integers(0, num_classes, num_test, np.int32),
     }

@@ -50,6 +50,7 @@ LABELS = "y_test is {}; allowed are integers of shape (6,) or (6, 1)"
         ("y_test", lambda y: y[:-1], LABELS.format("int32 of shape (5,)")),
         ("y_test", with_first(-1), "y_test contains labels from -1 to "),
         ("y_train", with_first(10), " to 10; allowed are 0..9. Is it another data set?"),
+        ("y_train", lambda y: y % 5, "y_train contains labels up to 4, but 10 classes have labels up to 9."),
     ],
 )
 def test_arrays_of_another_form_are_refused(tmp_path, arrays, key, change, message):

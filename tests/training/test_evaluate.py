@@ -73,6 +73,7 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
         ("stem", "kernel", None, "1 missing: params/stem/kernel."),
         ("stem", "kernel", np.ones((8, 10)), "params/stem/kernel is float64(8, 10), expected float32(3, 3, 1, 8)."),
         ("head", "bias", np.ones(10, np.int32), "params/head/bias is int32(10,), expected float32(10,)."),
+        ("head", "bias", None, " has no params/head/bias, which shows the number of classes: pass num_classes."),
         ("head", "bias", np.ones(100_001), "params/head/bias has the shape (100001,)"),
         ("head", "kernel", np.full((8, 10), np.nan, np.float32), "1 with nan or inf: params/head/kernel."),
     ],

@@ -3,11 +3,13 @@
 import math
 import runpy
 
+import flax.linen as nn
 import pytest
 
 from tests.training import runs
 from tests.training.runs import EPOCHS, STEPS
-from wcjax import training
+from wcjax import models, training
+from wcjax.errors import InputError
 from wcjax.run_folder import read, read_lines
 from wcjax.run_folder.checkpoints import load_tree
 from wcjax.training import loop
@@ -72,6 +74,24 @@ def test_a_finished_run_returns_its_summary_and_does_nothing(tiny_run, monkeypat
     monkeypatch.setattr(steps, "init_state", lambda *args: pytest.fail("it made a network"))
     assert training.train(runs.tiny(), tiny_run[0]) == read(tiny_run[0], "summary.json")
     assert {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")} == before
+
+
+class Own(nn.Module):
+    num_classes: int
+    reparam: object
+    learn: str
+    dtype: object
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+def test_a_network_without_companded_layers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "own", Own)
+    with pytest.raises(InputError, match="the network own has no companded layer, but config.reparam.name is arctan"):
+        training.train(runs.tiny(model="own"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

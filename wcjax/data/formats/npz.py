@@ -55,9 +55,15 @@ def check(arrays, source, num_classes):
       num_classes: number of classes.
 
     Raises:
-      InputError: an array has another dtype or shape, or values out of range.
+      InputError: an array has another dtype or shape, or values out of range, or the last class has no training image.
     """
-    return _check_split(arrays, "train", source, num_classes), _check_split(arrays, "test", source, num_classes)
+    train, test = (_check_split(arrays, split, source, num_classes) for split in ("train", "test"))
+    if train.labels.max() < num_classes - 1:  # CIFAR-10, or coarse labels, as CIFAR-100
+        raise InputError(
+            f"{source}: y_train contains labels up to {train.labels.max()}, but {num_classes} classes have labels up "
+            f"to {num_classes - 1}. Is it another data set? Give the right one."
+        )
+    return train, test
 
 
 def _check_split(arrays, split, source, num_classes):
