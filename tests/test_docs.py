@@ -34,11 +34,8 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 assert WITH_BLOCKS[0] == ROOT / "README.md"
 
 
-@pytest.mark.parametrize(
-    "page",
-    [WITH_BLOCKS[0], *(pytest.param(page, marks=pytest.mark.long) for page in WITH_BLOCKS[1:])],
-    ids=lambda page: page.name,
-)
+@pytest.mark.long
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     for module in NEEDED_BY.get(page.name, []):
         if importlib.util.find_spec(module) is None:

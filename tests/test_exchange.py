@@ -14,6 +14,7 @@ from tests import record_torch_case as record
 from wcjax import Arctan, exchange, models, reparameterize
 from wcjax.errors import InputError
 
+each_network = pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.long)])
 SMALL = {
     "params": {
         "conv": {"kernel": np.random.RandomState(1).normal(size=(3, 2, 4, 5)).astype(np.float32)},
@@ -128,13 +129,13 @@ def test_arrays_that_do_not_fit_the_network_are_named(tmp_path, params, message)
             call(params, like)
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.long)])
+@each_network
 def test_logits_are_those_that_torch_computed(name):
     state_dict, expected = recorded(name)
     assert_close_logits(apply(name)(exchange.from_torchvision(state_dict), record.images()), expected)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@each_network
 def test_a_state_dict_becomes_variables_and_the_same_again(name):
     state_dict, _ = recorded(name)
     variables = exchange.from_torchvision(state_dict)

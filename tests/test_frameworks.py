@@ -112,7 +112,10 @@ def descend(tx, params):
     return params, state
 
 
-@pytest.mark.parametrize("inner, adaptive, learn", [("sgd", False, "none"), ("adamw", True, "fine")])
+@pytest.mark.parametrize(
+    "inner, adaptive, learn",
+    [("sgd", False, "none"), pytest.param("adamw", True, "fine", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_a_model_is_stepped_like_a_dict_of_its_leaves(make, inner, adaptive, learn):
     tree, inner = drawn(make()), {"sgd": optax.sgd(0.1, momentum=0.9), "adamw": optax.adamw(1e-2)}[inner]

@@ -132,6 +132,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.long
 def test_a_broken_image_in_a_worker_leaves_no_shared_memory(tmp_path):
     images = pictures.class_folders(tmp_path / "set", num_train=12)
     (images / "train" / "n00000001" / "train_11.JPEG").write_bytes(b"")

@@ -25,7 +25,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         assert not (run / "summary.json").exists()
 
 
-@pytest.mark.parametrize("every, bad_step", [(4, STEPS + 5), (0, 2 * STEPS)], ids=["within an epoch", "at its end"])
+AT_ITS_END = pytest.param(0, 2 * STEPS, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("every, bad_step", [(4, STEPS + 5), AT_ITS_END], ids=["within an epoch", "at its end"])
 def test_weights_that_are_not_finite_are_not_saved(tiny_run, tmp_path, every, bad_step):
     run, config = tmp_path / "run", runs.tiny(checkpoint_every=every)
 

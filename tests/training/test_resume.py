@@ -27,11 +27,11 @@ def cut(*checkpoints):
 CASES = {  # kind of run, its checkpoint_every, the step it is stopped after, damage, and the step it resumes with
     "right after an epoch": ("tiny", 0, 2 * STEPS + 1, lose_lines, 2 * STEPS + 1),
     "with checkpoints within an older epoch alone": ("tiny", 3, 3 * STEPS + 1, cut(), 3 * STEPS + 1),
-    # One within an epoch may name a best epoch whose weights are lost.
-    "epoch before it damaged": ("tiny", 3, 2 * STEPS + 6, cut("checkpoints/2"), STEPS + 1),
     "streamed images": ("streamed", 2, 9, cut(), 9),
 }
 RARE = {
+    # One within an epoch may name a best epoch whose weights are lost.
+    "epoch before it damaged": ("tiny", 3, 2 * STEPS + 6, cut("checkpoints/2"), STEPS + 1),
     "in the first epoch": ("tiny", 0, 5, cut(), 1),
     "Adam with learned a and b": ("adam", 0, STEPS + 1, cut(), STEPS + 1),
     "all within an epoch damaged": ("tiny", 3, 2 * STEPS + 6, cut("midway/27", "midway/24"), 2 * STEPS + 1),

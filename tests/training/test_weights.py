@@ -48,10 +48,10 @@ def test_no_weight_is_lost_on_an_edge_or_without_spread():
     assert (constant["std"], constant["kurtosis"]) == (0, 0)
 
 
-LONG = [pytest.param(variant, marks=pytest.mark.long) for variant in ("coarse", "wn", "plain")]
+LONG = [pytest.param(variant, marks=pytest.mark.long) for variant in ("wc", "coarse", "wn", "plain")]
 
 
-@pytest.fixture(scope="module", params=["wc", "channel", *LONG])
+@pytest.fixture(scope="module", params=["channel", *LONG])
 def variant(request, tmp_path_factory):
     """(folder, learn, {layer: (w, its learned numbers)}) of a run of one epoch, by NumPy."""
     config = training.with_variant(training.check_config(runs.tiny(epochs=1)), f"tiny,{request.param}")
