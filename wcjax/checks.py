@@ -171,18 +171,17 @@ def check_update(params: PyTree, extra_args: Mapping[str, Any]) -> None:
 
 def check_state(psis: PyTree, pairs: PyTree, psi: Elementwise, learn: str) -> None:
     """Raises ValueError if psis and pairs, of a state of `compand`, were made with other constants or another learn."""
+
+    def constants(psi: Psi) -> Any:  # the class, and the fields that are not learned
+        return jax.tree.structure(jax.tree.map(lambda _: None, psi))
+
     is_psi = lambda x: isinstance(x, Psi)
     for own in filter(is_psi, jax.tree.leaves(psis, is_leaf=is_psi)):
-        if psi_constants(own) != psi_constants(psi) or (pairs is None) != (learn == "none"):
+        if constants(own) != constants(psi) or (pairs is None) != (learn == "none"):
             raise ValueError(
                 f"this state was made with {own!r} {'without' if pairs is None else 'with'} learned a and b, but this "
                 f"compand has {psi!r} and learn={learn!r}: make a new state with init."
             )
-
-
-def psi_constants(psi: Psi) -> tuple[type[Psi], dict[str, Any]]:
-    """The class of a Ψ, and its fields that are not learned."""
-    return type(psi), {name: x for name, x in vars(psi).items() if name not in (*psi.learned, "learned")}
 
 
 def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
