@@ -48,7 +48,7 @@ class Totals(NamedTuple):
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
     """The state before the first step. image_shape: (height, width, channels). mesh: one device by default."""
     mesh = mesh or meshes.one_device()
-    init = _init(model, tx, image_shape)
+    init = initializer(model, tx, image_shape)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
@@ -57,12 +57,12 @@ def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
 
 def abstract_state(model, tx, image_shape, mesh) -> TrainState:
     """The shapes, dtypes and shardings of `init_state`. Nothing is drawn, and no memory is used."""
-    shapes = jax.eval_shape(_init(model, tx, image_shape), jax.random.key(0))
+    shapes = jax.eval_shape(initializer(model, tx, image_shape), jax.random.key(0))
     return meshes.abstract(shapes, meshes.state_sharding(mesh, shapes))
 
 
-def _init(model, tx, image_shape):
-    """key -> TrainState."""
+def initializer(model, tx, image_shape):
+    """The function random key -> first TrainState, which can be jitted."""
 
     def init(key):
         weights_key, run_key = jax.random.split(key)
