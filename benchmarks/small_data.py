@@ -12,9 +12,9 @@ import argparse
 import concurrent.futures
 import itertools
 import json
+import math
 import pathlib
 import sys
-import threading
 import time
 import types
 from typing import Any, NamedTuple
@@ -26,9 +26,8 @@ import numpy as np
 from benchmarks.__main__ import end_after
 from wcjax import run_folder
 from wcjax.config import check_config
-from wcjax.config.build import load_dataset, make_model, make_optimizer
+from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer
 from wcjax.config.command_line import read_config_file, split_overrides
-from wcjax.data.dataset import Split
 from wcjax.files import write_text
 from wcjax.params import fold, is_weight
 from wcjax.psi import Psi
@@ -41,39 +40,42 @@ from wcjax.training import step as steps
 from wcjax.training.run import Run
 from wcjax.training.weights import describe, layer_weights
 
-THREADS = 8  # that compile
+THREADS = 4  # that compile, and as many that write
 SETTING = {
-    "train_images": 2500,
     "val_fraction": 0.04,
     "augment.padding": 0,
     "augment.flip": False,
     "epochs": 50,
     "schedule.milestones": (37, 45),
 }
-RATES = tuple(
-    {"learning_rate": rate, "weight_decay": decay}
-    for rate, decay in itertools.product((0.05, 0.1, 0.2, 0.4), (2.5e-3, 5e-3, 1e-2, 2e-2))
-)
-TRIALS = len(RATES)  # of each method
+SEEDS = range(10)  # of the runs that are compared; trials have seed 100
 PAPER = {"learning_rate": 0.1, "weight_decay": 1e-4}
-AB = tuple({"reparam.a": a, "reparam.b": b} for a, b in ((1.0, 1.0), (1.0, 0.6), (0.6, 1.0), (0.6, 0.6)))
-LEARNED_AB = tuple({"reparam.a": a, "reparam.b": b} for a, b in ((0.5, 1.0), (1.0, 1.0), (1.0, 0.6), (0.5, 0.5)))
+
+
+def grid(first: str, firsts, second: str, seconds) -> list[dict]:
+    return [{first: x, second: y} for x, y in itertools.product(firsts, seconds)]
+
+
+RATES = grid("learning_rate", (0.05, 0.1, 0.2, 0.4), "weight_decay", (2.5e-3, 5e-3, 1e-2, 2e-2))
+FEW_RATES = grid("learning_rate", (0.05, 0.1), "weight_decay", (5e-3, 1e-2, 2e-2))
+AB = [{"reparam.a": a, "reparam.b": b} for a, b in ((1.0, 1.0), (1.0, 0.6), (0.6, 1.0), (0.6, 0.6))]
+LEARNED_AB = [{"reparam.a": a, "reparam.b": b} for a, b in ((0.5, 1.0), (1.0, 1.0), (1.0, 0.6), (0.5, 0.5))]
 
 
 class Method(NamedTuple):
-    """A variant of the config file, and its own values: the first are the values before tuning."""
+    """A variant of the config file, and the values of its own that are tried."""
 
     variant: str
-    own: tuple[dict, ...] = ({},)
+    own: list[dict] = [{}]
 
 
 METHODS = {
     "plain": Method("plain"),
     "wc": Method("wc", AB),
-    "smooth": Method("plain", tuple({"label_smoothing": x} for x in (0.1, 0.05, 0.2, 0.4))),
+    "smooth": Method("plain", [{"label_smoothing": x} for x in (0.1, 0.05, 0.2, 0.4)]),
     "learned": Method("learned", LEARNED_AB),
     "wn": Method("wn"),
-    "pp": Method("pp", tuple({"reparam.alpha": x} for x in (2.0, 1.25, 1.5, 3.0))),
+    "pp": Method("pp", [{"reparam.alpha": x} for x in (2.0, 1.25, 1.5, 3.0)]),
     "erf": Method("erf", AB),
     "arsinh": Method("arsinh", AB),
     "channel": Method("channel", LEARNED_AB),
@@ -126,7 +128,8 @@ def whole_run(run, feeds, seed, rates, splits) -> Result:
         is_best = on_val.correct > best_correct
         best = jax.tree.map(lambda new, old: jnp.where(is_best, new, old), variables, best)
         carry = (state, best, jnp.maximum(on_val.correct, best_correct), jnp.where(is_best, number, best_epoch))
-        return carry, Epochs(totals, on_val, weights(state.params), pairs(state.params))
+        learned = {} if run.config.reparam.learn == "none" else pairs(state.params)
+        return carry, Epochs(totals, on_val, weights(state.params), learned)
 
     first = (state, (state.params, state.batch_stats), jnp.int32(-1), jnp.int32(0))
     (_, (params, batch_stats), _, best_epoch), epochs = jax.lax.scan(
@@ -151,53 +154,51 @@ def pairs(params) -> dict:
 
 
 class Trainer:
-    """Trains runs: programs are compiled in threads, runs follow one another on the device, folders are written after.
-
-    Runs that differ in seed, learning rate and decay share a program.
-    """
+    """Trains runs, one after the other. Programs are compiled in threads; runs that differ in seed, learning rate and
+    decay share one."""
 
     def __init__(self, out: pathlib.Path):
         self.out, self.began = out, time.monotonic()
         self._compiler = concurrent.futures.ThreadPoolExecutor(THREADS)
-        self._writer = concurrent.futures.ThreadPoolExecutor(4)
-        self._programs, self._datasets = {}, {}
-        self._in_flight = threading.Semaphore(3)
+        self._writer = concurrent.futures.ThreadPoolExecutor(THREADS)
+        self._datasets, self._programs = {}, {}
 
-    def dataset(self, config):
+    def _dataset(self, config):
+        """(data set, content of data.json), read once."""
         key = config.data_dir, config.val_fraction, config.train_images
         if key not in self._datasets:
             dataset = load_dataset(config)
             self._datasets[key] = dataset, check_data(self.out, dataset)[1]
         return self._datasets[key]
 
-    def program(self, config):
-        """A future of (run, program), which is compiled once for all configs that share it."""
+    def compile(self, config):
+        """A future of (run, program, splits on the device)."""
         shared = config.copy_and_resolve_references()
         shared.update({"seed": 0} | PAPER)
         key = json.dumps(shared.to_dict(), sort_keys=True)
         if key not in self._programs:
-            self._programs[key] = self._compiler.submit(self._compile, shared, self.dataset(shared)[0])
+            self._programs[key] = self._compiler.submit(_compile, shared, self._dataset(shared)[0])
         return self._programs[key]
 
-    def _compile(self, config, dataset):
-        run = Run(config, None, meshes.one_device(), dataset)
-        splits = dataset[:3]
-        feeds = [feed.OnDevice(split, dataset, config, run.mesh) for split in splits]
-        place = lambda split: Split(split.images.reshape(len(split.labels), -1), split.labels)
-        splits = meshes.replicate(run.mesh, [feed.Images(*place(split)) for split in splits])
-        call = jax.jit(lambda seed, rates, splits: whole_run(run, feeds, seed, rates, splits))
-        rates = {name: jnp.float32(0) for name in PAPER}
-        return run, call.lower(jnp.int32(0), rates, splits).compile(), splits
-
     def train(self, stage: str, configs: dict) -> dict[str, float]:
-        """{name: accuracy on val} of configs, {name: config}; -1 for runs that diverged. Folders are OUT/name."""
-        began = time.monotonic()
-        for config in configs.values():
-            self.program(config)
-        futures = {name: self._start(self.out / name, config) for name, config in configs.items()}
-        accuracies = {name: future.result() for name, future in futures.items()}
-        now = time.monotonic()
-        best = max(accuracies, key=accuracies.get)
+        """{name: accuracy on val} of configs, {name: config}; -1 for runs that failed. Run folders are OUT/name."""
+        began, todo = time.monotonic(), {}
+        for name, config in configs.items():
+            if not any((self.out / name / file).exists() for file in ("summary.json", "failed.json")):
+                todo[name] = config, self.compile(config)
+        writing = []
+        for name, (config, compiled) in todo.items():
+            run, program, splits = compiled.result()
+            first = time.monotonic()
+            rates = {key: jnp.float32(config[key]) for key in PAPER}
+            result = jax.block_until_ready(program(jnp.int32(config.seed), rates, splits))
+            seconds = time.monotonic() - first
+            data = self._dataset(config)[1]
+            writing.append(self._writer.submit(write, self.out / name, config, run, data, result, seconds))
+        for future in writing:
+            future.result()
+        accuracies = {name: val_accuracy(self.out / name) for name in configs}
+        best, now = max(accuracies, key=accuracies.get), time.monotonic()
         print(
             f"{now - self.began:6.1f} s  {stage}: {len(configs)} runs in {now - began:.1f} s, best {best} "
             f"{accuracies[best]:.2%}",
@@ -205,36 +206,28 @@ class Trainer:
         )
         return accuracies
 
-    def _start(self, folder, config):
-        """A future of the accuracy on val."""
-        if (folder / "summary.json").exists() or (folder / "failed.json").exists():
-            return self._writer.submit(read, folder)
-        run, program, splits = self.program(config).result()
-        self._in_flight.acquire()
-        rates = {name: jnp.float32(config[name]) for name in PAPER}
-        result = program(jnp.int32(config.seed), rates, splits)
-        return self._writer.submit(self._write, folder, config, run, result)
 
-    def _write(self, folder, config, run, result):
-        began = time.monotonic()
-        try:
-            result = jax.device_get(jax.block_until_ready(result))
-        finally:
-            self._in_flight.release()
-        folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write(folder, "config.json", config.to_dict())
-        run_folder.write(folder, "data.json", self.dataset(config)[1])
-        return write(folder, config, run, result, time.monotonic() - began)
+def _compile(config, dataset):
+    run = Run(config, None, meshes.one_device(), dataset)
+    feeds = [feed.OnDevice(split, dataset, config, run.mesh) for split in dataset[:3]]
+    splits = [next(data.round()) for data in feeds]
+    call = jax.jit(lambda seed, rates, splits: whole_run(run, feeds, seed, rates, splits))
+    rates = {name: jnp.float32(0) for name in PAPER}
+    return run, call.lower(jnp.int32(0), rates, splits).compile(), splits
 
 
-def read(folder) -> float:
-    """The accuracy on val of a run that is finished."""
+def val_accuracy(folder) -> float:
+    """The accuracy on val of a run that has ended; -1 if it failed."""
     summary = run_folder.read(folder, "summary.json")
     return -1.0 if summary is None else summary["best_val_accuracy"]
 
 
-def write(folder, config, run, result: Result, seconds: float) -> float:
-    """Writes the results to the run folder, and returns the accuracy on val."""
+def write(folder, config, run, data, result: Result, seconds: float) -> None:
+    """Writes a run folder. data: the content of data.json."""
+    result = jax.device_get(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write(folder, "config.json", config.to_dict())
+    run_folder.write(folder, "data.json", data)
     lists = lambda tree: jax.tree.map(lambda x: x.tolist(), tree)
     take = lambda i: lists(jax.tree.map(lambda x: x[i], result.epochs))
     epochs = [take(i) for i in range(config.epochs)]
@@ -242,25 +235,23 @@ def write(folder, config, run, result: Result, seconds: float) -> float:
     if bad or not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(result.folded)):
         reason = f"the loss became nan or inf at step {bad[0]}" if bad else "weights are nan or inf"
         run_folder.write(folder, "failed.json", {"reason": reason, "config": config.to_dict()})
-        return -1.0
-    schedule = Run(config, None, run.mesh, run.dataset).schedule
+        return
+    schedule = learning_rate_schedule(config, run.steps_per_epoch)
     lines, weights = [], [{"epoch": 0, "layers": lists(result.before)}]
     for number, e in enumerate(epochs, start=1):
         line = {"epoch": number, "step": number * run.steps_per_epoch}
         for split, totals in (("train", e.train), ("val", e.val)):
             line |= {f"{split}_loss": totals.loss / totals.seen, f"{split}_accuracy": totals.correct / totals.seen}
-        line["learning_rate"] = float(schedule(line["step"] - 1))
-        line["seconds"] = seconds / config.epochs
+        line |= {"learning_rate": float(schedule(line["step"] - 1)), "seconds": seconds / config.epochs}
         lines.append(line | ({"pairs": e.pairs} if e.pairs else {}))
         weights.append({"epoch": number, "layers": e.weights})
     for name, content in (("metrics.jsonl", lines), ("weights.jsonl", weights)):
         write_text(folder / name, "".join(json.dumps(line) + "\n" for line in content))
     save_tree(folder / "folded", result.folded)
     best_epoch, test = int(result.best_epoch), lists(result.test)
-    best = lines[best_epoch - 1]
     summary = {
         "best_epoch": best_epoch,
-        "best_val_accuracy": best["val_accuracy"],
+        "best_val_accuracy": lines[best_epoch - 1]["val_accuracy"],
         "test_accuracy": test.correct / test.seen,
         "test_loss": test.loss / test.seen,
         "epochs": config.epochs,
@@ -272,39 +263,40 @@ def write(folder, config, run, result: Result, seconds: float) -> float:
         "jax_version": jax.__version__,
     }
     run_folder.write(folder, "summary.json", summary)
-    return summary["best_val_accuracy"]
 
 
 class Experiment:
-    """The stages of the experiment. model, setting: of all of its runs; name: the folder of all of its runs."""
+    """The runs of one network on a number of images, in the folder `name`."""
 
-    def __init__(self, trainer, name, overrides, model="resnet8", setting=SETTING):
-        self.trainer, self.name, self.overrides, self.model, self.setting = trainer, name, overrides, model, setting
+    def __init__(self, trainer, name, model, images, overrides):
+        self.trainer, self.name, self.model, self.overrides = trainer, name, model, overrides
+        self.setting = SETTING | {"train_images": images}
 
-    def config(self, method, seed, keys):
-        flags = [f"--config.{key}={value}" for key, value in (self.setting | keys | {"seed": seed}).items()]
+    def config(self, method, seed, values):
+        flags = [f"--config.{key}={value}" for key, value in (self.setting | values | {"seed": seed}).items()]
         file = f"configs/cifar10.py:{self.model},{METHODS[method].variant}"
         return check_config(read_config_file(file, [*flags, *self.overrides]))
 
-    def compile(self, methods):
+    def compile(self, methods, num_own):
         """Begins to compile the programs of tuning."""
         for method in methods:
-            for own in METHODS[method].own:
-                self.trainer.program(self.config(method, 0, own))
+            for own in METHODS[method].own[:num_own]:
+                self.trainer.compile(self.config(method, 0, own))
 
-    def tune(self, methods) -> dict[str, dict]:
-        """{method: its best values on val}, from as many trials for each method.
+    def tune(self, methods, rates, num_own, others) -> dict[str, dict]:
+        """{method: its best values on val}.
 
-        Plain, the first, and wn: learning rate and decay. Others: their own values at plain's best learning rate and
-        decay, and then these, at the best of their own.
+        The trials of plain, the first, and of wn are at rates. Those of the others are with num_own values of their own
+        at the best rates of plain, and then at the rates `others(best)`, with the best of their own.
         """
         chosen = {}
         for method in methods:
-            at, own = {}, METHODS[method].own
-            if len(own) > 1:
-                at = self._best(method, [chosen["plain"] | values for values in own])
-            num_left = TRIALS - (len(own) if len(own) > 1 else 0)
-            chosen[method] = self._best(method, [at | values for values in RATES[:num_left]])
+            trials = rates
+            if len(METHODS[method].own) > 1:
+                at = chosen["plain"]
+                own = self._best(method, [at | values for values in METHODS[method].own[:num_own]])
+                trials = [own | values for values in others(at)]
+            chosen[method] = self._best(method, trials)
         return chosen
 
     def _best(self, method, points):
@@ -315,12 +307,30 @@ class Experiment:
         accuracies = self.trainer.train(f"{self.name} {method}", runs)
         return points[max(accuracies, key=accuracies.get)]
 
-    def final(self, chosen, seeds, folder="final"):
+    def final(self, chosen, folder="final"):
         """The runs that are compared. chosen: {method: values}, or {label: (method, values)}."""
         for label, values in chosen.items():
             method, values = values if isinstance(values, tuple) else (label, values)
-            runs = {f"{self.name}/{folder}/{label}/seed{seed}": self.config(method, seed, values) for seed in seeds}
+            runs = {f"{self.name}/{folder}/{label}/seed{seed}": self.config(method, seed, values) for seed in SEEDS}
             self.trainer.train(f"{self.name} {folder} {label} {values}", runs)
+
+
+def experiment(trainer, overrides):
+    """Everything, the most important first."""
+    few = Experiment(trainer, "resnet8_2500", "resnet8", 2500, overrides)
+    few.compile(METHODS, num_own=4)
+    fast = PAPER | {"learning_rate": 0.3}
+    few.final({"plain": PAPER, "wc": PAPER | AB[1], "plain0.3": ("plain", fast)}, "paper")
+    few.final(few.tune(METHODS, RATES, 4, others=lambda best: RATES[:12]))
+    for name, model, images in (("resnet8_5000", "resnet8", 5000), ("resnet20_2500", "resnet20", 2500)):
+        other = Experiment(trainer, name, model, images, overrides)
+        other.compile(("plain", "wc"), num_own=2)
+        other.final(other.tune(("plain", "wc"), FEW_RATES, 2, others=nearest))
+
+
+def nearest(best) -> list[dict]:
+    """The 5 of FEW_RATES that are nearest to the best, by logarithms."""
+    return sorted(FEW_RATES, key=lambda rates: sum(abs(math.log(rates[key] / best[key])) for key in rates))[:5]
 
 
 def main():
@@ -332,23 +342,6 @@ def main():
     end_after(args.minutes)
     args.out.mkdir(parents=True, exist_ok=True)
     experiment(Trainer(args.out), overrides)
-
-
-def experiment(trainer, overrides):
-    """Everything, the most important first."""
-    few = Experiment(trainer, "resnet8_2500", overrides)
-    few.compile(METHODS)
-    few.final(
-        {"plain": PAPER, "wc": PAPER | AB[1], "plain0.3": ("plain", PAPER | {"learning_rate": 0.3})}, range(10), "paper"
-    )
-    chosen = few.tune(METHODS)
-    few.final(chosen, range(10))
-    more = Experiment(trainer, "resnet8_5000", overrides, setting=SETTING | {"train_images": 5000})
-    deep = Experiment(trainer, "resnet20_2500", overrides, "resnet20")
-    for other in (more, deep):
-        other.compile(("plain", "wc"))
-    for other in (more, deep):
-        other.final(other.tune(("plain", "wc")), range(10))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,12 @@ import subprocess
 import sys
 import time
 
-from benchmarks import timed_runs
+import chex
+import pytest
+
+from benchmarks import small_data, timed_runs
+from wcjax import run_folder, training
+from wcjax.training.evaluate import evaluate_folded
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -57,3 +62,27 @@ def test_benchmarks_end_when_their_minutes_are_over(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--out", str(tmp_path / "out.json"), "--minutes", "0"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "0 minutes are over: the rest is omitted.\n")
+
+
+@pytest.mark.long
+def test_a_run_in_one_program_has_the_results_of_train(tmp_path):
+    trainer, small = small_data.Trainer(tmp_path), ["--config.dataset=digits", "--config.batch_size=64"]
+    experiment = small_data.Experiment(trainer, "few", "resnet8", 256, small)
+    experiment.setting |= {"epochs": 3, "schedule.milestones": (2,)}
+    config = experiment.config("channel", 3, {"learning_rate": 0.05, "reparam.a": 0.6})
+    best = trainer.train("one", {"one": config})["one"]
+    summary = training.train(config, tmp_path / "train")
+
+    ours, theirs = tmp_path / "one", tmp_path / "train"
+    assert best == summary["best_val_accuracy"]
+    assert evaluate_folded(ours)["test"]["accuracy"] == summary["test_accuracy"]
+    for name in ("config.json", "data.json"):
+        assert run_folder.read(ours, name) == run_folder.read(theirs, name)
+    for ours_line, line in zip(run_folder.read_lines(ours), run_folder.read_lines(theirs), strict=True):
+        same = ours_line.keys() - {"seconds"}
+        chex.assert_trees_all_close({k: ours_line[k] for k in same}, {k: line[k] for k in same}, rtol=1e-3)
+    stds = [
+        [{layer: numbers["std"] for layer, numbers in line["layers"].items()} for line in lines]
+        for lines in (run_folder.read_lines(folder, "weights.jsonl") for folder in (ours, theirs))
+    ]
+    chex.assert_trees_all_close(*stds, rtol=1e-4)
