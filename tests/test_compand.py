@@ -193,6 +193,8 @@ ERRORS = {
     "complex": (lambda: start(kernel(1j), **ANY), "out/kernel has dtype complex128, but only arrays of real floats"),
     "a float": (lambda: start({"w": 0.5}, **ANY), "w is a float, but only arrays of real floats"),
     "no optimizer": (lambda: compand(optax.sgd, PSI), "inner must be an optax optimizer, .* found <function sgd"),
+    "decay as text": (lambda: compand(SGD, PSI, weight_decay="1e-4"), "weight_decay must be a number .* found '1e-4'"),
+    "compand in compand": (lambda: compand(compand(SGD, PSI), PSI).init(PARAMS), "inner is another compand"),
     "WeightNorm": (lambda: start(PARAMS, wcjax.WeightNorm()), "psi must be Arctan, .* or PowerProp, found WeightNorm"),
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
     "PowerProp": (lambda: start(PARAMS, PowerProp(2.0), learn="fine"), "PowerProp has no a and b to learn"),
@@ -224,6 +226,24 @@ def test_errors_name_the_thing_and_what_to_do(case):
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_optimizer_that_cancels_the_derivative_is_warned_of_without_adaptive():
+    for name in ("adam", "adamw", "adabelief", "adagrad", "rmsprop", "lion"):
+        inner = optax.chain(optax.clip(1.0), getattr(optax, name)(0.1))
+        with pytest.warns(UserWarning, match=r"ScaleBy\w+State.*cancels Ψ′.*adaptive=True"):
+            compand(inner, PSI).init(PARAMS)
+        compand(inner, PSI, adaptive=True).init(PARAMS)
+    for inner in (SGD, SCHEDULE_FREE, optax.contrib.schedule_free_adamw(0.1)):  # the last has no cure, see the docs
+        compand(inner, PSI).init(PARAMS)
+
+
+@pytest.mark.parametrize("psi", [wcjax.Arsinh(0.9, 0.6), PowerProp(2.0)])
+def test_a_psi_without_a_bound_passes_debug_infs(psi):
+    tx = compand(SGD, psi)
+    with jax.debug_infs(True):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
 INNER = {"sgd": optax.sgd(0.1), "adamw": optax.adamw(0.1, weight_decay=0.0), "schedule_free": SCHEDULE_FREE}

@@ -1,6 +1,8 @@
 """The errors for what cannot be companded, raised before any work. Each says why."""
 
 import math
+import numbers
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +45,13 @@ def check_optimizer(inner: Any) -> None:
     """Raises ValueError if inner is not an optax optimizer, for example if it is the function that makes one."""
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise ValueError(f"inner must be an optax optimizer, for example optax.sgd(0.1), found {inner!r}.")
+
+
+def check_weight_decay(weight_decay: Any) -> None:
+    """Raises ValueError if weight_decay is neither a number nor a schedule. A Ψ is callable, but not a schedule."""
+    is_number = isinstance(weight_decay, numbers.Real | np.ndarray | jax.Array)
+    if isinstance(weight_decay, Psi) or not (is_number or callable(weight_decay)):
+        raise ValueError(f"weight_decay must be a number or a schedule of it, found {weight_decay!r}.")
 
 
 def check_learn(psi: Psi | None, learn: str, of_network: bool = False) -> None:
@@ -185,11 +194,17 @@ def check_state(psis: PyTree, pairs: PyTree, psi: Elementwise, learn: str) -> No
 
 
 def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
-    """Raises ValueError for an inner optimizer that gives wrong results inside, which is recognized by its state."""
+    """Raises ValueError for an inner optimizer that gives wrong results inside, which is recognized by its state.
+
+    Warns if it divides each entry of its gradient by its size, and so cancels Ψ′, but adaptive is False.
+    """
     names = ("SAMState", "ScheduleFreeState", "MadgradState", "MechanicState", "COCOBState")
     keeps_weights = tuple(getattr(optax.contrib, name) for name in names)
-    is_state = lambda x: isinstance(x, (*keeps_weights, optax.LookaheadState))
-    for x in jax.tree.leaves(inner_state, is_leaf=is_state):
+    names = ("Adam", "Amsgrad", "Belief", "Adan", "AdaDelta", "Rss", "Rms", "RStdDev", "Rprop", "Lion")
+    cancels = tuple(getattr(optax, f"ScaleBy{name}State") for name in names)
+    kinds = (*keeps_weights, *cancels, optax.LookaheadState)
+    states = [x for x in jax.tree.leaves(inner_state, is_leaf=lambda x: isinstance(x, kinds)) if isinstance(x, kinds)]
+    for x in states:
         if isinstance(x, optax.LookaheadState):
             raise ValueError("wrap compand in lookahead, not lookahead in compand: optax.lookahead(compand(...), ...).")
         is_opaque = isinstance(x, optax.contrib.SAMState) and x.cache is None  # it moves within one update only
@@ -198,3 +213,9 @@ def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
                 f"The inner optimizer keeps weights and returns to them ({type(x).__name__}), but an adaptive step is "
                 "multiplied by Ψ′(v), so that it would miss them. Use compand(..., adaptive=False) around it."
             )
+    if not adaptive and all(isinstance(x, cancels) for x in states) and states:
+        warnings.warn(
+            f"The inner optimizer divides each entry of its gradient by its size ({type(states[0]).__name__}), which "
+            "cancels Ψ′(v): pass compand(..., adaptive=True).",
+            stacklevel=4,
+        )

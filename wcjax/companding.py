@@ -7,6 +7,7 @@ docs/two_doors.md derives the step.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import optax.contrib
 
 from wcjax import checks, serialization
 from wcjax.optim import LARGEST, scale, scale_step
-from wcjax.params import is_kernel, is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
+from wcjax.params import is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
 from wcjax.psi import Elementwise, Psi, PyTree, Where, wide_dtype
 from wcjax.reparam import Sigmoid
 
@@ -102,12 +103,16 @@ def compand(
       step that would carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError: if inner is not an optimizer, psi is not one of these, or learn is unknown or does not suit psi. By
-        init, if the params hold Reparameterized weights; if nothing is selected; if a selected leaf is not an array of
-        floats; if |w| >= psi.bound (the message has an a that fits); if inner is lookahead; or if adaptive=True and
-        inner keeps weights and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no
-        params; a state that was made with another psi or learn; or a function among the extra arguments (a line
-        search's value_fn), which inner would call with v, unless adaptive=True and nothing is learned.
+      ValueError: if inner is not an optimizer, psi is not one of these, learn is unknown or does not suit psi, or
+        weight_decay is neither a number nor a schedule. By init, if the params hold Reparameterized weights; if nothing
+        is selected; if a selected leaf is not an array of floats; if |w| >= psi.bound (the message has an a that fits);
+        if inner is lookahead or another compand; or if adaptive=True and inner keeps weights and returns to them (see
+        `wcjax.optim.scale_by_derivative`). By update, if it gets no params; a state that was made with another psi or
+        learn; or a function among the extra arguments (a line search's value_fn), which inner would call with v, unless
+        adaptive=True and nothing is learned.
+
+    Warns:
+      UserWarning: by init, if inner is adam or another optimizer that cancels Ψ′, and adaptive is False.
 
     Examples:
       >>> import jax
@@ -141,17 +146,19 @@ def compand(
     checks.check_optimizer(inner)
     checks.check_psi(psi, Elementwise)
     checks.check_learn(psi, learn, of_network=True)
+    checks.check_weight_decay(weight_decay)
     inner = optax.with_extra_args_support(inner)
     decay = optax.add_decayed_weights(weight_decay, mask)
     learned = learn != "none"
-    # The default is not is_kernel itself, because optax.inject_hyperparams would call it as a schedule.
-    where = is_kernel if where is None else where
 
     def init_fn(params):
         psis, pairs = _initial_psis(params, psi, where, learn)
         start_psis = _current_psis(psis, pairs, learn)
         inner_params = _map(_inside if adaptive else lambda psi, w: psi.inverse(_inside(psi, w)), start_psis, params)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
+        is_ours = lambda x: isinstance(x, CompandState)
+        if any(map(is_ours, jax.tree.leaves(inner_state, is_leaf=is_ours))):
+            raise ValueError("inner is another compand, whose w would be taken for v: pass the optimizer inside it.")
         checks.check_inner(inner_state, adaptive)
         return CompandState(inner_state, decay.init(params), psis, pairs)
 
@@ -297,8 +304,11 @@ def _inside(psi, w):
 
 def _limit(psi, dtype):
     """The largest |w| that a step may reach, inside the bound of psi by `checks.STEP_MARGIN` of dtype."""
+    largest = jnp.asarray(float(jnp.finfo(dtype).max) / 2, wide_dtype(dtype))
+    if isinstance(psi.bound, float) and math.isinf(psi.bound):  # an infinite array would stop jax.debug_infs
+        return largest
     limit = jnp.asarray(psi.bound, wide_dtype(dtype)) * (1 - checks.STEP_MARGIN * float(jnp.finfo(dtype).eps))
-    return jnp.minimum(limit, float(jnp.finfo(dtype).max) / 2)
+    return jnp.minimum(limit, largest)
 
 
 def _map(f, psis, tree, *trees):

@@ -8,14 +8,15 @@ from wcjax.params import is_kernel, is_weight, is_weight_or_box, unboxed, with_s
 from wcjax.psi import Psi, PyTree, Where
 
 
-def describe(params: PyTree, where: Where = is_kernel, psi: Psi | None = None) -> None:
+def describe(params: PyTree, where: Where | None = None, psi: Psi | None = None) -> None:
     """Prints which leaves are companded, with their largest |w| and its share of the bound, and their number.
 
     Args:
       params: any pytree, either of plain arrays, from which `where` selects, or with Reparameterized weights.
-      where: (key path, leaf) -> bool, as for `reparameterize` and `compand`.
+      where: (key path, leaf) -> bool, as for `reparameterize` and `compand`; None: `wcjax.is_kernel`.
       psi: the Ψ to be used for the selected leaves. Without it their share of the bound is omitted.
     """
+    where = is_kernel if where is None else where
     checks.check_where(where)
     if psi is not None:
         checks.check_psi(psi)

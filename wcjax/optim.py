@@ -43,7 +43,7 @@ def add_decayed_weights(
       A transform with the state of optax.add_decayed_weights.
 
     Raises:
-      ValueError: an argument is a Ψ; update gets no params.
+      ValueError: an argument is a Ψ; weight_decay is not a number or a schedule; update gets no params.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -63,6 +63,7 @@ def add_decayed_weights(
     for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
         if isinstance(x, Psi):
             raise ValueError(f"add_decayed_weights finds each Ψ in the tree: leave {x!r} out.")
+    checks.check_weight_decay(weight_decay)
     inner = optax.add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):

@@ -65,7 +65,7 @@ def is_kernel(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and is_linear
 
 
-def reparameterize(params: PyTree, psi: Psi, where: Where = is_kernel, learn: str = "none") -> PyTree:
+def reparameterize(params: PyTree, psi: Psi, where: Where | None = None, learn: str = "none") -> PyTree:
     """Replaces every weight w that `where` selects by Reparameterized(v, psi) with psi(v) = w.
 
     A leaf that stacks layers, as nn.scan makes it, counts as one weight. To give each layer its own pair or norms, as
@@ -74,7 +74,7 @@ def reparameterize(params: PyTree, psi: Psi, where: Where = is_kernel, learn: st
     Args:
       params: any pytree of arrays. Weights that are Reparameterized already stay as they are.
       psi: Arctan, Arsinh, Erf, PowerProp or WeightNorm. Its numbers are constants, its arrays are learned.
-      where: (key path, leaf) -> bool, which leaves are weights.
+      where: (key path, leaf) -> bool, which leaves are weights; None: `wcjax.is_kernel`.
       learn: 'none': a and b stay as psi has them. 'fine': each weight learns its own pair. 'channel': a pair for each
         index of its last axis, which in Equinox and PyTorch counts inputs.
 
@@ -152,8 +152,10 @@ def with_shared_pair(params: PyTree) -> PyTree:
     return jax.tree.map(insert, params, is_leaf=is_weight)
 
 
-def selected(params: PyTree, where: Where) -> dict[jax.tree_util.KeyPath, Any]:
+def selected(params: PyTree, where: Where | None) -> dict[jax.tree_util.KeyPath, Any]:
     """{key path: w} of the leaves that `where` selects. It is not asked about weights that are Reparameterized."""
+    # The default is not is_kernel itself, because optax.inject_hyperparams would call it as a schedule.
+    where = is_kernel if where is None else where
     checks.check_where(where)
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight_or_box)
     return {path: unboxed(x) for path, x in leaves if not is_weight(x) and where(path, unboxed(x))}

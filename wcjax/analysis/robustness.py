@@ -57,13 +57,15 @@ def measure_runs(runs: list[Run], num_images: int = 0, data_dir: str | None = No
     with tqdm.tqdm(runs, unit=" runs", dynamic_ncols=True) as bar:
         for run in bar:
             bar.set_description(str(run.path))
+            measured = run_folder.read(run.path, "robustness.json")
+            if measured is not None and measured["images"] == num_images:  # without reading the data set
+                continue
             config = run_folder.read_config(run.path)
             if data_dir is not None:
                 config.data_dir = data_dir
             key = config.dataset, config.data_dir, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
                 datasets[key] = load_dataset(config)
-            measured = run_folder.read(run.path, "robustness.json")
             if measured is None or measured["images"] != _first(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
 
