@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.__main__ import end_after
 from wcjax import run_folder
+from wcjax.checks import path_str
 from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer
 from wcjax.config.command_line import read_config_file, split_overrides
@@ -148,8 +149,7 @@ def pairs(params) -> dict:
         psi = getattr(x, "psi", x)
         if isinstance(psi, Psi) and psi.learned:
             quantiles = lambda x: x.ravel()[0] if x.size == 1 else jnp.quantile(x, jnp.array(QUANTILES))
-            layer = "/".join(key.key for key in path[:-1] if hasattr(key, "key"))
-            found[layer] = {name: quantiles(getattr(psi, name)) for name in psi.learned}
+            found[path_str(path[:-1])] = {name: quantiles(getattr(psi, name)) for name in psi.learned}
     return found
 
 
