@@ -358,7 +358,10 @@ def test_a_running_run_shows_its_progress(tmp_path):
     run_folder.write(tmp_path / "r1", "progress.json", progress)
     rows.append(table_rows(outcome, tmp_path))
     note = "step 7/100  loss 0.5000  accuracy 75.0%  0:01:33 left, run 1:06:40  1,234 images/s"
-    assert rows == [{"r1": ("running", "0/10", "", "")}, {"r1": ("running", "2/10", "", note)}]
+    (tmp_path / "r1" / "metrics.jsonl").write_text("damaged\n")
+    rows.append(table_rows(outcome, tmp_path))
+    unknown = {"r1": ("running", "0/10", "", "")}
+    assert rows == [unknown, {"r1": ("running", "2/10", "", note)}, unknown]
 
 
 START = """import sys

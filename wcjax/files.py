@@ -27,7 +27,7 @@ def local_path(path, name: str) -> pathlib.Path:
         raise InputError(f"{name} is empty: give a path.")
     if address := re.match(r"[A-Za-z][\w+.-]+:/", text):  # pathlib turns gs:// into gs:/
         raise InputError(
-            f"{name} {text}: {address[0]}/ is not a local path, and runs are kept in local folders. Mount the bucket "
+            f"{name} {text}: {address[0]}/ is not a local path, and wcjax uses local files only. Mount the bucket "
             "or server (gs:// with gcsfuse), and give the path where it is mounted."
         )
     try:
@@ -136,7 +136,7 @@ def replacing(path):
     """
     path = pathlib.Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with contextlib.suppress(OSError), leftover.open("rb") as file:
+        with contextlib.suppress(OSError), leftover.open("r+b") as file:  # NFS locks only these
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -267,13 +267,23 @@ def test_a_path_that_cannot_be_used_is_one_line(tmp_path, write_run, capsys, mon
     [
         ("config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
         ("config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
+        ("config.json", '"seed"', '"architectures"', "runs/b: unknown config key 'architectures'."),
         ("weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
     ],
 )
-def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, write_report, file, old, new, message):
-    write_run("a", "wc", 0, 0.94)
+def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, file, old, new, message):
+    good = write_run("a", "wc", 0, 0.94)
     path = write_run("b", "wc", 1, 0.94) / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError, match=re.escape(message)):
-        report.write_report([tmp_path / "runs"], tmp_path / "out")
+        report.write_report([good, path.parent], tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} <= {"runs", "out"}
+
+
+def test_a_folder_below_that_holds_no_run_is_omitted_and_named(tmp_path, write_run, write_report, caplog):
+    write_run("a", "plain", 0, 0.94)
+    (model := tmp_path / "runs" / "a_model").mkdir()
+    (model / "config.json").write_text('{"architectures": ["Bert"]}')
+    text, fault = write_report(), f"{model}: unknown config key 'architectures'."
+    assert "- runs: 1, of them 1 finished" in text and f"- {fault}" in text
+    assert f"omitted: {fault}" in caplog.text

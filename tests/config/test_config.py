@@ -119,6 +119,13 @@ def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
     ]
     assert [path.name for path in run.iterdir()] == ["config.json"]
 
+    (run / "config.json").rename(run / "failed.json")  # a run that could not start has no config.json
+    (run / "failed.json").write_text(json.dumps({"reason": "|w| is too large", "config": stored}))
+    with pytest.raises(InputError, match="holds a run with another config:\n  learning_rate"):
+        training.train(config | changes, run)
+    (run / "failed.json").unlink()
+    (run / "config.json").write_text(json.dumps(stored))
+
     (run / "summary.json").write_text(json.dumps(SUMMARY))
     assert training.train(config | {"data_dir": "moved"}, run) == SUMMARY, "the data of a run may have moved"
 

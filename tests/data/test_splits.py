@@ -100,6 +100,12 @@ def test_an_argument_out_of_range_is_named(name, options, message):
         data.load(name, **options)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "tiny_imagenet"])
+def test_the_address_of_a_bucket_is_named_as_it_was_given(name):
+    with pytest.raises(InputError, match="data_dir gs://bucket/set: gs:// is not a local path"):
+        data.load(name, "gs://bucket/set")
+
+
 @pytest.mark.parametrize(
     "name, data_dir, message",
     [

@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.runs import assert_same_bits
@@ -111,6 +112,19 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
 def test_the_newest_and_the_two_best_are_kept(tmp_path, accuracies, options, expected):
     save(tmp_path, accuracies, **options)
     assert epochs(tmp_path) == expected
+
+
+def test_a_checkpoint_is_not_lost_if_it_cannot_be_read_once(copy, monkeypatch):
+    real, failures = ocp.CheckpointManager.restore, [OSError(116, "Stale file handle")]
+
+    def restore(self, number, args):
+        if failures:
+            raise failures.pop()
+        return real(self, number, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    assert restore_newest(copy) == 3
+    assert epochs(copy) == [1, 2, 3] and not failures
 
 
 def flip(content, bit):

@@ -79,6 +79,31 @@ def test_a_log_has_a_plain_line_each_minute_and_each_epoch(tmp_path):
     assert read(tmp_path, "progress.json") == pytest.approx(expected), "other processes can read where the run is"
 
 
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_run_continues_if_nothing_can_be_shown_any_more(tmp_path, is_live):
+    class Gone(Terminal if is_live else io.StringIO):
+        def write(self, text):
+            if "0:0" in self.getvalue():
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+    show(stream := Gone(), tmp_path)
+    assert "epoch 1/3  step" in stream.getvalue() and "epoch 2/3" not in stream.getvalue()
+    assert read(tmp_path, "progress.json")["epoch"] == 2, "progress.json is still written"
+
+
+def test_numbers_that_a_reader_refuses_are_not_recorded(tmp_path):
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(epochs=1, batch_size=1), steps_per_epoch=1, folder=tmp_path
+    )
+    display = log.Display(run, io.StringIO())
+    display.begin_epoch(Progress(None, None))
+    display.finish_step(Means())
+    for loss in (float("nan"), 1e31):
+        display.finish_epoch(LINE | {"epoch": 1, "train_loss": loss})
+        assert read(tmp_path, "progress.json") is None
+
+
 def test_a_result_is_passed_on_when_the_device_has_it():
     class Result:
         is_ready = False

@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import shutil
 
 import flax.linen as nn
 import pytest
@@ -74,6 +75,23 @@ def test_a_finished_run_returns_its_summary_and_does_nothing(tiny_run, monkeypat
     monkeypatch.setattr(steps, "init_state", lambda *args: pytest.fail("it made a network"))
     assert training.train(runs.tiny(), tiny_run[0]) == read(tiny_run[0], "summary.json")
     assert {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")} == before
+
+
+def test_a_run_that_began_here_before_the_lock_is_not_mixed_up_with(tiny_run, tmp_path, monkeypatch):
+    def load(config, real=loop.load_dataset):
+        shutil.copytree(tiny_run[0], tmp_path / "run")  # another process trains here while this one reads the data
+        (tmp_path / "run" / "summary.json").unlink()
+        return real(config)
+
+    monkeypatch.setattr(loop, "load_dataset", load)
+    with pytest.raises(InputError, match="holds a run with another config:\n  seed: 0 in the folder, 1 asked for"):
+        training.train(runs.tiny(seed=1), tmp_path / "run")
+    assert read(tmp_path / "run", "config.json")["seed"] == 0
+
+
+def test_milestones_that_the_run_does_not_reach_are_named(tmp_path, caplog):
+    training.train(runs.tiny(epochs=2), tmp_path / "run")
+    assert "The run ends after epoch 2, before schedule.milestones [2, 3]." in caplog.text
 
 
 class Own(nn.Module):

@@ -7,6 +7,8 @@ import shutil
 import jax
 import numpy as np
 
+from tests.data import pictures
+from tests.training import runs
 from wcjax import data, training
 from wcjax.analysis import changes, robustness
 from wcjax.run_folder import read
@@ -46,6 +48,14 @@ def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
     assert read(run, "robustness.json") == measured
     robustness.main([str(run), "--images", "21"])
     assert read(run, "robustness.json")["images"] == 21
+
+
+def test_streamed_runs_of_several_image_sizes_are_measured_together(tmp_path):
+    images = pictures.class_folders(tmp_path / "set")
+    for size in (16, 24):
+        training.train(runs.streamed(images, image_size=size, epochs=1), tmp_path / "runs" / str(size))
+    assert robustness.main([str(tmp_path / "runs")]) == 0
+    assert [read(tmp_path / "runs" / size, "robustness.json")["images"] for size in ("16", "24")] == [15, 15]
 
 
 def test_runs_that_cannot_be_measured_are_one_line(tmp_path, capsys):

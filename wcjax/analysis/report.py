@@ -162,7 +162,7 @@ def _repeats(groups):
 
 def _omitted(folders):
     items = [f"{path}: {why}" for path, why in sorted(search(folders)[1].items())]
-    return [Heading("Omitted: links and unreadable folders"), Bullets(items)] if items else []
+    return [Heading("Omitted: links, and folders that cannot be read"), Bullets(items)] if items else []
 
 
 def _figure_2(out):

@@ -92,7 +92,8 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
 
     def accuracy(params, split):
         with feed.evaluation(split, dataset, config, mesh) as data:
-            key = model, data.num_images, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
+            shapes = str(data.eval_inputs())
+            key = model, data.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
             on_device = meshes.replicate(mesh, (params, variables["batch_stats"]))
             if key not in programs:
                 programs[key] = steps.compile_eval_step(model, data, *on_device)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from wcjax.config.keys import MAY_DIFFER
 from wcjax.errors import InputError
 from wcjax.files import local_path, reading
 from wcjax.reparam import BY_NAME
+
+log = logging.getLogger(__name__)
 
 # Keys that may differ between the runs of one setting. Those from reparam to label_smoothing make variants of a method.
 _FREE = ("seed", "reparam", "learning_rate", "weight_decay", "label_smoothing", *MAY_DIFFER)
@@ -65,11 +68,17 @@ def find_runs(folders) -> list[Run]:
     if not paths:
         reasons = "".join(f" {path} was omitted: {why}." for path, why in omitted.items())
         raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.{reasons}")
+    for path, why in omitted.items():
+        log.warning("omitted: %s: %s", path, why)
     return sorted(read_run(path) for path in paths)
 
 
 def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
-    """(run folders in folders and their subfolders, {omitted path: why}). Links and unreadable paths are omitted."""
+    """(run folders in folders and their subfolders, {omitted path: why}).
+
+    Links and unreadable paths are omitted, and subfolders whose files are not those of a run. A folder that is given
+    itself is not omitted.
+    """
     paths, omitted = {}, {}
     for folder in (local_path(folder, "RUNS") for folder in folders):
         with reading(folder):
@@ -82,6 +91,8 @@ def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
                 subfolders.clear()
                 if denied := [path / name for name in files if ".json" in name and not os.access(path / name, os.R_OK)]:
                     omitted[path] = f"{denied[0]} cannot be read: permission denied"
+                elif path != folder and (fault := _fault(path)):
+                    omitted[path] = fault
                 else:
                     paths[path.resolve()] = path
             for entry in (path / name for name in subfolders + files):
@@ -90,6 +101,15 @@ def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
                 elif entry.name in subfolders and not os.access(entry, os.R_OK | os.X_OK):
                     omitted[entry] = "cannot be read: permission denied"
     return list(paths.values()), {path: why for path, why in omitted.items() if path.resolve() not in paths}
+
+
+def _fault(folder) -> str | None:
+    """Why the files of a folder are not those of a run, None if they are."""
+    try:
+        read_run(folder)
+    except InputError as error:
+        return str(error).removeprefix(f"{folder}: ")
+    return None
 
 
 def read_run(folder) -> Run:

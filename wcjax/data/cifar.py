@@ -1,11 +1,10 @@
 """CIFAR-10 and CIFAR-100 from a local path, in either of two formats: .npz or tensorflow_datasets."""
 
-import os
-from pathlib import Path
 
 from wcjax.data.dataset import in_order
 from wcjax.data.formats import npz, tfds
 from wcjax.errors import InputError
+from wcjax.files import local_path
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -25,7 +24,7 @@ def read(name, data_dir):
 def _read(name, data_dir):
     if not data_dir:
         raise InputError(f"{name} needs data_dir. {_how_to_get(name, 'DIR')}")
-    path = Path(os.path.expanduser(data_dir))
+    path = local_path(data_dir, "data_dir")
     if path.suffix == ".npz" and path.is_file():
         return npz.read(path, NUM_CLASSES[name])
     if (path / f"{name}.npz").is_file():

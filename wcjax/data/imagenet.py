@@ -1,12 +1,12 @@
 """ImageNet from a local path. It is streamed, and evaluated on its official validation split."""
 
-import os
 from pathlib import Path
 
 from wcjax.data.formats import folder, tfds
 from wcjax.data.formats.records import Records
 from wcjax.errors import InputError
 from wcjax.extras import needs
+from wcjax.files import local_path
 
 
 def read(name, data_dir):
@@ -37,7 +37,7 @@ def check_directory(name, data_dir, how_to_get) -> Path:
     needs(name, "stream")
     if not data_dir:
         raise InputError(f"{name} needs data_dir. {how_to_get('DIR')}")
-    path = Path(os.path.expanduser(data_dir))
+    path = local_path(data_dir, "data_dir")
     if not path.is_dir():
         raise InputError(f"{name}: there is no directory {path}. {how_to_get(path)}")
     return path

@@ -65,6 +65,8 @@ def check_stored_config(config: dict, path):
 def check(run, config) -> None:
     """Raises InputError if the folder `run` holds anything but a run of config; it says how the configs differ."""
     stored = read(run, "config.json")
+    if stored is None and (failed := read(run, "failed.json")):  # a run that could not start
+        stored = failed["config"]
     if stored is None:
         if _exists(pathlib.Path(run, "checkpoints")):
             raise InputError(f"workdir {run} holds checkpoints but no config.json; give a new folder.")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import time
 import zlib
 
 import jax
@@ -86,6 +87,19 @@ class Checkpoints:
             raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it differs from what was saved.")
         return checkpoint.state, record
 
+    def _restore_patiently(self, number, like):
+        """restore(number, like), at a second try if a network file system fails once.
+
+        Several processes do not try again, because they restore together.
+        """
+        try:
+            return self.restore(number, like)
+        except InputError:
+            if jax.process_count() > 1:
+                raise
+        time.sleep(0.2)
+        return self.restore(number, like)
+
     def restore_newest(self, like):
         """(state, record) of the newest checkpoint that can be read, or None if there is no checkpoint yet.
 
@@ -96,7 +110,7 @@ class Checkpoints:
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for i, number in enumerate(numbers):
             try:
-                checkpoint = self.restore(number, like)
+                checkpoint = self._restore_patiently(number, like)
             except InputError as error:
                 log.warning("%s Falling back to the one before.", error)
                 continue

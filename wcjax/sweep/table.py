@@ -1,11 +1,13 @@
 """The table of a sweep while it runs: redrawn in place on a terminal, elsewhere lines for what has changed."""
 
 import collections
+import contextlib
 import shutil
 import sys
 import time
 
 from wcjax import run_folder
+from wcjax.errors import InputError
 from wcjax.training.log import LINE, describe
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")
@@ -15,11 +17,15 @@ ORDER = ("running", "lost", "failed", "finished", "to do")
 def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
     """{name: (state, epoch, accuracy on val, note)} from the `study.Outcome` of the runs in the folder `out`.
 
-    The epoch is the last one that is finished, or of a running run the one that its progress.json has.
+    The epoch is the last one that is finished, or of a running run the one that its progress.json has. Files that
+    cannot be read do not matter here: a run that needs them reports the error.
     """
     rows = {}
     for name, config in outcome.plan.configs.items():
-        lines = run_folder.read_lines(out / name)
+        lines, progress = [], None
+        with contextlib.suppress(InputError):
+            lines = run_folder.read_lines(out / name)
+            progress = run_folder.read(out / name, "progress.json")
         epoch = f"{len(lines)}/{config.epochs}"
         if name in outcome.accuracy:
             rows[name] = ("finished", epoch, f"{outcome.accuracy[name]:.2%}", "")
@@ -29,7 +35,7 @@ def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
             rows[name] = ("lost", epoch, "", outcome.lost[name])
         elif name in outcome.running:
             note = ""
-            if progress := run_folder.read(out / name, "progress.json"):
+            if progress:
                 epoch, note = f"{progress['epoch']}/{config.epochs}", "  ".join(describe(progress)[1:])
             rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", note)
         else:

@@ -11,6 +11,7 @@ Open MPI; elsewhere also --coordinator_address, --num_processes and --process_id
 import argparse
 import json
 import logging
+import os
 import sys
 
 from wcjax.errors import DivergedError, InputError, Preempted, program, told, use_plain_letters
@@ -93,7 +94,10 @@ def run(args, config) -> None:
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
     summary = train(config, args.workdir)
     if processes.is_first():
-        print(json.dumps(summary, indent=2))
+        try:
+            print(json.dumps(summary, indent=2), flush=True)
+        except OSError:  # nobody reads it, but it is in summary.json; Python would try once more and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def join_processes(args) -> None:

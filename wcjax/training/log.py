@@ -12,6 +12,7 @@ import numpy as np
 
 from wcjax import processes, run_folder
 from wcjax.errors import SaveError
+from wcjax.run_folder.forms import PROGRESS
 
 # Steps that may be on their way to the device at once: enough that it never waits, few enough that the numbers shown
 # are recent, and for the memory that streamed batches take.
@@ -48,12 +49,13 @@ class Display:
     """Shows where a run is, in its first process alone.
 
     On a terminal this is one line that is redrawn. Elsewhere it is a plain line for each epoch, and one after each
-    minute without a line. progress.json has the same numbers for other processes.
+    minute without a line. progress.json has the same numbers for other processes. If nothing can be shown any more (a
+    terminal was closed, a disk is full), the run continues without it.
     """
 
     def __init__(self, run, stream=None, clock=time.perf_counter):
-        self._run, self._stream, self._clock = run, stream or sys.stderr, clock
-        self._is_first, self._is_live = processes.is_first(), self._stream.isatty()
+        self._run, self._stream, self._clock = run, stream or sys.stderr, clock  # None if stderr is closed
+        self._is_first, self._is_live = processes.is_first(), self._stream is not None and self._stream.isatty()
         self._drawn_at = -math.inf
         self._recorded_at = self._line_at = clock()
         self._trained_at = None  # when the last step was finished, or the epoch began
@@ -109,7 +111,7 @@ class Display:
     def say(self, text: str) -> None:
         """Prints one line, above the live line."""
         self._clear()
-        print(text, file=self._stream, flush=True)
+        self._print(f"{text}\n")
         self._line_at = self._clock()
 
     def close(self) -> None:
@@ -137,18 +139,26 @@ class Display:
 
     def _record(self, numbers):
         self._recorded_at = self._clock()
-        if math.isfinite(numbers["loss"]):  # else the run ends with this epoch
+        if all(PROGRESS[name].holds(x) for name, x in numbers.items()):  # else the run is about to diverge
             with contextlib.suppress(SaveError):  # nothing is lost; what has to be saved reports the error
                 run_folder.write(self._run.folder, "progress.json", numbers)
 
     def _draw(self, parts):
         while len("  ".join(parts)) >= shutil.get_terminal_size().columns and len(parts) > 1:
             parts = parts[:-1]  # a line wider than the terminal would take two
-        print(f"\r\x1b[K{'  '.join(parts)}", end="", file=self._stream, flush=True)
+        self._print(f"\r\x1b[K{'  '.join(parts)}")
 
     def _clear(self):
         if self._is_first and self._is_live:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)
+            self._print("\r\x1b[K")
+
+    def _print(self, text):
+        if self._stream is None:
+            return
+        try:
+            print(text, end="", file=self._stream, flush=True)
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            self._stream, self._is_live = None, False
 
 
 def describe(numbers: dict) -> list[str]:

@@ -80,6 +80,8 @@ def train(
         *(split.num_images for split in dataset[:3]),
         f"{mesh.size} x {jax.devices()[0].device_kind}" if mesh.size > 1 else jax.devices()[0].device_kind,
     )
+    if late := [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]:
+        log.warning("The run ends after epoch %d, before schedule.milestones %s.", config.epochs, late)
     progress = Progress.start(run)
     _check_initial_weights(run, progress)
 
@@ -87,6 +89,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder), signals_noticed() as stop:
         if processes.is_first():
+            run_folder.check(folder, config)  # again: another run may have begun here before this one had the lock
             run_folder.write(folder, "data.json", data)  # first: a run with a config must have it
             run_folder.write(folder, "config.json", config.to_dict())
 
