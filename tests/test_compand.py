@@ -180,8 +180,8 @@ def update(inner, **settings):
     tx.update(PARAMS, tx.init(PARAMS), PARAMS, **functions)
 
 
-def kernel(value):
-    return {"out": {"kernel": np.full((2, 2), value)}}
+def kernel(value, dtype=None):
+    return {"out": {"kernel": np.full((2, 2), value, dtype)}}
 
 
 ANY = {"where": lambda path, leaf: True}
@@ -193,7 +193,20 @@ ERRORS = {
     "complex": (lambda: start(kernel(1j), **ANY), "out/kernel has dtype complex128, but only arrays of real floats"),
     "a float": (lambda: start({"w": 0.5}, **ANY), "w is a float, but only arrays of real floats"),
     "no optimizer": (lambda: compand(optax.sgd, PSI), "inner must be an optax optimizer, .* found <function sgd"),
-    "decay as text": (lambda: compand(SGD, PSI, weight_decay="1e-4"), "weight_decay must be a number .* found '1e-4'"),
+    **{
+        f"decay {decay}": (
+            lambda decay=decay: compand(SGD, PSI, weight_decay=decay),
+            "weight_decay must be a number of",
+        )
+        for decay in ("1e-4", True, -1.0, np.nan, np.ones(2), PSI)
+    },
+    "adaptive as text": (lambda: compand(SGD, PSI, adaptive="no"), "adaptive must be True or False, found 'no'"),
+    "a mask that is a Ψ": (lambda: compand(SGD, PSI, mask=PSI), "mask must be bools or a function"),
+    "float8": (lambda: start({"w": jnp.zeros(3, jnp.float8_e5m2)}, **ANY), "w has dtype float8_e5m2, but only arrays"),
+    "a state that was restored into another": (
+        lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)._replace(psis={"is": "Arctan"}), PARAMS),
+        "this state has 'Arctan' instead of a Ψ: it was restored into",
+    ),
     "compand in compand": (lambda: compand(compand(SGD, PSI), PSI).init(PARAMS), "inner is another compand"),
     "WeightNorm": (lambda: start(PARAMS, wcjax.WeightNorm()), "psi must be Arctan, .* or PowerProp, found WeightNorm"),
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
@@ -235,8 +248,42 @@ def test_an_optimizer_that_cancels_the_derivative_is_warned_of_without_adaptive(
         with pytest.warns(UserWarning, match=r"ScaleBy\w+State.*cancels Ψ′.*adaptive=True"):
             compand(inner, PSI).init(PARAMS)
         compand(inner, PSI, adaptive=True).init(PARAMS)
-    for inner in (SGD, SCHEDULE_FREE, optax.contrib.schedule_free_adamw(0.1)):  # the last has no cure, see the docs
+    biases = {"adam": optax.adam(0.1), "sgd": SGD}
+    by_name = lambda params: jax.tree.map(lambda x: "adam" if x.ndim == 1 else "sgd", params)
+    no_cure = optax.contrib.schedule_free_adamw(0.1)  # see docs/which_optimizers.md
+    for inner in (SGD, SCHEDULE_FREE, no_cure, optax.partition(biases, by_name)):
         compand(inner, PSI).init(PARAMS)
+
+
+TRACED = [(wcjax.Arsinh(0.9, 0.6), "none"), (wcjax.Arsinh(0.9, 0.6), "fine"), (PowerProp(2.0), "none")]
+TRACED += [(Arctan(jnp.float32(0.9), 0.6), "none")]
+
+
+@pytest.mark.parametrize("psi, learn", TRACED, ids=str)
+def test_init_works_in_a_trace_with_weights_that_are_known_or_not(psi, learn):
+    init, params = compand(SGD, psi, learn=learn).init, jax.tree.map(jnp.float32, PARAMS)
+    expected = init(params)
+    known, unknown = jax.jit(lambda: init(params))(), jax.jit(init)(params)
+    chex.assert_trees_all_close((known, unknown), (expected, expected), rtol=1e-6)
+    with pytest.raises(ValueError, match="holds nan"):
+        jax.eval_shape(lambda: init(kernel(np.nan)))
+
+
+FINITE = [("float16", PSI, 0.99 * PSI.bound), ("float32", wcjax.Arsinh(0.01, 0.01), 0.5)]
+
+
+@pytest.mark.parametrize("dtype, psi, w", FINITE)
+def test_the_decay_of_a_learned_pair_is_finite_where_the_derivative_is_tiny(dtype, psi, w):
+    tx, params = compand(optax.adam(1e-3), psi, adaptive=True, learn="fine", weight_decay=1e-4), kernel(w, dtype)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(lambda x: jnp.full_like(x, 0.1), params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert all_finite((params, state.pairs))
+
+
+def all_finite(tree):
+    return all(np.all(np.isfinite(x)) for x in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("psi", [wcjax.Arsinh(0.9, 0.6), PowerProp(2.0)])

@@ -96,6 +96,10 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
         (np.ones(3), "the tree is a ndarray"),
         ({"a": np.ones(1, np.complex128)}, "complex128"),
         ({"a": np.array([object()])}, "object"),
+        ({"a": jnp.ones(1, jnp.float8_e4m3fn)}, "a is float8_e4m3fn; a file can hold arrays of bool, int8"),
+        ({"a": jax.random.key(0)}, "a is key<fry>; a file can hold"),
+        ({"a": jax.ShapeDtypeStruct((1,), "float32")}, "a is a ShapeDtypeStruct without values"),
+        ({"__metadata__": np.ones(1)}, "__metadata__ cannot be the name of an array"),
     ],
 )
 def test_a_leaf_or_name_that_cannot_be_saved_is_named(tmp_path, tree, message):

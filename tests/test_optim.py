@@ -40,6 +40,12 @@ def network(pair=None):
     return params | {"pair": {"psi": learned()}} if pair == "shared" else params
 
 
+def frozen(params):
+    """params as eqx.partition leaves them if a and b are frozen."""
+    without_pair = lambda x: dataclasses.replace(x, psi=jax.tree.map(lambda _: None, x.psi)) if is_weight(x) else x
+    return jax.tree.map(without_pair, params, is_leaf=is_weight)
+
+
 gradients = lambda params: jax.tree.map(lambda p: jnp.sin(3 * p) + 0.2, params)
 
 
@@ -87,6 +93,13 @@ def test_powerprop_at_zero_rests_without_nan():
     grads = jax.tree.map(jnp.ones_like, params)
     steps = updates_of(optim.scale_by_derivative(optax.adam(LR)), params, grads, 2)["kernel"].v
     assert steps[0, 0] == 0 and steps[0, 1] < 0
+
+
+def test_a_float16_v_far_out_has_a_finite_step():  # 1 / Ψ′(200) is 111,112 and beyond float16
+    params = {"kernel": wcjax.Reparameterized(jnp.float16([[200.0, 0.5]]), Arctan(0.6, 0.6))}
+    adam = optim.scale_by_derivative(optax.adam(LR, eps=1e-3))
+    for grads in (jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.ones_like, params)):
+        assert np.all(np.isfinite(updates_of(adam, params, grads, 2)["kernel"].v))
 
 
 @pytest.mark.parametrize("pair", [None, "shared"])
@@ -151,6 +164,7 @@ MISUSES = {
     ),
     "an inner that keeps weights": (lambda: KEEPING.init(NET), "keeps weights and returns to them"),
     "own pair hidden": (lambda: BY_LEAF.init(network(pair="own")), "hides the learned a and b"),
+    "own pair frozen": (lambda: ADAM.init(frozen(network(pair="own"))), "hides the learned a and b"),
     "shared pair hidden": (lambda: BY_LEAF.init(network(pair="shared")), "hides the learned a and b"),
     "module of the pair hidden": (lambda: BY_MODULE.init(network(pair="shared")), "holds 0 pairs.* one optimizer"),
     "a Ψ for a schedule": (lambda: optim.add_decayed_weights(Arctan()), "finds each Ψ in the tree: leave Arctan.* out"),

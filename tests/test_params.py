@@ -260,6 +260,11 @@ MISTAKES = {
     "shared pair is not there": (lambda: fold({"x": SHARED["x"]}), "share one learned pair .* holds 0 pairs"),
     "two shared pairs": (lambda: fold({**SHARED, "other": LEARNED}), "share one learned pair .* holds 2 pairs"),
     "shared weight alone": (lambda: SHARED["x"]["kernel"].w, "shares its a and b .* fold the tree"),
+    "a learned pair elsewhere": (
+        lambda: fold({"x": Reparameterized(W, jax.tree.map(lambda _: None, Arctan(jnp.ones(()), 0.6)))}),
+        "learned a and b are in another part of the tree",
+    ),
+    "a Ψ beyond float32": (lambda: Arctan(1e39, 1e39), "a must be from 1e-30 to 1e30, found a=1e"),
     "describe with Ψ second": (lambda: wcjax.describe({"kernel": W}, PSI.ours()), "`where` must be a function"),
     "describe of complex weights": (
         lambda: wcjax.describe({"x": W + 1j}, where=lambda *_: True),

@@ -258,6 +258,13 @@ def test_the_change_of_w_has_the_derivative_of_psi_also_at_no_step(psi, x64):
     np.testing.assert_allclose(by_u, psi.derivative(psi.inverse(w)), 1e-11)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_gradients_through_powerprop_at_zero_are_not_nan(alpha):
+    psi, zero = PowerProp(alpha), jnp.float32(0)
+    assert jax.grad(psi.derivative)(zero) == jax.grad(jax.grad(psi))(zero) == 0
+    assert np.isfinite(jax.grad(lambda w: psi.change(w, jnp.float32(0.1)))(zero))
+
+
 @pytest.mark.parametrize("psi", SIGMOIDS, ids=str)
 def test_the_second_derivative_is_the_finite_difference_also_at_zero(psi, x64):
     v, h = np.linspace(-2, 2, 9), 1e-6

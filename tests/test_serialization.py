@@ -38,6 +38,18 @@ def test_flax_serialization_restores_to_the_bit_or_refuses():
             flax.serialization.from_bytes(reparameterize(PARAMS, other), saved)
 
 
+def test_a_state_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="holds a plain array or None where the target has Reparameterized"):
+        flax.serialization.from_bytes(reparameterize(PARAMS, PSI), flax.serialization.to_bytes(PARAMS))
+    none, all_of = (compand(optax.sgd(0.1), PSI, where=where).init(PARAMS) for where in (is_bias, lambda *_: True))
+    with pytest.raises(ValueError, match="holds a plain array or None where the target has Arctan"):
+        flax.serialization.from_bytes(all_of, flax.serialization.to_bytes(none))
+
+
+def is_bias(path, leaf):
+    return leaf.ndim == 1
+
+
 FLAX_AFTER_WCJAX = """
 import sys
 import jax, jax.numpy as jnp

@@ -48,10 +48,12 @@ def check_optimizer(inner: Any) -> None:
 
 
 def check_weight_decay(weight_decay: Any) -> None:
-    """Raises ValueError if weight_decay is neither a number nor a schedule. A Ψ is callable, but not a schedule."""
-    is_number = isinstance(weight_decay, numbers.Real | np.ndarray | jax.Array)
-    if isinstance(weight_decay, Psi) or not (is_number or callable(weight_decay)):
-        raise ValueError(f"weight_decay must be a number or a schedule of it, found {weight_decay!r}.")
+    """Raises ValueError if weight_decay is neither a number >= 0 nor a schedule. A Ψ is callable, but no schedule."""
+    if isinstance(weight_decay, jax.core.Tracer) or (callable(weight_decay) and not isinstance(weight_decay, Psi)):
+        return
+    is_number = isinstance(weight_decay, numbers.Real | np.ndarray | jax.Array) and not isinstance(weight_decay, bool)
+    if not (is_number and np.ndim(weight_decay) == 0 and 0 <= weight_decay < math.inf):
+        raise ValueError(f"weight_decay must be a number of at least 0, or a schedule of it, found {weight_decay!r}.")
 
 
 def check_learn(psi: Psi | None, learn: str, of_network: bool = False) -> None:
@@ -99,10 +101,11 @@ def check_weights(weights: Weights, psi: Psi) -> None:
     for path, w in arrays.items():
         if not np.all(np.isfinite(np.asarray(w, np.float64))):
             raise ValueError(f"{path_str(path)}: the weight holds nan or inf.")
-    if isinstance(psi, Elementwise) and np.all(np.isfinite(psi.bound)):
-        _check_bound(arrays, psi)
-    else:
-        _check_start(arrays, psi)
+    with jax.ensure_compile_time_eval():  # a trace around this would make tracers of the known values
+        if isinstance(psi, Elementwise) and np.all(np.isfinite(psi.bound)):
+            _check_bound(arrays, psi)
+        else:
+            _check_start(arrays, psi)
 
 
 def _check_start(weights: Weights, psi: Psi) -> None:
@@ -155,9 +158,9 @@ def _for_weight(path, w, psi):
 
 def check_float(name: str, w: Any) -> None:
     """Raises ValueError if w, the weight of that name, is not an array of real floats."""
-    if not (hasattr(w, "dtype") and jnp.issubdtype(w.dtype, jnp.floating)):
+    if not (hasattr(w, "dtype") and jnp.issubdtype(w.dtype, jnp.floating) and jnp.finfo(w.dtype).bits >= 16):
         fault = f"has dtype {w.dtype}" if hasattr(w, "dtype") else f"is a {type(w).__name__}"
-        raise ValueError(f"{name} {fault}, but only arrays of real floats can be companded.")
+        raise ValueError(f"{name} {fault}, but only arrays of real floats of 16 bits or more can be companded.")
 
 
 def has_values(w: Any) -> bool:
@@ -185,7 +188,12 @@ def check_state(psis: PyTree, pairs: PyTree, psi: Elementwise, learn: str) -> No
         return jax.tree.structure(jax.tree.map(lambda _: None, psi))
 
     is_psi = lambda x: isinstance(x, Psi)
-    for own in filter(is_psi, jax.tree.leaves(psis, is_leaf=is_psi)):
+    for own in jax.tree.leaves(psis, is_leaf=is_psi):
+        if not is_psi(own):
+            raise ValueError(
+                f"this state has {own!r} instead of a Ψ: it was restored into the state of a compand with another "
+                "`where`. Restore it with the same one."
+            )
         if constants(own) != constants(psi) or (pairs is None) != (learn == "none"):
             raise ValueError(
                 f"this state was made with {own!r} {'without' if pairs is None else 'with'} learned a and b, but this "
@@ -200,8 +208,8 @@ def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
     """
     names = ("SAMState", "ScheduleFreeState", "MadgradState", "MechanicState", "COCOBState")
     keeps_weights = tuple(getattr(optax.contrib, name) for name in names)
-    names = ("Adam", "Amsgrad", "Belief", "Adan", "AdaDelta", "Rss", "Rms", "RStdDev", "Rprop", "Lion")
-    cancels = tuple(getattr(optax, f"ScaleBy{name}State") for name in names)
+    divides = ("Adam", "Amsgrad", "Belief", "Adan", "AdaDelta", "Rss", "Rms", "RStdDev", "Rprop", "Lion")
+    cancels = tuple(getattr(optax, f"ScaleBy{name}State") for name in divides)
     kinds = (*keeps_weights, *cancels, optax.LookaheadState)
     states = [x for x in jax.tree.leaves(inner_state, is_leaf=lambda x: isinstance(x, kinds)) if isinstance(x, kinds)]
     for x in states:
@@ -213,7 +221,9 @@ def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
                 f"The inner optimizer keeps weights and returns to them ({type(x).__name__}), but an adaptive step is "
                 "multiplied by Ψ′(v), so that it would miss them. Use compand(..., adaptive=False) around it."
             )
-    if not adaptive and all(isinstance(x, cancels) for x in states) and states:
+    is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # optimizers of parts of the tree, perhaps not of weights
+    has_parts = any(map(is_hidden, jax.tree.leaves(inner_state, is_leaf=is_hidden)))
+    if states and not adaptive and not has_parts and all(isinstance(x, cancels) for x in states):
         warnings.warn(
             f"The inner optimizer divides each entry of its gradient by its size ({type(states[0]).__name__}), which "
             "cancels Ψ′(v): pass compand(..., adaptive=True).",

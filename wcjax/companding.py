@@ -17,7 +17,7 @@ import optax
 import optax.contrib
 
 from wcjax import checks, serialization
-from wcjax.optim import LARGEST, scale, scale_step
+from wcjax.optim import LARGEST, reciprocal_derivative, scale, scale_step
 from wcjax.params import is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
 from wcjax.psi import Elementwise, Psi, PyTree, Where, wide_dtype
 from wcjax.reparam import Sigmoid
@@ -103,13 +103,14 @@ def compand(
       step that would carry w to the bound stops a few roundings before it.
 
     Raises:
-      ValueError: if inner is not an optimizer, psi is not one of these, learn is unknown or does not suit psi, or
-        weight_decay is neither a number nor a schedule. By init, if the params hold Reparameterized weights; if nothing
-        is selected; if a selected leaf is not an array of floats; if |w| >= psi.bound (the message has an a that fits);
-        if inner is lookahead or another compand; or if adaptive=True and inner keeps weights and returns to them (see
-        `wcjax.optim.scale_by_derivative`). By update, if it gets no params; a state that was made with another psi or
-        learn; or a function among the extra arguments (a line search's value_fn), which inner would call with v, unless
-        adaptive=True and nothing is learned.
+      ValueError: if inner is not an optimizer, psi is not one of these, learn is unknown or does not suit psi, adaptive
+        is not a bool, weight_decay is neither a number of at least 0 nor a schedule, or mask is a Ψ. By init, if the
+        params hold Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if
+        |w| >= psi.bound (the message has an a that fits); if inner is lookahead or another compand; or if adaptive=True
+        and inner keeps weights and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no
+        params; a state that was made with another learn or with other numbers in psi (its arrays, and which leaves are
+        companded, are those that init saw); or a function among the extra arguments (a line search's value_fn), which
+        inner would call with v, unless adaptive=True and nothing is learned.
 
     Warns:
       UserWarning: by init, if inner is adam or another optimizer that cancels Ψ′, and adaptive is False.
@@ -147,6 +148,10 @@ def compand(
     checks.check_psi(psi, Elementwise)
     checks.check_learn(psi, learn, of_network=True)
     checks.check_weight_decay(weight_decay)
+    if not isinstance(adaptive, bool):
+        raise ValueError(f"adaptive must be True or False, found {adaptive!r}.")
+    if isinstance(mask, Psi):  # it is callable, and would pass for a function
+        raise ValueError(f"mask must be bools or a function of the params, found {mask!r}.")
     inner = optax.with_extra_args_support(inner)
     decay = optax.add_decayed_weights(weight_decay, mask)
     learned = learn != "none"
@@ -173,7 +178,7 @@ def compand(
         # dL/dw gets λ·w, which is λ·w·Ψ′ in dL/dv. With learned a and b dL/dv gets λ·v, which is λ·v/Ψ′ in dL/dw.
         if adaptive:
             grads, inner_params = updates, weights
-            penalized = _map(lambda psi, v: scale(v, psi.reciprocal_derivative(v)), psis, v) if learned else weights
+            penalized = _map(lambda psi, v: scale(v, reciprocal_derivative(psi, v)), psis, v) if learned else weights
         else:
             grads, inner_params = _map(lambda _, g, slope: scale(g, slope), psis, updates, slopes), v
             penalized = v if learned else _map(lambda _, w, slope: scale(w, slope), psis, weights, slopes)

@@ -40,8 +40,9 @@ def describe(params: PyTree, where: Where | None = None, psi: Psi | None = None)
 
 def _largest(w, psi):
     """The largest |w| and its share of the bound, as text."""
-    if not checks.has_values(w):
+    if not checks.has_values(w) or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(psi)):
         return "", ""
     size = np.abs(np.asarray(w, np.float64))
-    share = f"{np.max(size / psi.bound, initial=0.0):.1%}" if hasattr(psi, "bound") else ""
+    with jax.ensure_compile_time_eval():
+        share = f"{np.max(size / psi.bound, initial=0.0):.1%}" if hasattr(psi, "bound") else ""
     return f"{np.max(size, initial=0.0):.4g}", share

@@ -42,8 +42,9 @@ class LearnedPair(nn.Module):
     """One learned (a, b), shared by all layers that get this module as their reparam (the paper's coarse form).
 
     Make it once in the parent module and hand it to every layer. Its parameter 'psi' is the Ψ, whose a and b have
-    param_dtype and shape (). Under nn.scan hand `pair()` to the scanned module as an argument with
-    in_axes=nn.broadcast. If the pair were an attribute of that module, each layer would get its own pair.
+    shape (), in float64 if param_dtype is float64 and in float32 otherwise. Under nn.scan hand `pair()` to the scanned
+    module as an argument with in_axes=nn.broadcast. If the pair were an attribute of that module, each layer would get
+    its own pair.
     """
 
     psi: Sigmoid

@@ -142,7 +142,7 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
     def update_fn(updates, state, params=None, **extra_args):
         checks.check_update(params, extra_args)
         weights = _with_psis(params)
-        grads = _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(v)), weights, updates)
+        grads = _map_v(lambda psi, v, g: scale(g, reciprocal_derivative(psi, v)), weights, updates)
         w = _map_v(lambda psi, v, _: psi(v), weights, params)
         steps, state = inner.update(grads, state, w, **extra_args)
         return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(v)), weights, steps), state
@@ -154,7 +154,7 @@ def _with_psis(params):
     """params in which every weight holds its Ψ, also a shared one. ValueError if a mask hides a pair from its v."""
     params = with_shared_pair(params)
     for x in filter(is_weight, jax.tree.leaves(params, is_leaf=is_weight)):
-        if jax.tree.leaves(x.v) and any(isinstance(getattr(x.psi, k), optax.MaskedNode) for k in x.psi.learned):
+        if jax.tree.leaves(x.v) and not all(jax.tree.leaves(getattr(x.psi, name)) for name in x.psi.learned):
             raise ValueError("A mask hides the learned a and b from their v: give all three to the same optimizer.")
     return params
 
@@ -171,14 +171,25 @@ def _map_v(f, weights, tree):
     return jax.tree.map(replace_v, weights, tree, is_leaf=is_weight_psi_or_none)
 
 
+def reciprocal_derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
+    """1 / Ψ′(v) in float32 or float64, because it would overflow in float16."""
+    v = jnp.asarray(v)
+    return psi.reciprocal_derivative(v.astype(wide_dtype(v.dtype)))
+
+
 def scale(x: jax.Array, slope: jax.Array) -> jax.Array:
-    """x·slope in the dtype of x."""
+    """x·slope in the dtype of x. Finite for a finite x and a finite slope."""
     x = jnp.asarray(x)
-    wide = wide_dtype(x.dtype)
-    return (x.astype(wide) * slope.astype(wide)).astype(x.dtype)
+    wide, largest = wide_dtype(x.dtype), _largest(x.dtype)
+    scaled = x.astype(wide) * slope.astype(wide)
+    return jnp.where(jnp.isfinite(x), jnp.clip(scaled, -largest, largest), scaled).astype(x.dtype)
 
 
 def scale_step(step: jax.Array, slope: jax.Array) -> jax.Array:
     """step·slope with an infinite step taken as `LARGEST`."""
-    largest = min(LARGEST, float(jnp.finfo(step.dtype).max))
+    largest = _largest(step.dtype)
     return scale(jnp.clip(step, -largest, largest), slope)
+
+
+def _largest(dtype):
+    return min(LARGEST, float(jnp.finfo(dtype).max))

@@ -35,9 +35,11 @@ class Reparameterized:
 
     @property
     def w(self) -> Any:
-        """psi(v), an array of the shape and dtype of v, in its box. ValueError if layers share the Ψ."""
+        """psi(v), an array of the shape and dtype of v, in its box. ValueError without its Ψ, or its a and b."""
         if self.psi is None:
             raise ValueError("this weight shares its a and b with others: fold the tree that holds them all.")
+        if jax.tree.leaves(self.v) and not all(jax.tree.leaves(getattr(self.psi, name)) for name in self.psi.learned):
+            raise ValueError("this weight's learned a and b are in another part of the tree: combine the parts first.")
         return jax.tree.map(self.psi, self.v)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:

@@ -157,7 +157,7 @@ class PowerProp(Elementwise):
 
     def derivative(self, v: jax.Array) -> jax.Array:
         """dw/dv = α·|v|^(α−1); 0 at v = 0 for α > 1."""
-        return self.alpha * jnp.abs(v) ** (self.alpha - 1)
+        return self.alpha * _power(v, self.alpha - 1)
 
 
 @jax.custom_jvp
@@ -172,7 +172,12 @@ def _signed_power_jvp(primals, tangents):
     dx, dp = tangents
     w = _signed_power(x, p)
     log = jnp.log(jnp.where(x == 0, 1, jnp.abs(x)))
-    return w, p * jnp.abs(x) ** (p - 1) * dx + w * log * dp
+    return w, p * _power(x, p - 1) * dx + w * log * dp
+
+
+def _power(x, p):
+    """|x|^p; at x = 0 it is 1 for p = 0 and 0 for any other p, with a derivative of 0."""
+    return jnp.where(x == 0, jnp.where(p == 0, 1.0, 0.0), jnp.abs(jnp.where(x == 0, 1, x)) ** p)
 
 
 class WeightNorm(Psi):

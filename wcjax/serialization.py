@@ -1,13 +1,15 @@
 """Reparameterized weights and their Ψ in flax.serialization: to_bytes, from_bytes and state dicts."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
 def register(*classes: type) -> None:
     """Lets flax.serialization save and restore values of these dataclasses, if Flax is installed.
 
-    A restored Ψ must be of the class, with the constants, that the target has: ValueError if not.
+    A restored Ψ must be of the class, with the constants, that the target has: ValueError if not, or if the
+    state has a plain array in its place.
     """
     try:
         from flax import serialization  # here, so that `import wcjax` does not import Flax
@@ -18,6 +20,8 @@ def register(*classes: type) -> None:
         return {"is": _constants(x)} | {name: serialization.to_state_dict(getattr(x, name)) for name in _leaves(x)}
 
     def from_state_dict(x: Any, state: dict[str, Any]) -> Any:
+        if not (isinstance(state, Mapping) and "is" in state):
+            raise ValueError(f"the state holds a plain array or None where the target has {_constants(x)}.")
         if state["is"] != _constants(x):
             raise ValueError(f"the state holds {state['is']}, but the target has {_constants(x)}.")
         leaves = {name: serialization.from_state_dict(getattr(x, name), state[name]) for name in _leaves(x)}

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests import truth
 from wcjax import models
@@ -32,6 +34,48 @@ needs_onednn = pytest.mark.skipif(  # has_onednn() would hide the fault if a for
     or not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1],
     reason="needs an x86 CPU and a jaxlib whose oneDNN can be called: install that of constraints.txt",
 )
+
+
+@needs_onednn
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_gradients_inside_shard_map_and_on_an_explicit_mesh_are_those_of_lax(axis_type):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
+    x, w, *window = arrays(*SMALL)
+    x, w = (jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in ((x, P("data")), (w, P())))
+
+    def gradients(convolve):
+        return jax.grad(lambda x, w: jnp.sum(convolve(x, w, *window) ** 2), (0, 1))
+
+    expected = jax.jit(gradients(by_lax))(x, w)
+    specs = P("data"), P()
+    with jax.set_mesh(mesh):
+        results = [
+            jax.jit(gradients(ours))(x, w),
+            jax.jit(jax.shard_map(gradients(ours), in_specs=specs, out_specs=specs))(x, w),
+        ]
+    for result in results:
+        for array, other in zip(result, expected, strict=True):
+            np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-4)
+
+
+WRONG = {
+    "channels": ((1, 1), "SAME", {}, ValueError),
+    "padding": ((1, 1), 1, {}, (TypeError, ValueError)),
+    "strides": ((1,), "SAME", {}, (TypeError, ValueError)),
+    "keyword": ((1, 1), "SAME", {"speed": None}, TypeError),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_have_the_error_of_lax(case):
+    strides, padding, named, kind = WRONG[case]
+    x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 5 if case == "channels" else 4, 3))
+    messages = []
+    for convolve in (by_lax, ours):
+        with pytest.raises(kind) as error:
+            convolve(x, w, strides, padding, **named)
+        messages.append((error.type, str(error.value)))
+    assert messages[0] == messages[1]
 
 
 SHAPES = [  # (size of the kernel, stride, inputs, outputs, (height, width))

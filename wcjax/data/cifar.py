@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 from a local path, in either of two formats: .npz or tensorflow_datasets."""
 
-
 from wcjax.data.dataset import in_order
 from wcjax.data.formats import npz, tfds
 from wcjax.errors import InputError

@@ -7,6 +7,10 @@ from wcjax.exchange.mappings import check_like, flatten, unflatten
 from wcjax.extras import needs
 from wcjax.files import replacing
 
+# What both the format and its loader for NumPy know.
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+DTYPES = ("bool", *_INTEGERS, "float16", "bfloat16", "float32", "float64")  # the loader for NumPy knows these
+
 
 def save_safetensors(path, variables) -> None:
     """Writes nested mappings of arrays to one file, under names such as 'params/stem/kernel'; no pickle.
@@ -21,7 +25,7 @@ def save_safetensors(path, variables) -> None:
     """
     safetensors = _safetensors()
     # safetensors writes memory in its order, so a transposed view has to be copied; order='C' keeps the shape ()
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten(variables).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _checked(flatten(variables)).items()}
     try:
         content = safetensors.numpy.save(arrays)
     except safetensors.SafetensorError as error:
@@ -47,6 +51,17 @@ def load_safetensors(path, like=None) -> dict:
     if like is not None:
         check_like(variables, like, f"the arrays in {path}")
     return variables
+
+
+def _checked(leaves):
+    """leaves, {name: array}. Raises InputError for one that would not come back from a file."""
+    for name, leaf in leaves.items():
+        if not hasattr(leaf, "__array__") or str(leaf.dtype) not in DTYPES:
+            kind = leaf.dtype if hasattr(leaf, "__array__") else f"a {type(leaf).__name__} without values"
+            raise InputError(f"{name} is {kind}; a file can hold arrays of {', '.join(DTYPES)}.")
+        if name == "__metadata__":
+            raise InputError("__metadata__ cannot be the name of an array in a safetensors file.")
+    return leaves
 
 
 def _safetensors():

@@ -43,6 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
 from wcjax.models import convolution_products as products
 from wcjax.models import onednn
@@ -70,16 +71,19 @@ def conv_general_dilated(
 
     On a CPU this is faster for two-dimensional convolutions of (n, height, width, inputs) by (height, width, inputs,
     outputs) in float32 and bfloat16 (which is computed in float32 and rounded once), without dilation, groups and a
-    precision. Every other convolution is computed by lax.conv_general_dilated itself.
+    precision. Every other convolution is computed by lax.conv_general_dilated itself, and so is every convolution
+    inside shard_map and on a mesh with explicit axes.
 
     The faster ones are differentiable in reverse mode any number of times, and they work under vmap (oneDNN's calls run
     one after the other) and jax.checkpoint. Forward mode raises a TypeError (custom_vjp), unless the environment
     variable WCJAX_CPU_CONVOLUTION=xla is set before.
     """
     by_lax = functools.partial(lax.conv_general_dilated, lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation)
+    jax.eval_shape(functools.partial(by_lax, **others))  # raises lax's errors; oneDNN would end the process
     dimension_numbers = others.pop("dimension_numbers", None)
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     plain = lhs.ndim == 4 and lhs.dtype == rhs.dtype and lhs.dtype in (jnp.float32, jnp.bfloat16) and not dilated
+    plain &= not (_has_sharding_in_type(lhs) or _has_sharding_in_type(rhs))
     if os.environ.get(SWITCH) == "xla" or not plain or any(value not in (None, 1) for value in others.values()):
         return by_lax(dimension_numbers=dimension_numbers, **others)
     if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _layout(lhs, rhs):
@@ -91,6 +95,14 @@ def conv_general_dilated(
     if not narrow or 0 in (*lhs.shape, *rhs.shape) or min(window.result) < 1:
         return by_lax(dimension_numbers=dimension_numbers)
     return convolve(window, lhs, rhs)
+
+
+def _has_sharding_in_type(x):
+    """Whether x is inside a shard_map, or on a mesh with explicit axes.
+
+    Gradients of a custom_vjp would have other types there than their arguments.
+    """
+    return any(kind != AxisType.Auto for kind in jax.typeof(x).sharding.mesh.axis_types)
 
 
 def _layout(lhs, rhs):
