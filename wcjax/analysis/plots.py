@@ -19,7 +19,8 @@ from wcjax.files import saving
 from wcjax.reparam import Arctan, PowerProp
 
 # Okabe and Ito's colours, which people who see no red or no green can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# 9 colours with 4 lines or 8 markers: no pair occurs twice in the first 36.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7F7F7F")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -173,8 +174,8 @@ def plot_near_zero(path, courses: Mapping[str, Course], title: str, reach: float
         axes.stairs(course.density(bins)[-1], bins, label=label, color=colour, linestyle=line, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set(xlabel="w", ylabel="density (1 / unit of w)")
-    axes.set_title(title, fontsize=9)
-    figure.legend(fontsize=7, loc="outside right upper")
+    figure.suptitle(title, fontsize=10)
+    figure.legend(fontsize=7, loc="outside right center")
     return _save(figure, path)
 
 
