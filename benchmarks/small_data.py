@@ -1,6 +1,6 @@
 """The experiment of docs/results: small networks on few images of CIFAR-10, hundreds of runs in minutes on one GPU.
 
-    python -m benchmarks.small_data --minutes 10 --out runs/small_data --config.data_dir=DIR
+    python -m benchmarks.small_data --minutes 30 --out runs/small_data --config.data_dir=DIR
 
 A run is one compiled program: every step of training, the evaluation on val after each epoch, and the test of the best
 epoch. The steps are those of `train.py`, with the same initial weights, order of images and results up to rounding.
@@ -29,6 +29,7 @@ from wcjax.checks import path_str
 from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer
 from wcjax.config.command_line import read_config_file, split_overrides
+from wcjax.errors import command
 from wcjax.files import write_text
 from wcjax.params import fold, is_weight
 from wcjax.psi import Psi
@@ -334,11 +335,12 @@ def nearest(best) -> list[dict]:
     return sorted(FEW_RATES, key=lambda rates: sum(abs(math.log(rates[key] / best[key])) for key in rates))[:5]
 
 
-def main():
+@command
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, required=True, help="ends after that")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the run folders")
-    arguments, overrides = split_overrides(sys.argv[1:])
+    arguments, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
     end_after(args.minutes)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -346,4 +348,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
