@@ -25,14 +25,12 @@ import numpy as np
 
 from benchmarks.__main__ import end_after
 from wcjax import run_folder
-from wcjax.checks import path_str
 from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import command
 from wcjax.files import write_text
-from wcjax.params import fold, is_weight
-from wcjax.psi import Psi
+from wcjax.params import fold
 from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.data import check_data
 from wcjax.run_folder.forms import QUANTILES
@@ -40,7 +38,7 @@ from wcjax.training import feed
 from wcjax.training import mesh as meshes
 from wcjax.training import step as steps
 from wcjax.training.run import Run
-from wcjax.training.weights import describe, layer_weights
+from wcjax.training.weights import describe, layer_weights, learned_psis
 
 THREADS = 4  # that compile, and as many that write
 SETTING = {
@@ -145,13 +143,11 @@ def whole_run(run, feeds, seed, rates, splits) -> Result:
 
 def pairs(params) -> dict:
     """`wcjax.training.weights.learned_pairs`, as arrays."""
-    found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi)):
-        psi = getattr(x, "psi", x)
-        if isinstance(psi, Psi) and psi.learned:
-            quantiles = lambda x: x.ravel()[0] if x.size == 1 else jnp.quantile(x, jnp.array(QUANTILES))
-            found[path_str(path[:-1])] = {name: quantiles(getattr(psi, name)) for name in psi.learned}
-    return found
+    quantiles = lambda x: x.ravel()[0] if x.size == 1 else jnp.quantile(x, jnp.array(QUANTILES))
+    return {
+        layer: {name: quantiles(getattr(psi, name)) for name in psi.learned}
+        for layer, psi in learned_psis(params).items()
+    }
 
 
 class Trainer:

@@ -157,7 +157,7 @@ def _for_weight(path, w, psi):
 
 
 def check_float(name: str, w: Any) -> None:
-    """Raises ValueError if w, the weight of that name, is not an array of real floats."""
+    """Raises ValueError if w, the weight of that name, is not an array of real floats of 16 bits or more."""
     if not (hasattr(w, "dtype") and jnp.issubdtype(w.dtype, jnp.floating) and jnp.finfo(w.dtype).bits >= 16):
         fault = f"has dtype {w.dtype}" if hasattr(w, "dtype") else f"is a {type(w).__name__}"
         raise ValueError(f"{name} {fault}, but only arrays of real floats of 16 bits or more can be companded.")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from wcjax import checks
-from wcjax.params import is_kernel, is_weight, is_weight_or_box, unboxed, with_shared_pair
+from wcjax.params import is_weight, is_weight_or_box, selected, unboxed, with_shared_pair
 from wcjax.psi import Psi, PyTree, Where
 
 
@@ -16,15 +16,14 @@ def describe(params: PyTree, where: Where | None = None, psi: Psi | None = None)
       where: (key path, leaf) -> bool, as for `reparameterize` and `compand`; None: `wcjax.is_kernel`.
       psi: the Ψ to be used for the selected leaves. Without it their share of the bound is omitted.
     """
-    where = is_kernel if where is None else where
-    checks.check_where(where)
+    weights = selected(params, where)
     if psi is not None:
         checks.check_psi(psi)
     rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for path, x in jax.tree_util.tree_leaves_with_path(with_shared_pair(params), is_leaf=is_weight_or_box):
         w, own_psi = (unboxed(x.w), x.psi) if is_weight(x) else (unboxed(x), psi)
-        companded = is_weight(x) or bool(where(path, w))
+        companded = is_weight(x) or path in weights
         if companded and not is_weight(x):
             checks.check_float(checks.path_str(path), w)
         sizes[companded].append(getattr(w, "size", 0))

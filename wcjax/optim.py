@@ -154,7 +154,7 @@ def _with_psis(params):
     """params in which every weight holds its Ψ, also a shared one. ValueError if a mask hides a pair from its v."""
     params = with_shared_pair(params)
     for x in filter(is_weight, jax.tree.leaves(params, is_leaf=is_weight)):
-        if jax.tree.leaves(x.v) and not all(jax.tree.leaves(getattr(x.psi, name)) for name in x.psi.learned):
+        if x.lacks_pair:
             raise ValueError("A mask hides the learned a and b from their v: give all three to the same optimizer.")
     return params
 

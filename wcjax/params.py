@@ -34,11 +34,17 @@ class Reparameterized:
     psi: Psi | None
 
     @property
+    def lacks_pair(self) -> bool:
+        """Whether v is here but its own learned a or b is not, because a mask or a partition took it away."""
+        is_there = lambda name: bool(jax.tree.leaves(getattr(self.psi, name)))
+        return bool(jax.tree.leaves(self.v)) and not all(map(is_there, getattr(self.psi, "learned", ())))
+
+    @property
     def w(self) -> Any:
         """psi(v), an array of the shape and dtype of v, in its box. ValueError without its Ψ, or its a and b."""
         if self.psi is None:
             raise ValueError("this weight shares its a and b with others: fold the tree that holds them all.")
-        if jax.tree.leaves(self.v) and not all(jax.tree.leaves(getattr(self.psi, name)) for name in self.psi.learned):
+        if self.lacks_pair:
             raise ValueError("this weight's learned a and b are in another part of the tree: combine the parts first.")
         return jax.tree.map(self.psi, self.v)
 

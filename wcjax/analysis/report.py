@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 import wcjax
 from wcjax.analysis import course, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, search, settings, without_repeats
+from wcjax.analysis.runs import Setting, data_differences, differences, search, settings, without_repeats
 from wcjax.analysis.tables import (
     PAIRS,
     Row,
@@ -58,7 +58,7 @@ def write_report(folders, out) -> pathlib.Path:
 
     folders: run folders, or folders that contain them. Raises InputError if there are no runs, or a file is damaged.
     """
-    runs = find_runs(folders)
+    runs, omitted = search(folders)
     groups = settings(runs)
     out = folder_path(out, "--out")
     check_writable(out, "--out")
@@ -73,7 +73,7 @@ def write_report(folders, out) -> pathlib.Path:
         results += rows
     parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Slips of the paper: " + " ".join(paper.SLIPS))]
     parts += _data_that_differ(groups) + _other_variants(groups) + _settings_that_differ(groups)
-    parts += _unfinished(runs) + _repeats(groups) + _omitted(folders)
+    parts += _unfinished(runs) + _repeats(groups) + _omitted(omitted)
     parts += [Heading("Figures"), _figure_2(out)]
     for letter, setting in zip(setting_letters(groups), groups, strict=True):
         parts += _figures(setting, letter, out)
@@ -160,8 +160,8 @@ def _repeats(groups):
     return [Heading("Omitted: the same config and seed as another run"), Bullets(items)] if items else []
 
 
-def _omitted(folders):
-    items = [f"{path}: {why}" for path, why in sorted(search(folders)[1].items())]
+def _omitted(omitted):
+    items = [f"{path}: {why}" for path, why in sorted(omitted.items())]
     return [Heading("Omitted: links, and folders that cannot be read"), Bullets(items)] if items else []
 
 

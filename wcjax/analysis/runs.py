@@ -60,26 +60,20 @@ class Setting(NamedTuple):
 
 
 def find_runs(folders) -> list[Run]:
-    """The runs in folders and their subfolders, sorted by path. A run folder is not searched further.
+    """The runs of `search`."""
+    return search(folders)[0]
 
-    Raises InputError for a folder that does not exist or cannot be read, and if there is no run at all.
+
+def search(folders) -> tuple[list[Run], dict[pathlib.Path, str]]:
+    """(the runs in folders and their subfolders, sorted by path, {omitted path: why}).
+
+    A run folder is not searched further. Links and unreadable paths are omitted and logged, and subfolders whose files
+    are not those of a run.
+
+    Raises:
+      InputError: a given folder does not exist, cannot be read or holds such files; there is no run at all.
     """
-    paths, omitted = search(folders)
-    if not paths:
-        reasons = "".join(f" {path} was omitted: {why}." for path, why in omitted.items())
-        raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.{reasons}")
-    for path, why in omitted.items():
-        log.warning("omitted: %s: %s", path, why)
-    return sorted(read_run(path) for path in paths)
-
-
-def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
-    """(run folders in folders and their subfolders, {omitted path: why}).
-
-    Links and unreadable paths are omitted, and subfolders whose files are not those of a run. A folder that is given
-    itself is not omitted.
-    """
-    paths, omitted = {}, {}
+    runs, omitted = {}, {}
     for folder in (local_path(folder, "RUNS") for folder in folders):
         with reading(folder):
             if not folder.is_dir():
@@ -91,25 +85,25 @@ def search(folders) -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
                 subfolders.clear()
                 if denied := [path / name for name in files if ".json" in name and not os.access(path / name, os.R_OK)]:
                     omitted[path] = f"{denied[0]} cannot be read: permission denied"
-                elif path != folder and (fault := _fault(path)):
-                    omitted[path] = fault
                 else:
-                    paths[path.resolve()] = path
+                    try:
+                        runs[path.resolve()] = read_run(path)
+                    except InputError as error:
+                        if path == folder:
+                            raise
+                        omitted[path] = str(error).removeprefix(f"{path}: ")
             for entry in (path / name for name in subfolders + files):
                 if entry.is_symlink() and not entry.is_file():
                     omitted[entry] = f"a link to {os.readlink(entry)}; give that folder too if its runs belong here"
                 elif entry.name in subfolders and not os.access(entry, os.R_OK | os.X_OK):
                     omitted[entry] = "cannot be read: permission denied"
-    return list(paths.values()), {path: why for path, why in omitted.items() if path.resolve() not in paths}
-
-
-def _fault(folder) -> str | None:
-    """Why the files of a folder are not those of a run, None if they are."""
-    try:
-        read_run(folder)
-    except InputError as error:
-        return str(error).removeprefix(f"{folder}: ")
-    return None
+    omitted = {path: why for path, why in omitted.items() if path.resolve() not in runs}
+    if not runs:
+        reasons = "".join(f" {path} was omitted: {why}." for path, why in omitted.items())
+        raise InputError(f"no run in {', '.join(map(str, folders))}: a run folder holds a config.json.{reasons}")
+    for path, why in omitted.items():
+        log.warning("omitted: %s: %s", path, why)
+    return sorted(runs.values()), omitted
 
 
 def read_run(folder) -> Run:

@@ -25,7 +25,8 @@ def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
         lines, progress = [], None
         with contextlib.suppress(InputError):
             lines = run_folder.read_lines(out / name)
-            progress = run_folder.read(out / name, "progress.json")
+            if name in outcome.running:
+                progress = run_folder.read(out / name, "progress.json")
         epoch = f"{len(lines)}/{config.epochs}"
         if name in outcome.accuracy:
             rows[name] = ("finished", epoch, f"{outcome.accuracy[name]:.2%}", "")

@@ -55,14 +55,18 @@ def describe_layers(params, config) -> dict[str, dict]:
 _layer_weights = jit_quickly(layer_weights, static_argnames="plain")
 
 
+def learned_psis(params) -> dict[str, Psi]:
+    """{layer: its Ψ} of a network that learns a and b: a weight's own Ψ, or the pair that all share."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi))
+    return {path_str(path[:-1]): psi for path, x in leaves if isinstance(psi := getattr(x, "psi", x), Psi)}
+
+
 def learned_pairs(params) -> dict[str, dict]:
     """{layer: {'a': a, 'b': b}} of a network that learns them: numbers, or their `QUANTILES` over the channels."""
     pairs = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi)):
-        psi = getattr(x, "psi", x)
-        if isinstance(psi, Psi):  # a weight's own Ψ, or the pair that all share
-            arrays = {name: np.asarray(getattr(psi, name), np.float64) for name in psi.learned}
-            pairs[path_str(path[:-1])] = {
-                name: x.item() if x.size == 1 else np.quantile(x, QUANTILES).tolist() for name, x in arrays.items()
-            }
+    for layer, psi in learned_psis(params).items():
+        arrays = {name: np.asarray(getattr(psi, name), np.float64) for name in psi.learned}
+        pairs[layer] = {
+            name: x.item() if x.size == 1 else np.quantile(x, QUANTILES).tolist() for name, x in arrays.items()
+        }
     return pairs
