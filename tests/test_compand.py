@@ -1,6 +1,7 @@
 """compand: what the inner optimizer sees, which leaves it steps through Ψ, where a step ends, and its state."""
 
 import functools
+import itertools
 
 import chex
 import flax.linen as nn
@@ -132,6 +133,7 @@ SAM = optax.contrib.sam(optax.sgd(0.0), optax.sgd(0.5), sync_period=2)
 OPAQUE_SAM = optax.contrib.sam(optax.adam(0.1), optax.sgd(0.05), opaque_mode=True)
 SCHEDULE_FREE = optax.contrib.schedule_free_sgd(0.3, b1=0.9)
 LBFGS = optax.lbfgs()
+LINE_SEARCH = optax.scale_by_backtracking_linesearch(5)
 
 
 def test_adaptive_refuses_an_inner_that_returns_to_kept_weights():
@@ -157,6 +159,17 @@ def test_a_function_that_sees_w_is_called():
     assert np.all(np.abs(seen[0]["conv"]["kernel"] - KERNEL) < 0.06)
 
 
+def test_a_function_that_inner_does_not_call_is_no_error():
+    tx = compand(SGD, PSI)
+    without_extra_args = optax.GradientTransformation(tx.init, lambda *args: tx.update(*args))
+    updates = []
+    for searched in (tx, without_extra_args):
+        both = optax.chain(searched, LINE_SEARCH)  # which gives the function to both of its members
+        more = {"value": parabola(PARAMS), "grad": GRADIENT(PARAMS), "value_fn": parabola}
+        updates.append(both.update(more["grad"], both.init(PARAMS), PARAMS, **more)[0])
+    chex.assert_trees_all_equal(*updates)
+
+
 def test_the_evaluation_weights_of_schedule_free_are_w():
     params, state = descend(compand(SCHEDULE_FREE, PSI), grad=lambda params: PARAMS)
     v = {"kernel": jnp.float32(TRUTH.inverse(KERNEL))}
@@ -174,10 +187,10 @@ def start(params, psi=PSI, **settings):
     return compand(SGD, psi, **settings).init(params)
 
 
-def update(inner, **settings):
-    functions = {name: lambda params, i=0: params for name in ("value_fn", "grad_fn")}
+def update(inner, name, **settings):
     tx = compand(inner, PSI, **settings)
-    tx.update(PARAMS, tx.init(PARAMS), PARAMS, **functions)
+    more = {"value": 0.0, "grad": PARAMS} if name == "value_fn" else {}
+    tx.update(PARAMS, tx.init(PARAMS), PARAMS, **more, **{name: lambda params, i=0: parabola(params)})
 
 
 def kernel(value, dtype=None):
@@ -185,7 +198,7 @@ def kernel(value, dtype=None):
 
 
 ANY = {"where": lambda path, leaf: True}
-WITH_V = "_fn is a function, .* with v instead of w. Use .*adaptive=True"
+WITH_V = r"inner optimizer calls \w+, but .* v instead of w.*adaptive=True"
 ERRORS = {
     "no kernel": (lambda: start({"bias": np.ones(3)}), "selects no leaf"),
     "the bound": (lambda: start(kernel(1.5)), r"out/kernel: largest \|w\| is 1.5,.* Choose a >= 1.1?"),
@@ -221,8 +234,8 @@ ERRORS = {
         r"Under optax.inject_hyperparams pass static_args=\('inner', 'psi', ",
     ),
     "no params": (lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)), "needs the parameters"),
-    "a function": (lambda: update(OPAQUE_SAM), WITH_V),
-    "a function and pairs": (lambda: update(LBFGS, adaptive=True, learn="fine"), WITH_V),
+    "a function": (lambda: update(OPAQUE_SAM, "grad_fn"), WITH_V),
+    "a line search": (lambda: update(optax.chain(SGD, LINE_SEARCH), "value_fn"), WITH_V),
     "lookahead": (
         lambda: compand(optax.lookahead(SGD, 5, 0.5), PSI).init(optax.LookaheadParams.init_synced(PARAMS)),
         "wrap compand in lookahead",
@@ -344,6 +357,7 @@ def test_init_takes_what_plain_optax_takes(learn):
         both = optax.partition({"wc": tx, "plain": optax.sgd(0.1)}, labels)
         updates, _ = both.update(PARAMS, both.init(PARAMS), PARAMS)
         np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * KERNEL, rtol=1e-6)
+    assert tx.update({}, tx.init({}), {})[0] == {}
 
 
 @pytest.mark.parametrize("learn, adaptive", [("channel", True), ("coarse", False)])
@@ -396,6 +410,13 @@ def test_the_state_of_another_psi_is_refused(other):  # it holds the Ψ, so that
     for mine, theirs in (((PSI, "none"), (psi, learn)), ((psi, learn), (PSI, "none"))):
         tx, state = compand(sgd, mine[0], learn=mine[1]), compand(sgd, theirs[0], learn=theirs[1]).init(PARAMS)
         with pytest.raises(ValueError, match=r"state was made with \w+\(a=.*, but this compand has .*learn="):
+            tx.update(PARAMS, state, PARAMS)
+
+
+def test_the_state_of_another_learn_is_refused():
+    for mine, theirs in itertools.permutations(("fine", "channel", "coarse"), 2):
+        tx, state = compand(SGD, PSI, learn=mine), compand(SGD, PSI, learn=theirs).init(PARAMS)
+        with pytest.raises(ValueError, match="state was made with another learn: its a and b have the shapes"):
             tx.update(PARAMS, state, PARAMS)
 
 

@@ -35,6 +35,8 @@ LAYERS = {  # class, arguments, shape of the input; shape of a, b and g for each
     "DenseGeneral": (nn.DenseGeneral, {"features": (3, 2), "axis": (-2, -1)}, (2, 4, 3), (1, 1, 3, 2)),
     "DenseGeneral of heads": (nn.DenseGeneral, {"features": (2, 3)}, (2, 4), (1, 2, 3)),
     "Einsum": (nn.Einsum, {"shape": (4, 3), "einsum_str": "...d,df->...f"}, (2, 4), (1, 3)),
+    "Einsum, turned": (nn.Einsum, {"shape": (3, 4), "einsum_str": "...d, fd -> ...f"}, (2, 4), (3, 1)),
+    "DenseGeneral of a batch": (nn.DenseGeneral, {"features": np.int64(3), "batch_dims": 0}, (2, 4), (2, 1, 3)),
 }
 FORMS = {
     "fixed": lambda: {"reparam": PSI},
@@ -241,7 +243,20 @@ def dense(**settings):
     return init(linen.Dense(3, **settings))
 
 
-NO_KERNEL = "no parameter 'kernel' of its own"
+NO_KERNEL = "does not have its own parameter 'kernel'"
+
+
+class Coder(nn.Module):
+    @nn.compact
+    def encode(self, x):
+        return x @ self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2))
+
+
+def encode(**settings):
+    layer = linen.companded(Coder)(**settings)
+    return jax.eval_shape(functools.partial(layer.init, method="encode"), KEY, jnp.zeros((1, 2)))
+
+
 WRONG = {
     "a class": (lambda: dense(reparam=Arctan), "psi must be Arctan, .*found <class"),
     "unknown learn": (lambda: dense(reparam=PSI, learn="coarse"), "'none', 'fine', 'channel', found 'coarse'"),
@@ -258,9 +273,15 @@ WRONG = {
         lambda: dense(reparam=linen.LearnedPair(PSI), param_dtype="complex64"),
         "kernel has dtype complex64",
     ),
-    "attention": (lambda: linen.companded(nn.MultiHeadDotProductAttention), f"{NO_KERNEL}; these have: Conv,"),
-    "a cell": (lambda: linen.companded(nn.LSTMCell), f"LSTMCell has {NO_KERNEL}"),
-    "another name": (lambda: init(linen.companded(OwnName)(reparam=PSI)), f"OwnName has {NO_KERNEL}"),
+    "attention": (lambda: linen.companded(nn.MultiHeadDotProductAttention), f"{NO_KERNEL}; these do: Conv,"),
+    "a cell": (lambda: linen.companded(nn.LSTMCell), f"LSTMCell {NO_KERNEL}"),
+    "another name": (lambda: init(linen.companded(OwnName)(reparam=PSI)), f"OwnName {NO_KERNEL}"),
+    "unknown learn of another method": (lambda: encode(reparam=PSI, learn="fnie"), "found 'fnie'"),
+    "an equation at the call": (
+        lambda: linen.companded(nn.Einsum)((2, 3), reparam=WeightNorm()).init(KEY, jnp.ones((1, 2)), "bd,df->bf"),
+        "kernel: pass einsum_str to nn.Einsum",
+    ),
+    "companded twice": (lambda: linen.companded(linen.Dense), "Dense is companded already"),
     "a layer": (lambda: linen.companded(nn.Dense(2)), "takes a class of Flax Linen layers"),
 }
 

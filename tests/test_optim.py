@@ -17,7 +17,7 @@ import pytest
 
 import wcjax
 from tests.truth import PSIS
-from wcjax import Arctan, PowerProp, Reparameterized, optim
+from wcjax import Arctan, PowerProp, Reparameterized, fold, optim
 from wcjax.params import is_weight
 
 PSI = PSIS[0]
@@ -151,6 +151,7 @@ PAIR_APART = {"pair": optax.sgd(LR), "rest": ADAM}
 is_pair = lambda path, _: "pair" if jax.tree_util.keystr(path[-1:]) in (".a", ".b") else "rest"
 BY_LEAF = optax.multi_transform(PAIR_APART, lambda params: jax.tree_util.tree_map_with_path(is_pair, params))
 BY_MODULE = optax.multi_transform(PAIR_APART, dict.fromkeys(("conv", "norm", "head"), "rest") | {"pair": "pair"})
+SEARCH = optim.scale_by_derivative(optax.chain(optax.adam(LR), optax.scale_by_backtracking_linesearch(5)))
 MISUSES = {
     "decay without params": (lambda: optim.add_decayed_weights(0.1).update({}, optax.EmptyState()), "params"),
     "adam without params": (lambda: ADAM.update({}, ADAM.init({})), "needs the parameters"),
@@ -159,15 +160,19 @@ MISUSES = {
         "inner must be an optax optimizer, .* found <function adam",
     ),
     "a function": (
-        lambda: ADAM.update(NET, ADAM.init(NET), NET, value_fn=jnp.sum),
-        "value_fn is a function, .* with v",
+        lambda: SEARCH.update(NET, SEARCH.init(NET), NET, value=0.0, grad=NET, value_fn=jnp.sum),
+        "inner optimizer calls value_fn, .* w instead of v",
+    ),
+    "plain gradients": (
+        lambda: ADAM.update(fold(NET), ADAM.init(NET), NET),
+        "params are Reparameterized, but updates are plain",
     ),
     "an inner that keeps weights": (lambda: KEEPING.init(NET), "keeps weights and returns to them"),
     "own pair hidden": (lambda: BY_LEAF.init(network(pair="own")), "hides the learned a and b"),
     "own pair frozen": (lambda: ADAM.init(frozen(network(pair="own"))), "hides the learned a and b"),
     "shared pair hidden": (lambda: BY_LEAF.init(network(pair="shared")), "hides the learned a and b"),
     "module of the pair hidden": (lambda: BY_MODULE.init(network(pair="shared")), "holds 0 pairs.* one optimizer"),
-    "a Ψ for a schedule": (lambda: optim.add_decayed_weights(Arctan()), "finds each Ψ in the tree: leave Arctan.* out"),
+    "a Ψ for a schedule": (lambda: optim.add_decayed_weights(Arctan()), "finds each Ψ in the tree: omit Arctan"),
 }
 
 

@@ -1,5 +1,6 @@
 """Trees: each selected weight becomes a Reparameterized, and fold makes exactly the plain tree again."""
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 import wcjax
@@ -193,6 +195,24 @@ def test_a_weight_beyond_the_bound_is_an_error_whose_a_fits(cls, dtype):
 W = weights(2, 2)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Getter:
+    weight: jax.Array
+
+    def get_value(self):
+        return self.weight
+
+
+def test_a_box_is_known_by_its_framework_and_may_hold_a_weight_already():
+    weight = reparameterize({"kernel": W}, PSI.ours())["kernel"]
+    params = reparameterize({"kernel": nnx.Param(weight), "layer": Getter(W)}, PSI.ours())
+    chex.assert_trees_all_equal(params["kernel"].get_value(), weight)
+    assert isinstance(params["layer"].weight, Reparameterized)
+    plain = fold(params)
+    chex.assert_trees_all_close((plain["kernel"].get_value(), plain["layer"].weight), (W, W), rtol=1e-6)
+
+
 class Softsign(wcjax.psi.Elementwise):
     bound = 1.0
 
@@ -264,7 +284,14 @@ MISTAKES = {
         lambda: fold({"x": Reparameterized(W, jax.tree.map(lambda _: None, Arctan(jnp.ones(()), 0.6)))}),
         "learned a and b are in another part of the tree",
     ),
-    "a Ψ beyond float32": (lambda: Arctan(1e39, 1e39), "a must be from 1e-30 to 1e30, found a=1e"),
+    "a Ψ beyond float32": (lambda: Arctan(1e39, 1e39), "a must be from 1e-8 to 1e8, found a=1e"),
+    "an axis that w lacks": (lambda: start(WeightNorm(axis=5)), "x/kernel: axis 5 is out of bounds"),
+    "an axis that is text": (lambda: WeightNorm(axis="x"), "axis must be an int or several of them, found 'x'"),
+    "where gives an array": (
+        lambda: start(PSI.ours(), where=lambda _, x: x > 0),
+        "must return True or False .* returned a value of type ArrayImpl for x/kernel",
+    ),
+    "where gives text": (lambda: start(PSI.ours(), where=lambda *_: "no"), "returned a value of type str"),
     "describe with Ψ second": (lambda: wcjax.describe({"kernel": W}, PSI.ours()), "`where` must be a function"),
     "describe of complex weights": (
         lambda: wcjax.describe({"x": W + 1j}, where=lambda *_: True),
@@ -283,7 +310,7 @@ def test_a_mistake_is_an_error_that_names_it(mistake):
 
 KERNELS = ["dense/kernel", "mlp/~/linear_0/w", ".layers/0/.weight", "conv/kernel/.value", "kernel"]
 OTHERS = [".norm1/.weight", ".norms/1/.weight", ".embedding/.weight", "dense/bias", "norm/scale", "embed/embedding"]
-OTHERS += ["dense/v", "kernel/bias", "bias/.value", "0", ""]
+OTHERS += ["dense/v", "kernel/bias", "bias/.value", "attention/w/value", "0", ""]
 
 
 @pytest.mark.parametrize("names, expected", [*((x, True) for x in KERNELS), *((x, False) for x in OTHERS)])
@@ -302,3 +329,6 @@ def test_describe_prints_counts_and_shares_of_the_bound(capsys):
     assert lines[-1] == "2 of 3 leaves companded: 10 of 13 parameters."
     wcjax.describe(reparameterize({"kernel": jnp.full((2, 2), 0.3)}, Arctan(jnp.float32(-0.6), 0.6)))
     assert "31.8%" in capsys.readouterr().out  # of the bound |a|·π/2
+    for psi, share in ((Arsinh(0.9, 0.6), ""), (Arctan(jnp.ones(5), 0.6), "arrays do not fit")):
+        wcjax.describe({"kernel": plain["kernel"]}, psi=psi)
+        assert capsys.readouterr().out.splitlines()[1].split("0.7")[1].strip() == share

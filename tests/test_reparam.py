@@ -227,6 +227,8 @@ def test_no_step_is_no_change_and_any_step_a_finite_one(psi):
     for u in (1e30, -1e30, 1e-38, -1e-38) if psi.name != "powerprop" else (1e15, -1e15):
         moved = change(ours, far, np.full_like(far, u))
         assert np.all(np.isfinite(moved)) and np.all(np.abs(far + moved) <= np.float32(psi.bound) * (1 + 1e-6))
+    smallest = Arctan(0.6, 1e-8)
+    assert np.all(np.isfinite(smallest.change(jnp.float32([0.3, -0.3, 0]), jnp.float32(1e30))))
 
 
 @each_learned

@@ -67,7 +67,13 @@ def test_flax_serialization_may_be_imported_afterwards():
     subprocess.run([sys.executable, "-c", FLAX_AFTER_WCJAX], check=True)
 
 
+class Doubled(linen.Dense):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
 def test_companded_layers_and_their_classes_pickle():
+    assert pickle.loads(pickle.dumps(Doubled)) is Doubled
     for base in (nn.Dense, nn.ConvTranspose):
         cls = linen.companded(base)
         assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)

@@ -1,10 +1,11 @@
 """The errors for what cannot be companded, raised before any work. Each says why."""
 
+import functools
 import math
 import numbers
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from wcjax.psi import LEARN, LEARN_NETWORK, Elementwise, Psi, PyTree
+from wcjax.psi import LEARN, Elementwise, Psi, PyTree
 from wcjax.reparam import BY_NAME, Sigmoid, WeightNorm
 
 Weights = Mapping[jax.tree_util.KeyPath, Any]  # {key path: w}
@@ -20,6 +21,27 @@ Weights = Mapping[jax.tree_util.KeyPath, Any]  # {key path: w}
 # How far inside the bound w must be, in machine epsilons: the float nearest to a·π/2 may exceed it, and tan changes
 # sign there. A step stops a little earlier, so that the weights after it are accepted as initial weights.
 START_MARGIN, STEP_MARGIN = 4, 6
+
+# States of optimizers that keep weights and return to them, and of those that divide a gradient by its size.
+KEEPS_WEIGHTS = (
+    optax.contrib.COCOBState,
+    optax.contrib.MadgradState,
+    optax.contrib.MechanicState,
+    optax.contrib.SAMState,
+    optax.contrib.ScheduleFreeState,
+)
+CANCELS_SLOPE = (
+    optax.ScaleByAdaDeltaState,
+    optax.ScaleByAdamState,
+    optax.ScaleByAdanState,
+    optax.ScaleByAmsgradState,
+    optax.ScaleByBeliefState,
+    optax.ScaleByLionState,
+    optax.ScaleByRStdDevState,
+    optax.ScaleByRmsState,
+    optax.ScaleByRpropState,
+    optax.ScaleByRssState,
+)
 
 
 def path_str(path: jax.tree_util.KeyPath) -> str:
@@ -56,9 +78,8 @@ def check_weight_decay(weight_decay: Any) -> None:
         raise ValueError(f"weight_decay must be a number of at least 0, or a schedule of it, found {weight_decay!r}.")
 
 
-def check_learn(psi: Psi | None, learn: str, of_network: bool = False) -> None:
+def check_learn(psi: Psi | None, learn: str, choices: tuple[str, ...] = LEARN) -> None:
     """Raises ValueError for an unknown way of learning, and for a Ψ without a and b that should learn them."""
-    choices = LEARN_NETWORK if of_network else LEARN
     if learn not in choices:
         raise ValueError(f"learn must be one of {', '.join(map(repr, choices))}, found {learn!r}.")
     if learn != "none" and not isinstance(psi, Sigmoid):
@@ -70,6 +91,14 @@ def check_where(where: Any) -> None:
     """Raises ValueError if `where` is not a function. A Ψ, although callable, is one in the wrong place."""
     if not callable(where) or isinstance(where, Psi):
         raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
+
+
+def is_selected(answer: Any, path: jax.tree_util.KeyPath) -> bool:
+    """The answer of `where` about the leaf at path. Raises ValueError if it is not a bool."""
+    if np.ndim(answer) or np.asarray(answer).dtype != bool:
+        returned = f"{type(answer).__name__} for {path_str(path)}"
+        raise ValueError(f"`where` must return True or False for each leaf, but returned a value of type {returned}.")
+    return bool(answer)
 
 
 def check_selection(weights: Weights, params: PyTree, num_reparameterized: int = 0) -> None:
@@ -119,9 +148,20 @@ def _check_start(weights: Weights, psi: Psi) -> None:
             )
 
 
+class _BoundUse(NamedTuple):
+    """The entry of a weight that is nearest to its bound."""
+
+    share: float  # of the limit
+    path: jax.tree_util.KeyPath
+    size: float  # |w|
+    limit: float
+    a: float
+    b: float
+
+
 def _check_bound(weights: Weights, psi: Elementwise) -> None:
     """Raises ValueError if the largest |w| relative to its bound is not inside it."""
-    largest = {}
+    worst = None
     for path, w in weights.items():
         own_psi = _for_weight(path, w, psi)
         size = np.abs(np.asarray(w, np.float64))
@@ -129,23 +169,22 @@ def _check_bound(weights: Weights, psi: Elementwise) -> None:
         limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
         if size.size:
             index = np.argmax(size / limit)
-            a, b = (np.broadcast_to(getattr(own_psi, name, 1.0), size.shape).flat[index] for name in "ab")
-            largest[path] = (size / limit).flat[index], size.flat[index], limit.flat[index], abs(a), abs(b)
-    if not largest:
-        return
-    path = max(largest, key=lambda path: largest[path][0])
-    ratio, max_size, its_limit, a, b = largest[path]
-    if ratio < 1:
+            a, b = (np.abs(np.broadcast_to(getattr(own_psi, name, 1.0), size.shape).flat[index]) for name in "ab")
+            use = _BoundUse((size / limit).flat[index], path, size.flat[index], limit.flat[index], a, b)
+            worst = use if worst is None or use.share > worst.share else worst
+    if worst is None or worst.share < 1:
         return
     name, cure = repr(psi), "Choose smaller weights."
     if isinstance(psi, Sigmoid):
-        digit = 10.0 ** (math.floor(math.log10(a * ratio)) - 1)
-        sufficient_a = math.ceil(1.05 * a * ratio / digit) * digit
-        name, cure = f"{type(psi).__name__}(a={a:g}, b={b:g})", f"Choose a >= {sufficient_a:.3g}, or smaller weights."
-    dtype = jax.dtypes.canonicalize_dtype(weights[path].dtype)
+        needed = worst.a * worst.share
+        digit = 10.0 ** (math.floor(math.log10(needed)) - 1)
+        sufficient = math.ceil(1.05 * needed / digit) * digit
+        name = f"{type(psi).__name__}(a={worst.a:g}, b={worst.b:g})"
+        cure = f"Choose a >= {sufficient:.3g}, or smaller weights."
+    dtype = jax.dtypes.canonicalize_dtype(weights[worst.path].dtype)
     raise ValueError(
-        f"{path_str(path)}: largest |w| is {max_size:.6g}, but {name} only reaches |w| < {its_limit:.6g} in {dtype}. "
-        f"{cure}"
+        f"{path_str(worst.path)}: largest |w| is {worst.size:.6g}, but {name} only reaches |w| < {worst.limit:.6g} in "
+        f"{dtype}. {cure}"
     )
 
 
@@ -169,16 +208,36 @@ def has_values(w: Any) -> bool:
     return is_array and getattr(w, "is_fully_addressable", True)
 
 
-def check_update(params: PyTree, extra_args: Mapping[str, Any]) -> None:
-    """Raises ValueError for an update without params, or with a function that an inner optimizer would call with v."""
+def check_update(params: PyTree) -> None:
+    """Raises ValueError for an update without params."""
     if params is None:
         raise ValueError("This transform needs the parameters: call update(grads, state, params).")
-    for name, x in extra_args.items():
-        if any(map(callable, (x, *jax.tree.leaves(x)))):
+
+
+def without_functions(extra_args: Mapping[str, Any], updates: PyTree) -> dict[str, Any]:
+    """extra_args in which each function raises ValueError if the inner optimizer calls it.
+
+    optax.chain gives all extra arguments to each of its members, most of which call none.
+    """
+    gradients: Any = jax.tree.structure(updates)
+
+    def refuse(name, x):
+        def call(*_args, **_kwargs):
             raise ValueError(
-                f"{name} is a function, which the inner optimizer would call with v instead of w. Use an optimizer "
-                "that takes none, or compand(..., adaptive=True, learn='none'), whose inner optimizer sees w."
+                f"The inner optimizer calls {name}, but not with the params that {name} takes: compand gives it v "
+                "instead of w, scale_by_derivative w instead of v. Use an inner optimizer that calls no function, or "
+                "compand(..., adaptive=True, learn='none'), whose inner optimizer sees w."
             )
+
+        return call if callable(x) else x
+
+    def replace(name, x):
+        if callable(x) and not jax.tree_util.all_leaves([x]) and jax.tree.structure(x) == gradients:
+            return x  # the gradients of a module that can be called
+        is_function = lambda y: callable(y) and (y is x or isinstance(y, jax.tree_util.Partial))
+        return jax.tree.map(functools.partial(refuse, name), x, is_leaf=is_function)
+
+    return {name: replace(name, x) for name, x in extra_args.items()}
 
 
 def check_state(psis: PyTree, pairs: PyTree, psi: Elementwise, learn: str) -> None:
@@ -201,29 +260,38 @@ def check_state(psis: PyTree, pairs: PyTree, psi: Elementwise, learn: str) -> No
             )
 
 
+def check_pairs(pairs: PyTree, expected: PyTree) -> None:
+    """Raises ValueError if the learned pairs in a state of `compand` do not have the expected shapes."""
+    shapes = [
+        {path_str(path): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (pairs, expected)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"this state was made with another learn: its a and b have the shapes {shapes[0]}, but this compand learns "
+            f"{shapes[1]}. Make a new state with init."
+        )
+
+
 def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
     """Raises ValueError for an inner optimizer that gives wrong results inside, which is recognized by its state.
 
     Warns if it divides each entry of its gradient by its size, and so cancels Ψ′, but adaptive is False.
     """
-    names = ("SAMState", "ScheduleFreeState", "MadgradState", "MechanicState", "COCOBState")
-    keeps_weights = tuple(getattr(optax.contrib, name) for name in names)
-    divides = ("Adam", "Amsgrad", "Belief", "Adan", "AdaDelta", "Rss", "Rms", "RStdDev", "Rprop", "Lion")
-    cancels = tuple(getattr(optax, f"ScaleBy{name}State") for name in divides)
-    kinds = (*keeps_weights, *cancels, optax.LookaheadState)
+    kinds = (*KEEPS_WEIGHTS, *CANCELS_SLOPE, optax.LookaheadState)
     states = [x for x in jax.tree.leaves(inner_state, is_leaf=lambda x: isinstance(x, kinds)) if isinstance(x, kinds)]
     for x in states:
         if isinstance(x, optax.LookaheadState):
             raise ValueError("wrap compand in lookahead, not lookahead in compand: optax.lookahead(compand(...), ...).")
         is_opaque = isinstance(x, optax.contrib.SAMState) and x.cache is None  # it moves within one update only
-        if adaptive and isinstance(x, keeps_weights) and not is_opaque:
+        if adaptive and isinstance(x, KEEPS_WEIGHTS) and not is_opaque:
             raise ValueError(
                 f"The inner optimizer keeps weights and returns to them ({type(x).__name__}), but an adaptive step is "
                 "multiplied by Ψ′(v), so that it would miss them. Use compand(..., adaptive=False) around it."
             )
     is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # optimizers of parts of the tree, perhaps not of weights
     has_parts = any(map(is_hidden, jax.tree.leaves(inner_state, is_leaf=is_hidden)))
-    if states and not adaptive and not has_parts and all(isinstance(x, cancels) for x in states):
+    if states and not adaptive and not has_parts and all(isinstance(x, CANCELS_SLOPE) for x in states):
         warnings.warn(
             f"The inner optimizer divides each entry of its gradient by its size ({type(states[0]).__name__}), which "
             "cancels Ψ′(v): pass compand(..., adaptive=True).",

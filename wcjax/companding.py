@@ -7,8 +7,9 @@ docs/two_doors.md derives the step.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import optax.contrib
 from wcjax import checks, serialization
 from wcjax.optim import LARGEST, reciprocal_derivative, scale, scale_step
 from wcjax.params import is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
-from wcjax.psi import Elementwise, Psi, PyTree, Where, wide_dtype
+from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype
 from wcjax.reparam import Sigmoid
 
 
@@ -79,8 +80,8 @@ def compand(
       \qquad \Psi'(v) = \frac{a}{b}\,\cos^2 x
 
     The model stays as it is, nothing is folded after training, and the forward and backward pass cost what they did
-    before. v is not stored, so w may be loaded, averaged or clipped between updates. A w can be beyond the bound, if it
-    was changed outside, or if init ran under jit, which cannot look at values. Then the next update takes it just
+    before. v is not stored, so w may be loaded, averaged or clipped between updates. A weight may lie beyond the bound
+    if other code changed it, or if init ran under jit and could not check values. The next update first moves it just
     inside.
 
     Args:
@@ -100,7 +101,7 @@ def compand(
 
     Returns:
       A transform with a `wcjax.companding.CompandState`. Updates of companded leaves have the dtype of their leaf. A
-      step that would carry w to the bound stops a few roundings before it.
+      step that would reach the bound stops a few roundings short of it.
 
     Raises:
       ValueError: if inner is not an optimizer, psi is not one of these, learn is unknown or does not suit psi, adaptive
@@ -108,9 +109,9 @@ def compand(
         params hold Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if
         |w| >= psi.bound (the message has an a that fits); if inner is lookahead or another compand; or if adaptive=True
         and inner keeps weights and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no
-        params; a state that was made with another learn or with other numbers in psi (its arrays, and which leaves are
-        companded, are those that init saw); or a function among the extra arguments (a line search's value_fn), which
-        inner would call with v, unless adaptive=True and nothing is learned.
+        params, or a state that was made with another learn or with other numbers in psi (its arrays, and which leaves
+        are companded, are those that init saw). If inner calls a function among the extra arguments (a line search's
+        value_fn), because it would call it with v; with adaptive=True and nothing learned it may.
 
     Warns:
       UserWarning: by init, if inner is adam or another optimizer that cancels Ψ′, and adaptive is False.
@@ -146,7 +147,7 @@ def compand(
     """
     checks.check_optimizer(inner)
     checks.check_psi(psi, Elementwise)
-    checks.check_learn(psi, learn, of_network=True)
+    checks.check_learn(psi, learn, LEARN_NETWORK)
     checks.check_weight_decay(weight_decay)
     if not isinstance(adaptive, bool):
         raise ValueError(f"adaptive must be True or False, found {adaptive!r}.")
@@ -159,7 +160,8 @@ def compand(
     def init_fn(params):
         psis, pairs = _initial_psis(params, psi, where, learn)
         start_psis = _current_psis(psis, pairs, learn)
-        inner_params = _map(_inside if adaptive else lambda psi, w: psi.inverse(_inside(psi, w)), start_psis, params)
+        weights = _inside_bound(start_psis, params)
+        inner_params = weights if adaptive else _inverse(start_psis, weights)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
         is_ours = lambda x: isinstance(x, CompandState)
         if any(map(is_ours, jax.tree.leaves(inner_state, is_leaf=is_ours))):
@@ -168,20 +170,24 @@ def compand(
         return CompandState(inner_state, decay.init(params), psis, pairs)
 
     def update_fn(updates, state, params=None, **extra_args):
-        checks.check_update(params, {} if adaptive and not learned else extra_args)
+        checks.check_update(params)
         checks.check_state(state.psis, state.pairs, psi, learn)
+        if learned:
+            start_pairs = functools.partial(_initial_pairs, state.psis, psi=psi, learn=learn)
+            checks.check_pairs(state.pairs, jax.eval_shape(start_pairs, params))
+        if not adaptive or learned:
+            extra_args = checks.without_functions(extra_args, updates)
         psis = _current_psis(state.psis, state.pairs, learn)
-        weights = _map(_inside, psis, params)
-        slopes = _map(lambda psi, w: psi.slope(w), psis, weights)
-        v = _map(lambda psi, w: psi.inverse(w), psis, weights)
+        weights = _inside_bound(psis, params)
+        slopes, v = _slopes(psis, weights), _inverse(psis, weights)
 
         # dL/dw gets λ·w, which is λ·w·Ψ′ in dL/dv. With learned a and b dL/dv gets λ·v, which is λ·v/Ψ′ in dL/dw.
         if adaptive:
             grads, inner_params = updates, weights
-            penalized = _map(lambda psi, v: scale(v, reciprocal_derivative(psi, v)), psis, v) if learned else weights
+            penalized = _scaled(psis, v, _map(reciprocal_derivative, psis, v)) if learned else weights
         else:
-            grads, inner_params = _map(lambda _, g, slope: scale(g, slope), psis, updates, slopes), v
-            penalized = v if learned else _map(lambda _, w, slope: scale(w, slope), psis, weights, slopes)
+            grads, inner_params = _scaled(psis, updates, slopes), v
+            penalized = v if learned else _scaled(psis, weights, slopes)
         grads, decay_state = decay.update(grads, state.decay, penalized)
 
         if learned:
@@ -196,8 +202,8 @@ def compand(
             pairs, new_psis = None, psis
         if adaptive:
             steps = _map(lambda _, step, slope: scale_step(step, slope), psis, steps, slopes)
-        updates = _map(_change_of_w, psis, steps, weights, params, new_psis)
-        return updates, CompandState(inner_state, decay_state, state.psis, pairs)
+        changes = _map(_change_of_w, psis, steps, weights, params, new_psis)
+        return changes, CompandState(inner_state, decay_state, state.psis, pairs)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -220,7 +226,7 @@ def schedule_free_eval_params(state: CompandState, params: PyTree) -> PyTree:
         raise ValueError("this takes the CompandState of compand(schedule_free(...), psi) itself, not one around it.")
     if state.pairs is not None:
         raise ValueError("schedule_free has no evaluation weights with learned a and b: use learn='none'.")
-    v = _map(lambda psi, w: psi.inverse(w), state.psis, params)
+    v = _inverse(state.psis, params)
     return _map(lambda psi, v: psi(v), state.psis, optax.contrib.schedule_free_eval_params(state.inner, v))
 
 
@@ -228,9 +234,11 @@ def _initial_psis(params, psi, where, learn):
     """(psis, pairs) of `CompandState` at the start."""
     serialization.register(type(psi))
     structure: Any = jax.tree.structure(params)
-    if structure.num_nodes == 1 and structure.num_leaves == 0:  # optax.tree.map_params calls init with a placeholder
-        any_tree = jnp.zeros(())
-        return any_tree, {"none": None, "coarse": _pair(psi, any_tree, learn)}.get(learn, any_tree)
+    if structure.num_nodes == 1 and structure.num_leaves == 0:
+        # A tree without leaves, or the placeholder for any tree with which optax.tree.map_params calls init.
+        psis = params if isinstance(params, Mapping | Sequence | None) else jnp.zeros(())
+        pairs = {"none": None, "coarse": _pair(psi, jnp.zeros(()), learn)}
+        return psis, pairs.get(learn, psis)
     if any(map(is_weight, jax.tree.leaves(params, is_leaf=is_weight))):
         raise ValueError(
             "compand takes plain weights, but this tree has Reparameterized ones, which hold v: use "
@@ -239,18 +247,26 @@ def _initial_psis(params, psi, where, learn):
     weights = selected(params, where)
     checks.check_selection(weights, params)
     checks.check_weights(weights, psi)
+    without_arrays = jax.tree.map(lambda _: None, psi)
 
-    def at_weights(make):
-        make_at = lambda path, _: make(weights[path]) if path in weights else None
-        return jax.tree_util.tree_map_with_path(make_at, params, is_leaf=is_weight_or_box)
+    def psi_of(path, _):
+        if path not in weights:
+            return None
+        return psi.for_weight(weights[path], learn, axes=()) if learn == "none" else without_arrays
 
-    if learn == "none":
-        return at_weights(lambda w: psi.for_weight(w, learn, axes=())), None
-    psis = at_weights(lambda _: jax.tree.map(lambda _: None, psi))
+    psis = jax.tree_util.tree_map_with_path(psi_of, params, is_leaf=is_weight_or_box)
+    return psis, None if learn == "none" else _initial_pairs(psis, params, psi, learn)
+
+
+def _initial_pairs(psis, params, psi, learn):
+    """The learned pairs of `CompandState` at the start."""
+    weights = jax.tree.map(
+        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_weight_psi_or_none
+    )
     if learn == "coarse":
-        is_double = any(wide_dtype(w.dtype) == jnp.float64 for w in weights.values())
-        return psis, _pair(psi, jnp.zeros((), jnp.float64 if is_double else jnp.float32), learn)
-    return psis, at_weights(lambda w: _pair(psi, w, learn))
+        is_double = any(wide_dtype(w.dtype) == jnp.float64 for w in jax.tree.leaves(weights))
+        return _pair(psi, jnp.zeros((), jnp.float64 if is_double else jnp.float32), learn)
+    return jax.tree.map(lambda w: _pair(psi, w, learn), weights)
 
 
 def _pair(psi, w, learn):
@@ -284,6 +300,26 @@ def _pair_gradients(state, psis, weights, grads, learn):
         return sum(jax.tree.leaves(terms), 0.0)
 
     return jax.grad(total)(state.pairs)
+
+
+def _inverse(psis, weights):
+    """v = Ψ⁻¹(w) of each companded leaf."""
+    return _map(lambda psi, w: psi.inverse(w), psis, weights)
+
+
+def _slopes(psis, weights):
+    """Ψ′(v) of each companded leaf."""
+    return _map(lambda psi, w: psi.slope(w), psis, weights)
+
+
+def _scaled(psis, tree, slopes):
+    """x·Ψ′(v) of each companded leaf x."""
+    return _map(lambda _, x, slope: scale(x, slope), psis, tree, slopes)
+
+
+def _inside_bound(psis, params):
+    """params with each companded leaf just inside the bound of its Ψ."""
+    return _map(_inside, psis, params)
 
 
 def _change_of_w(psi, u, w, start, new):

@@ -5,7 +5,7 @@ import numpy as np
 
 from wcjax import checks
 from wcjax.params import is_weight, is_weight_or_box, selected, unboxed, with_shared_pair
-from wcjax.psi import Psi, PyTree, Where
+from wcjax.psi import Elementwise, Psi, PyTree, Where
 
 
 def describe(params: PyTree, where: Where | None = None, psi: Psi | None = None) -> None:
@@ -42,6 +42,12 @@ def _largest(w, psi):
     if not checks.has_values(w) or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(psi)):
         return "", ""
     size = np.abs(np.asarray(w, np.float64))
-    with jax.ensure_compile_time_eval():
-        share = f"{np.max(size / psi.bound, initial=0.0):.1%}" if hasattr(psi, "bound") else ""
-    return f"{np.max(size, initial=0.0):.4g}", share
+    largest = f"{np.max(size, initial=0.0):.4g}"
+    if not isinstance(psi, Elementwise) or np.all(np.isinf(psi.bound)):
+        return largest, ""
+    try:
+        with jax.ensure_compile_time_eval():
+            bound = psi.for_weight(w, "none", axes=()).bound
+    except ValueError:
+        return largest, "arrays do not fit"
+    return largest, f"{np.max(size / bound, initial=0.0):.1%}"

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wcjax import checks, serialization
 from wcjax.extras import needs
 from wcjax.params import Reparameterized, is_weight, reparameterized, unboxed
 from wcjax.psi import Psi
-from wcjax.reparam import BY_NAME, Sigmoid
+from wcjax.reparam import BY_NAME, Sigmoid, WeightNorm
 
 needs("wcjax.linen", "flax")
 
@@ -62,12 +63,12 @@ class LearnedPair(nn.Module):
 
 
 class _Companded(type):
-    """The metaclass of the classes that `companded` makes."""
+    """The metaclass of the classes that `companded` makes, and of their subclasses."""
 
 
 def _reduce(layer: _Companded) -> Any:
-    """Pickles a class as the call that made it."""
-    return companded, layer.__bases__
+    """Pickles a class as the call that made it, and a subclass by its name, like any other class."""
+    return (companded, layer.__bases__) if "companded_class" in vars(layer) else layer.__qualname__
 
 
 copyreg.pickle(_Companded, _reduce)
@@ -84,9 +85,10 @@ def companded(cls: type[nn.Module]) -> type[Any]:
       each output channel.
 
     Raises:
-      ValueError: at once, if the class is in flax.linen and has no kernel itself (Embed, attention, recurrent cells).
-        When a layer is initialized or applied, for any other class that has no kernel itself; an unknown reparam or
-        learn; a kernel that does not hold floats; params that do not fit reparam.
+      ValueError: at once, if the class is in flax.linen and has no kernel itself (Embed, attention, recurrent cells),
+        or is companded already. When a layer is initialized or applied, for an unknown reparam or learn; a kernel that
+        does not hold floats; params that do not fit reparam; a nn.Einsum that gets its equation only when it is called,
+        if it needs to know its output axes. When it is called, for any other class that has no kernel itself.
     """
     _check_class(cls)
 
@@ -96,6 +98,7 @@ def companded(cls: type[nn.Module]) -> type[Any]:
             if name == "kernel" and is_weight(value):
                 raise ValueError(f"{_place(self)} is Reparameterized, but the layer has reparam=None: fold the params.")
             return value
+        _check_arguments(self)
         reparam = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
 
         def make(w):  # w may be in a box with the names of its axes, as nn.with_partitioning makes it
@@ -117,16 +120,10 @@ def companded(cls: type[nn.Module]) -> type[Any]:
         return nn.meta.unbox(w) if unbox else w
 
     def call(self, *args, **kwargs):
-        if isinstance(self.reparam, LearnedPair | SharedPsi):
-            if self.learn != "none":
-                raise ValueError(f"a LearnedPair is learned and shared: use learn='none', found {self.learn!r}.")
-        else:
-            checks.check_learn(self.reparam, self.learn)
-            if self.reparam is not None:
-                checks.check_psi(self.reparam)
+        _check_arguments(self)
         outputs = super(layer, self).__call__(*args, **kwargs)
         if self.reparam is not None and not is_weight(self.get_variable("params", "kernel")):
-            raise ValueError(f"{cls.__name__} has no parameter 'kernel' of its own, so that nothing was companded.")
+            raise ValueError(f"{cls.__name__} does not have its own parameter 'kernel', so nothing was companded.")
         return outputs
 
     metaclass: Any = _Companded if type(cls) is type else type(cls)
@@ -137,6 +134,7 @@ def companded(cls: type[nn.Module]) -> type[Any]:
             "__annotations__": {"reparam": Psi | LearnedPair | SharedPsi | None, "learn": str},
             "__doc__": f"flax.linen.{cls.__name__} with w = Ψ(v): see `wcjax.linen.companded`.",
             "__module__": __name__,
+            "companded_class": cls,
             "reparam": None,
             "learn": "none",
             "param": nn.nowrap(param),
@@ -149,9 +147,21 @@ def companded(cls: type[nn.Module]) -> type[Any]:
 def _check_class(cls):
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"companded takes a class of Flax Linen layers, found {cls!r}.")
+    if hasattr(cls, "companded_class"):
+        raise ValueError(f"{cls.__name__} is companded already: pass the class from flax.linen.")
     if cls.__module__.startswith("flax.linen") and not issubclass(cls, OWN_KERNEL):
         names = ", ".join(own.__name__ for own in OWN_KERNEL)
-        raise ValueError(f"flax.linen.{cls.__name__} has no parameter 'kernel' of its own; these have: {names}.")
+        raise ValueError(f"flax.linen.{cls.__name__} does not have its own parameter 'kernel'; these do: {names}.")
+
+
+def _check_arguments(layer):
+    if isinstance(layer.reparam, LearnedPair | SharedPsi):
+        if layer.learn != "none":
+            raise ValueError(f"a LearnedPair is learned and shared: use learn='none', found {layer.learn!r}.")
+        return
+    checks.check_learn(layer.reparam, layer.learn)
+    if layer.reparam is not None:
+        checks.check_psi(layer.reparam)
 
 
 def _place(layer):
@@ -163,9 +173,20 @@ def _output_axes(layer, ndim):
     if getattr(layer, "transpose_kernel", False):
         return (-2,)
     if isinstance(layer, nn.DenseGeneral):
-        outputs = 1 if isinstance(layer.features, int) else len(layer.features)
-        return (*range(len(layer.batch_dims)), *range(ndim - outputs, ndim))
+        return (*range(np.size(layer.batch_dims)), *range(ndim - np.size(layer.features), ndim))
+    if isinstance(layer, nn.Einsum):
+        return _output_axes_of_einsum(layer)
     return (-1,)
+
+
+def _output_axes_of_einsum(layer):
+    """The axes of an nn.Einsum's kernel whose letters its result has."""
+    if layer.einsum_str is not None:
+        operands, result = layer.einsum_str.replace(" ", "").split("->")
+        return tuple(axis for axis, letter in enumerate(operands.split(",")[1]) if letter in result)
+    if layer.learn == "channel" or isinstance(layer.reparam, WeightNorm):
+        raise ValueError(f"{_place(layer)}: pass einsum_str to nn.Einsum, not to its call, to tell the output axes.")
+    return ()
 
 
 serialization.register(Reparameterized, *BY_NAME.values())

@@ -62,12 +62,12 @@ def add_decayed_weights(
     """
     for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
         if isinstance(x, Psi):
-            raise ValueError(f"add_decayed_weights finds each Ψ in the tree: leave {x!r} out.")
+            raise ValueError(f"add_decayed_weights finds each Ψ in the tree: omit {x!r}.")
     checks.check_weight_decay(weight_decay)
     inner = optax.add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):
-        checks.check_update(params, {})
+        checks.check_update(params)
         return inner.update(updates, state, _penalized(params))
 
     return optax.GradientTransformation(inner.init, update_fn)
@@ -113,8 +113,9 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
 
     Raises:
       ValueError: if inner is not an optimizer. By init, if it keeps weights and returns to them. By update, if it gets
-        no params, or a function among the extra arguments. By both, if a mask or optax.multi_transform gave learned a
-        and b to another optimizer than their v.
+        no params, or plain gradients for Reparameterized weights; if inner calls a function among the extra arguments,
+        which takes v. By both, if a mask or optax.multi_transform gave learned a and b to another optimizer than their
+        v.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -140,7 +141,8 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
-        checks.check_update(params, extra_args)
+        checks.check_update(params)
+        extra_args = checks.without_functions(extra_args, updates)
         weights = _with_psis(params)
         grads = _map_v(lambda psi, v, g: scale(g, reciprocal_derivative(psi, v)), weights, updates)
         w = _map_v(lambda psi, v, _: psi(v), weights, params)
@@ -165,6 +167,8 @@ def _map_v(f, weights, tree):
     def replace_v(weight, x):
         if not is_weight(weight) or not isinstance(weight.psi, Elementwise) or x is None:
             return x
+        if not is_weight(x):
+            raise ValueError("params are Reparameterized, but updates are plain: differentiate with respect to params.")
         f_of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 

@@ -64,7 +64,8 @@ def is_kernel(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
     compand an embedding, pass another `where`.
     """
     names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    if names[-1:] == ["value"] and names[-2:-1] and names[-2] in KERNEL_NAMES:  # the array in an nnx.Param
+    in_variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")  # the array in an nnx.Param
+    if in_variable and names[-2] in KERNEL_NAMES:
         names.pop()
     if not names or names[-1] not in KERNEL_NAMES or getattr(leaf, "ndim", 0) < 2:
         return False
@@ -123,8 +124,6 @@ def reparameterize(params: PyTree, psi: Psi, where: Where | None = None, learn: 
 def reparameterized(leaf: Any, psi: Psi, learn: str, axes: tuple[int, ...] = (-1,)) -> Reparameterized:
     """The weight of a leaf, which may be in a box, as v under psi. axes: its output axes, unless psi names its own."""
     w = unboxed(leaf)
-    psi_axes = getattr(psi, "axis", None)
-    axes = axes if psi_axes is None else psi_axes
     psi = psi.for_weight(w, learn, np.lib.array_utils.normalize_axis_tuple(axes if w.ndim else (), w.ndim))
     return Reparameterized(jax.tree.map(psi.inverse, leaf), psi)
 
@@ -166,7 +165,8 @@ def selected(params: PyTree, where: Where | None) -> dict[jax.tree_util.KeyPath,
     where = is_kernel if where is None else where
     checks.check_where(where)
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight_or_box)
-    return {path: unboxed(x) for path, x in leaves if not is_weight(x) and where(path, unboxed(x))}
+    plain = {path: unboxed(x) for path, x in leaves if not is_weight(x)}
+    return {path: w for path, w in plain.items() if checks.is_selected(where(path, w), path)}
 
 
 def unboxed(x: Any) -> Any:
@@ -191,8 +191,11 @@ def is_weight_psi_or_none(x: Any) -> bool:
 
 def _is_box(x):
     """Whether x is an nnx.Variable, or a box of Flax Linen like nn.Partitioned, with one array in it."""
-    has_methods = hasattr(type(x), "get_value") or hasattr(type(x), "replace_boxed")
-    return has_methods and len(jax.tree.leaves(x)) == 1
+    is_variable = hasattr(type(x), "get_value") and hasattr(type(x), "get_metadata")
+    if not (is_variable or hasattr(type(x), "replace_boxed")):
+        return False
+    leaves = jax.tree.leaves(x, is_leaf=is_weight)
+    return len(leaves) == 1 and not is_weight(leaves[0])
 
 
 def _shares_pair(params: PyTree) -> bool:

@@ -109,8 +109,8 @@ def check_number(psi: Psi, field: str, lowest: float, inclusive: bool = False) -
     if not (math.isfinite(number) and (number >= lowest if inclusive else number > lowest)):
         allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
         raise ValueError(f"{type(psi).__name__}: {field} must be finite and {allowed}, found {field}={x}.")
-    if not 1e-30 <= number <= 1e30:  # beyond this, products and reciprocals overflow in float32
-        raise ValueError(f"{type(psi).__name__}: {field} must be from 1e-30 to 1e30, found {field}={x}.")
+    if not 1e-8 <= number <= 1e8:  # beyond this, quotients and a step of 1e30, divided by b, overflow in float32
+        raise ValueError(f"{type(psi).__name__}: {field} must be from 1e-8 to 1e8, found {field}={x}.")
     vars(psi)[field] = number
 
 

@@ -12,11 +12,13 @@ it a name in `BY_NAME`.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Collection
 from typing import Any, ClassVar, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wcjax import elementary
 from wcjax.psi import Elementwise, Psi, check_number, wide_dtype
@@ -195,7 +197,11 @@ class WeightNorm(Psi):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["axis"] = tuple(self.axis) if isinstance(self.axis, list) else self.axis
+        if self.axis is not None:
+            axes = tuple(self.axis) if isinstance(self.axis, tuple | list) else (self.axis,)
+            if not all(isinstance(axis, numbers.Integral) for axis in axes):
+                raise ValueError(f"WeightNorm: axis must be an int or several of them, found {self.axis!r}.")
+            vars(self)["axis"] = tuple(map(int, axes))
         if self.g is not None and not self.learned:
             raise ValueError(f"WeightNorm: g must be an array, or None before there is a weight, found {self.g!r}.")
 
@@ -212,7 +218,12 @@ class WeightNorm(Psi):
         return w
 
     def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
-        """self with g = the norm of each output channel of w. There is no choice of `learn`."""
+        """self with g = the norm of each output channel of w. There is no choice of `learn`.
+
+        ValueError: w does not have an axis that `axis` names.
+        """
+        if self.axis is not None and w.ndim:
+            axes = np.lib.array_utils.normalize_axis_tuple(self.axis, w.ndim)
         wide = jnp.asarray(w, wide_dtype(w.dtype))
         summed = [axis for axis in range(w.ndim) if axis not in axes]
         return dataclasses.replace(self, g=jnp.sqrt(jnp.sum(jnp.square(wide), axis=summed, keepdims=True)))

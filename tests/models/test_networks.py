@@ -204,7 +204,7 @@ def test_bfloat16_networks_round_w_once_and_keep_float32_state():
 
 
 def test_batch_norm_and_its_gradients_are_those_of_flax():
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         normal = np.random.default_rng(0).normal
         x, dy = normal(3, 2, size=(8, 5, 5, 4)), normal(size=(8, 5, 5, 4))
         options = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float64}
@@ -218,6 +218,9 @@ def test_batch_norm_and_its_gradients_are_those_of_flax():
             return y, state, pullback(dy)
 
         chex.assert_trees_all_close(results(ours), results(flax), rtol=1e-10, atol=1e-10)
+        train = lambda variables: ours.apply(variables, x, mutable=["batch_stats"])[1]
+        state = jax.eval_shape(train, ours.init(jax.random.key(0), x))
+        chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(state), jnp.float32(0))
 
 
 ERRORS = [  # test_config.py has those of wrong values

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from wcjax.checks import check_learn, check_psi
 from wcjax.errors import InputError, unknown
 from wcjax.extras import needs
-from wcjax.psi import Psi
+from wcjax.psi import LEARN_NETWORK, Psi
 
 needs("wcjax.models", "flax")
 
@@ -82,5 +82,5 @@ def create(
             raise InputError(f"{option} must be one of {', '.join(map(repr, _CHOICES[option]))}, found {value!r}.")
     if reparam is not None:
         check_psi(reparam)
-    check_learn(reparam, learn, of_network=True)
+    check_learn(reparam, learn, LEARN_NETWORK)
     return NETWORKS[name](num_classes=num_classes, reparam=reparam, learn=learn, dtype=dtype, **settings)

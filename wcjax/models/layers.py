@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from wcjax import linen
 from wcjax.models import cpu_convolution
-from wcjax.psi import Psi
+from wcjax.psi import Psi, wide_dtype
 
 Reparam = Psi | linen.LearnedPair | None
 
@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
     """nn.BatchNorm over all axes but the last, with the same variables, as one product and one sum.
 
     y = x·s + (bias − mean·s) with s = scale / √(variance + epsilon). The form (x − mean)·s + bias of Flax has XLA write
-    x − mean and dL/dy·s to memory for the backward pass. Statistics are float32 (float64 if x is).
+    x − mean and dL/dy·s to memory for the backward pass. Statistics are computed in float32 (float64 if x has it).
     """
 
     use_running_average: bool
@@ -75,16 +75,18 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(wide_dtype(x.dtype))
         mean, variance = running_mean.value, running_variance.value
         if not self.use_running_average:
             mean = x.mean(axes)
             variance = jnp.maximum(0, jnp.square(x).mean(axes) - jnp.square(mean))
             if not self.is_initializing():
                 for running, value in ((running_mean, mean), (running_variance, variance)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * value
+                    moved = self.momentum * running.value + (1 - self.momentum) * value
+                    running.value = moved.astype(running.value.dtype)
         slope = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return (x * slope + (bias - mean * slope)).astype(self.dtype)
+        slope, shift = (jnp.expand_dims(of_channel, axes) for of_channel in (slope, bias - mean * slope))
+        return (x * slope + shift).astype(self.dtype)
 
 
 def norm(train: bool, dtype: jax.typing.DTypeLike) -> Callable[..., nn.Module]:
