@@ -152,6 +152,17 @@ def test_robustness_is_compared_over_the_levels_of_a_change(tmp_path, write_run,
     assert "| WC erf | 1 |" not in text  # measured on fewer images
 
 
+def test_curves_of_other_changes_or_levels_are_not_mixed(tmp_path, write_run, write_report):
+    good, poor, blur = {"weight_bits": [[8, 0.8]]}, {"weight_bits": [[8, 0.6]]}, {"image_blur": [[1, 0.7]]}
+    for seed, curves in enumerate([good, poor | blur, {"weight_bits": [[4, 0.1], [3, 0.1]]}]):
+        folder = write_run(f"plain{seed}", "plain", seed, 0.8)
+        (folder / "robustness.json").write_text(json.dumps({"images": 100, "accuracy": 0.8, "curves": curves}))
+    text = write_report()
+    assert (tmp_path / "out" / "digits_resnet8_robustness.png").exists()
+    assert "| weight bits | plain | 2 | 70.00 | 10.00 |" in text
+    assert "| image blur | plain | 1 | 70.00 | 10.00 |" in text
+
+
 def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_report):
     for name in "abc":
         write_run(name, "plain", int(name == "c"), 0.94)

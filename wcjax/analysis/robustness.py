@@ -110,10 +110,19 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
 
 
 def measurements(runs: list[Run]) -> dict[pathlib.Path, dict]:
-    """{path: content of robustness.json} of the runs that were measured, on as many images as any of them."""
-    measured = {run.path: m for run in runs if (m := run_folder.read(run.path, "robustness.json"))}
-    most = max((m["images"] for m in measured.values()), default=0)
-    return {path: m for path, m in measured.items() if m["images"] == most}
+    """{path: content of robustness.json} of the runs that were measured, on as many images as any of them.
+
+    A curve is omitted if its levels are not those of the first run that has it.
+    """
+    contents = {run.path: m for run in runs if (m := run_folder.read(run.path, "robustness.json"))}
+    most = max((m["images"] for m in contents.values()), default=0)
+    contents = {path: m for path, m in contents.items() if m["images"] == most}
+    levels, levels_of = {}, lambda curve: [level for level, _ in curve]
+    for content in contents.values():
+        curves = content["curves"]
+        levels = {change: levels_of(curve) for change, curve in curves.items()} | levels
+        content["curves"] = {change: curve for change, curve in curves.items() if levels_of(curve) == levels[change]}
+    return contents
 
 
 def curves(runs: list[Run], measured: dict[pathlib.Path, dict]) -> dict[str, tuple[list, np.ndarray]]:
@@ -121,11 +130,12 @@ def curves(runs: list[Run], measured: dict[pathlib.Path, dict]) -> dict[str, tup
 
     The first accuracy of each run is the one without a change.
     """
-    of_runs = [measured[run.path] for run in runs if run.path in measured]
+    contents = [measured[run.path] for run in runs if run.path in measured]
     result = {}
-    for name in dict.fromkeys(name for m in of_runs for name in m["curves"]):
-        accuracies = [[m["accuracy"], *(y for _, y in m["curves"][name])] for m in of_runs if name in m["curves"]]
-        result[name] = [level for level, _ in of_runs[0]["curves"][name]], 100 * np.array(accuracies)
+    for name in dict.fromkeys(name for content in contents for name in content["curves"]):
+        members = [content for content in contents if name in content["curves"]]
+        accuracies = [[content["accuracy"], *(y for _, y in content["curves"][name])] for content in members]
+        result[name] = [level for level, _ in members[0]["curves"][name]], 100 * np.array(accuracies)
     return result
 
 

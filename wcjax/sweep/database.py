@@ -47,7 +47,9 @@ def open_database(setup: Setup) -> Database:
 
 def database_error(setup: Setup, error) -> InputError:
     """The error to report for an error that the database, its driver or Optuna raised."""
-    storage = re.sub(r":[^:/@]*@", ":***@", str(setup.database))
+    # Not by SQLAlchemy, which shows the end of a password that contains an @, and passwords after a ?.
+    storage = re.sub(r"(://[^:/]*):.*@", r"\1:***@", str(setup.database))
+    storage = re.sub(r"(pass\w*=)[^&]*", r"\1***", storage)
     if isinstance(error, ImportError):
         return InputError(
             f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "

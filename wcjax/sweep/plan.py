@@ -27,6 +27,7 @@ class Setup(NamedTuple):
     patience: float = 600.0  # how long SQLite waits for a lock
     heartbeat: int = 5  # between two heartbeats of a worker
     grace: int = 30  # how long a worker may be silent before others may take its run
+    pause: float = 30.0  # before a run that was stopped, or that another process trains, is started again
 
     @property
     def database(self):

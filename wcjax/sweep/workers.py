@@ -93,11 +93,11 @@ class Workers:
         self.trials, self.setup, self.start = trials, setup, start
         self.processes = {}  # {name: Popen}
         self.lock = threading.Lock()
-        self.stopping = False
+        self.stopping = threading.Event()
 
     def work(self) -> None:
         """Takes one trial after another. Waits for the last ones of other workers, because those may die."""
-        while not self.stopping:
+        while not self.stopping.is_set():
             with self.lock:
                 unclaimed, running = self.trials.requeue()
             if unclaimed:
@@ -121,8 +121,9 @@ class Workers:
                 return twin.value
             if is_running(twin) and twin.number < trial.number:
                 raise optuna.TrialPruned
-        folder, code = self.setup.out / name, START_AGAIN
-        while code == START_AGAIN and not any((folder / file).exists() for file in ("summary.json", "failed.json")):
+        folder, code = self.setup.out / name, self.train(name)
+        while code == START_AGAIN:
+            self.stopping.wait(self.setup.pause)
             code = self.train(name)
         if summary := run_folder.read(folder, "summary.json"):
             return summary["best_val_accuracy"]
@@ -135,13 +136,15 @@ class Workers:
         trials.lost[number] = f"{reason}; run the same command to resume"
         raise RunFailed(reason)
 
-    def train(self, name: str) -> int:
-        """The exit code of a new process of a run."""
-        config = self.trials.plan.configs[name].to_dict()
+    def train(self, name: str) -> int | None:
+        """The exit code of a new process of a run; None if the run has ended, so that none is started."""
+        folder, config = self.setup.out / name, self.trials.plan.configs[name].to_dict()
+        if any((folder / file).exists() for file in ("summary.json", "failed.json")):
+            return None
         with self.lock:
-            if self.stopping:
+            if self.stopping.is_set():
                 raise RunFailed("stopped")
-            process = self.start(self.setup.out / name, config, self.log(name), self.setup.jobs)
+            process = self.start(folder, config, self.log(name), self.setup.jobs)
             self.processes[name] = process
         return process.wait()
 
@@ -152,7 +155,7 @@ class Workers:
     def close(self) -> None:
         """Ends the processes of this sweep, which save their runs first."""
         with self.lock:
-            self.stopping = True
+            self.stopping.set()
             for process in self.processes.values():
                 if process.poll() is None:
                     process.terminate()

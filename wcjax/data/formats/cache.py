@@ -20,7 +20,7 @@ def path(directory):
     because HOME is not set and the user has no entry in the system's list of users.
     """
     root = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    if root.parts[0].startswith("~"):
+    if str(root).startswith("~"):
         logger.warning("There is no home directory to cache decoded images in. Set XDG_CACHE_HOME to a directory.")
         return None
     fingerprint = hashlib.sha256()
