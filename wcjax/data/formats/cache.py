@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def path(directory):
-    """Returns the cache file of a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
+    """The cache file of a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
 
     The fingerprint covers the relative name, size and modification time (ns) of every file in the directory, so that a
     changed directory gets a new cache file. XDG_CACHE_HOME defaults to `~/.cache`. None if `~` cannot be expanded,
