@@ -127,7 +127,7 @@ def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_run):
     _, wc = tables.table([setting])
     interval = stats.ttest_rel(accuracies["wc"], accuracies["plain"]).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
-    assert wc.paired and tables.difference(wc).endswith(", paired)")
+    assert wc.paired and tables.format_difference(wc).endswith(", paired)")
     _, wc = tables.table([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
     interval = stats.ttest_ind(accuracies["wc"][:7], accuracies["plain"], equal_var=False).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high], [100 * interval.low, 100 * interval.high])
@@ -274,17 +274,18 @@ def test_a_path_that_cannot_be_used_is_one_line(tmp_path, write_run, capsys, mon
 
 
 @pytest.mark.parametrize(
-    "file, old, new, message",
+    "variant, file, old, new, message",
     [
-        ("config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
-        ("config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
-        ("config.json", '"seed"', '"architectures"', "runs/b: unknown config key 'architectures'."),
-        ("weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
+        ("wc", "config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
+        ("wc", "config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
+        ("wc", "config.json", '"seed"', '"architectures"', "runs/b: unknown config key 'architectures'."),
+        ("wc", "weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
+        ("plain", "weights.jsonl", '"head"', '"tail"', "have the same model, but other layers in weights.jsonl"),
     ],
 )
-def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, file, old, new, message):
+def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, variant, file, old, new, message):
     good = write_run("a", "wc", 0, 0.94)
-    path = write_run("b", "wc", 1, 0.94) / file
+    path = write_run("b", variant, 1, 0.94) / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError, match=re.escape(message)):
         report.write_report([good, path.parent], tmp_path / "out")

@@ -1,7 +1,7 @@
 """The numbers of the paper, arXiv 2306.16993, which a report prints next to its own: test accuracy in %.
 
 Tables II to VII of the paper in one dict: {data set: {model: {method: (mean, std or None)}}}. Five runs each, three for
-TinyImageNet and ImageNet. Methods have the names of `runs.method`. Errors of the paper are listed in SLIPS and not
+TinyImageNet and ImageNet. Methods have the names of `runs.method`. Errors of the paper are listed in ERRATA and not
 copied.
 """
 
@@ -9,7 +9,7 @@ copied.
 LEARNED = ("WC learned fine", "WC learned coarse", "WC learned channel")  # the last one is not in the paper
 METHODS = ("plain", "PP", "WN", "WC", "WC arsinh", "WC erf", *LEARNED)
 
-SLIPS = (
+ERRATA = (
     "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is omitted.",
     "Its text says that WN beats WC for ResNet18 on CIFAR-10; by its tables, it does on CIFAR-100.",
 )
