@@ -67,13 +67,13 @@ def run(net, params, optimizer, data, marks, batch_size=64):
     """{step: params} at each of the marks, on batches that depend on the step alone."""
     step = train_step(net, optimizer)
     (images, labels), rng = data, np.random.default_rng(1)
-    state, found = optimizer.init(params), {}
+    state, params_at = optimizer.init(params), {}
     for count in range(1, max(marks) + 1):
         batch = rng.integers(len(images), size=batch_size)
         params, state = step(params, state, images[batch], labels[batch])
         if count in marks:
-            found[count] = params
-    return found
+            params_at[count] = params
+    return params_at
 
 
 def accuracy(net, params, data):
@@ -102,8 +102,8 @@ def runs(activation, marks, others):
     sgd = optax.sgd(0.1, momentum=0.9)
 
     def with_layers(params):
-        found = run(layers, wcjax.reparameterize(params, PSI), sgd, train, marks)
-        return {mark: wcjax.fold(x) for mark, x in found.items()}
+        params_at = run(layers, wcjax.reparameterize(params, PSI), sgd, train, marks)
+        return {mark: wcjax.fold(x) for mark, x in params_at.items()}
 
     compand = run(plain, params, wcjax.compand(sgd, PSI), train, marks)
     return with_layers(params), compand, [with_layers(one_rounding_off(params, seed)) for seed in range(others)]
@@ -123,8 +123,8 @@ def main():
         for mark in marks:
             yardstick = ", ".join(f"{gap(layers[mark], x[mark]):.1e}" for x in others)
             print(f"| {activation.__name__} | {mark:,} | {gap(layers[mark], compand[mark]):.1e} | {yardstick} |")
-        found = (f"{accuracy(Net(activation=activation), x[marks[-1]], test):.2%}" for x in (layers, compand, *others))
-        shares.append(f"{activation.__name__}: {', '.join(found)}")
+        accuracies = [accuracy(Net(activation=activation), x[marks[-1]], test) for x in (layers, compand, *others)]
+        shares.append(f"{activation.__name__}: {', '.join(f'{x:.2%}' for x in accuracies)}")
     print(f"\nTest accuracy of layers, compand and the others after {args.steps:,} steps: {'; '.join(shares)}.")
 
 

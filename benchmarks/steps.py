@@ -163,6 +163,6 @@ def measure_flags(name, batch, dtype, repeats, flags=FLAGS):
         try:
             steppers[variant] = Stepper(*train_step(model, tx, images, labels, flags=options), images, labels)
         except jax.errors.JaxRuntimeError as error:
-            print(f"{variant}: left out, {str(error).splitlines()[0]}")
+            print(f"{variant}: omitted, {str(error).splitlines()[0]}")
     for variant, times in summary(in_turn(steppers, repeats)).items():
         yield {"group": "flags", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times

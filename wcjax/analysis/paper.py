@@ -15,10 +15,9 @@ ERRATA = (
 )
 
 
-def _row(plain, wc, pp=None, wn=None, arsinh=None, erf=None, fine=None):
-    row = {"plain": plain, "PP": pp, "WN": wn, "WC": wc}
-    row |= {"WC arsinh": arsinh, "WC erf": erf, "WC learned fine": fine}
-    return {method: cell for method, cell in row.items() if cell is not None}
+def _row(*cells):
+    columns = "plain", "WC", "PP", "WN", "WC arsinh", "WC erf", "WC learned fine"
+    return {method: cell for method, cell in zip(columns, cells, strict=False) if cell is not None}
 
 
 ACCURACY = {

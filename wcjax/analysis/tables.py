@@ -79,13 +79,13 @@ def chosen_runs(runs: list[RunRecord]) -> list[list[RunRecord]]:
     """
     order = {method: place for place, method in enumerate(paper.METHODS)}
     place = lambda run: (order.get(run.method, len(order)), run.variant)
-    finished = sorted(without_repeats([run for run in runs if run.summary])[0], key=place)
-    chosen = []
-    for _, runs_of_method in itertools.groupby(finished, key=lambda run: run.method):
+    finished_runs = sorted(without_repeats([run for run in runs if run.summary])[0], key=place)
+    rows = []
+    for _, runs_of_method in itertools.groupby(finished_runs, key=lambda run: run.method):
         variants = [list(variant) for _, variant in itertools.groupby(runs_of_method, key=lambda run: run.variant)]
         most = max(map(len, variants))
-        chosen += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
-    return chosen
+        rows += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
+    return rows
 
 
 def val_accuracy(runs: list[RunRecord]) -> float:
@@ -98,17 +98,17 @@ def test_accuracy(run: RunRecord) -> float:
     return 100 * run.summary["test_accuracy"]
 
 
-def baseline_of(chosen: list[list[RunRecord]]) -> list[RunRecord]:
+def baseline_of(variants: list[list[RunRecord]]) -> list[RunRecord]:
     """The plain runs that all others are compared with: the best variant on val. Empty if there are none."""
-    return max((runs for runs in chosen if runs[0].method == "plain"), key=val_accuracy, default=[])
+    return max((runs for runs in variants if runs[0].method == "plain"), key=val_accuracy, default=[])
 
 
-def labels(chosen: list[list[RunRecord]]) -> list[str]:
+def labels(variants: list[list[RunRecord]]) -> list[str]:
     """A name for each variant: its method, and its Ψ and tuning if the method has several."""
-    methods = [runs[0].method for runs in chosen]
+    methods = [runs[0].method for runs in variants]
     return [
         m if methods.count(m) == 1 else f"{m}, {runs[0].reparam}, {runs[0].tuning}"
-        for m, runs in zip(methods, chosen, strict=True)
+        for m, runs in zip(methods, variants, strict=True)
     ]
 
 
