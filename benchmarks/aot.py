@@ -4,8 +4,8 @@
     python -m benchmarks.aot --target v5e:8x8 --config configs/imagenet.py:resnet50 --out FILE.json
 
 Lowers and compiles the real step of a config for plain weights, for layers that compute w = Ψ(v), for `wcjax.compand`
-and for a learned (a, b), runs nothing, and prints a Markdown table. A kernel is an instruction of the program that a
-device executes as one: a fusion, a library call, a copy. Bytes are those that its instructions read and write, without
+and for a learned (a, b), runs nothing, and prints a Markdown table. A kernel is an instruction that a device
+executes in one launch: a fusion, a library call, a copy. Bytes are those that instructions read and write, without
 library calls. Cycles are the TPU compiler's own estimates; the GPU compiler gives none. For several devices ('h100:8')
 the table shows what they send each other. Needs the extra `aot`; a GPU program takes a minute to compile, a TPU program
 several. Where several processes use libtpu at once, set ALLOW_MULTIPLE_LIBTPU_LOAD=1 and TPU_SKIP_MDS_QUERY=1.
@@ -65,7 +65,7 @@ def make_dataset(config) -> Dataset:
 
 
 def compile_step(target: str, config, run_class):
-    """(the compiled training step of config for the devices of target, the number of arrays that it gets donated)."""
+    """(the compiled training step of config for the devices of target, the number of donated arrays)."""
     mesh, dataset = make_mesh(target, config.mesh.fsdp), make_dataset(config)
     run = run_class(config, None, mesh, dataset)
     if isinstance(dataset.train, Split):
@@ -126,7 +126,7 @@ def main():
         print(json.dumps(records[-1]), flush=True)
         if args.out:
             add(args.out, case, records[-1])
-    print(f"\n{(report.sent if records[0]['collectives'] else report.aot)(records)}")
+    print(f"\n{(report.collectives if records[0]['collectives'] else report.aot)(records)}")
 
 
 def add(path: pathlib.Path, case: dict, record: dict) -> None:

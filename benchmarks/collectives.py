@@ -3,9 +3,9 @@
     python -m benchmarks.collectives --devices 8 64 --fsdp 1 8
 
 Compiles the step of configs/imagenet.py for that many simulated CPU devices, runs nothing, and prints Markdown: for
-each kind of collective how many arrays there are, and the bytes of the results on one device. On CPU XLA keeps the
-all-reduce of a gradient of which a device needs only its shard; its GPU and TPU back ends have a pass that makes it a
-reduce-scatter of the same operand.
+each kind of collective how many arrays there are, and the bytes of the results on one device. On a CPU, XLA keeps
+an all-reduce even if each device needs only its shard of the gradient. On GPU and TPU, a pass of the compiler turns it
+into a reduce-scatter of the same operand.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python -m benchmarks.compand_gap --steps 2000        about 3 minutes on two CPU cores
 
-A conv net on scikit-learn's digits, SGD 0.1 with momentum 0.9, Arctan(0.5, 0.5). The yardstick is the drift of runs
-with layers whose first weights are one rounding off, up or down by chance: nothing can promise less. With tanh it grows
-smoothly; with ReLU it leaps to 1e-2, at a step up to chance, when a unit is on in one run and off in the other.
+A conv net on scikit-learn's digits, SGD 0.1 with momentum 0.9, Arctan(0.5, 0.5). It is compared with the drift of
+runs with layers that start from weights moved to the next float above or below, at random: no implementation can drift
+less. With tanh the drift grows smoothly. With ReLU it jumps to 1e-2 at an unpredictable step, when a unit is on in one
+run and off in the other.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def gap(left, right):
 
 
 def one_rounding_off(params, seed):
-    """params with every kernel moved to the next float above or below, by chance."""
+    """params with every kernel moved to the next float above or below, at random."""
     rng = np.random.default_rng(seed)
     moved = lambda x: jnp.nextafter(x, jnp.asarray(rng.choice([-jnp.inf, jnp.inf], x.shape), x.dtype))
     return jax.tree.map(lambda x: moved(x) if x.ndim > 1 else x, params)
@@ -112,7 +113,7 @@ def runs(activation, marks, others):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=max(MARKS), help="the last mark")
-    parser.add_argument("--others", type=int, default=3, help="runs that make the yardstick")
+    parser.add_argument("--others", type=int, default=3, help="runs that start one rounding off")
     args = parser.parse_args()
     marks = [mark for mark in MARKS if mark < args.steps] + [args.steps]
     (_, test), shares = digits(), []

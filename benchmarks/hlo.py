@@ -14,7 +14,7 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>\S+) [^\n]*\{\n(?P<body>.*?)^\
 
 
 class Kernel(NamedTuple):
-    """An instruction that a device executes as one: a fusion, a library call, a copy, a collective."""
+    """An instruction that a device executes in one launch: a fusion, a library call, a copy, a collective."""
 
     name: str
     kind: str

@@ -22,7 +22,7 @@ STEPS = 5
 
 
 def kind(line: str) -> str:
-    """What an operation is for; line: of the compiled program. A form of a convolution is the branch of a platform."""
+    """What an operation is for. line: its line in the compiled program, where convolutions are in branches."""
     name = re.search(r'op_name="([^"]*)"', line)
     name = name[1] if name else ""
     backward = "transpose(" in name

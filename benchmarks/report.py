@@ -115,7 +115,7 @@ def aot(records):
     return table(head, rows)
 
 
-def sent(records):
+def collectives(records):
     """What the devices of programs for several accelerators send each other."""
     head = [
         "target",
@@ -136,7 +136,7 @@ def sent(records):
     return table(head, rows)
 
 
-MAKERS = {"torch": against_torch, "steps": steps, "aot": aot, "sent": sent}
+MAKERS = {"torch": against_torch, "steps": steps, "aot": aot, "sent": collectives}
 SAME = {"sent": "aot"}  # another table of the same records
 
 

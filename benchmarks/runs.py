@@ -184,7 +184,7 @@ def measure_saving(model, batch, dtype, repeats, steps=8):
 
 
 def measure_scan(model, batch, dtype, repeats, several=(1, 10)):
-    """Time of a step alone and of one among several in a scan, in turn."""
+    """Time of a step that is dispatched alone, and of a step among several in one scan, measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(model, batch, dtype, folder, 4 * batch)
         seconds = in_turn({f"{n} a dispatch": BareSteps(config, n) for n in several}, repeats)

@@ -37,7 +37,7 @@ FLAGS = {  # of XLA, for a GPU; each alone
 
 
 def variants(full: bool):
-    """{name: (reparam of the layers, learn, optimizer)}; those of SGD that most people ask for, or all."""
+    """{name: (reparam of the layers, learn, optimizer)}: three variants of SGD, or all variants if full."""
     sgd, adam = optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
     plain, on_w = optax.add_decayed_weights(DECAY), optim.add_decayed_weights(DECAY)
     some = {

@@ -44,7 +44,7 @@ NAMES = [f"resnet8_{variant}_seed{seed}" for variant in ("plain", "wc") for seed
 
 
 class Trainer:
-    """Trains in the place of the processes of runs: each writes its summary.json at once.
+    """Trains instead of the processes of runs: each writes its summary.json at once.
 
     Attributes:
       trained, at_work: names of runs; counts: numbers of runs at work.

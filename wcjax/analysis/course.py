@@ -24,7 +24,7 @@ class Course(NamedTuple):
     bound: float  # of |w| under Ψ; inf if there is none or if it is learned
 
     def density(self, bins) -> np.ndarray:
-        """Share of the weights per unit of w in bins (m + 1 rising edges), (t, m); even within a bin of EDGES."""
+        """Share of the weights per unit of w in bins (m + 1 rising edges), (t, m); uniform within a bin of EDGES."""
         below = np.cumsum(self.counts[:, :-1], axis=1) / self.counts.sum(axis=1, keepdims=True)
         return np.diff([np.interp(bins, EDGES, shares) for shares in below], axis=1) / np.diff(bins)
 

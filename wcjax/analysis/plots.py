@@ -18,7 +18,7 @@ from wcjax.analysis.course import Course
 from wcjax.files import saving
 from wcjax.reparam import Arctan, PowerProp
 
-# Okabe and Ito's colours, which people who see no red or no green can tell apart.
+# Okabe and Ito's colours, which people with red-green colour blindness can tell apart.
 # 9 colours with 4 lines or 8 markers: no pair occurs twice in the first 36.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7F7F7F")
 LINES = ("-", "--", "-.", ":")

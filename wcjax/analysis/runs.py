@@ -184,7 +184,7 @@ def _differing(columns: list[dict[str, str]]) -> dict[str, list[str]]:
 
 
 def without_repeats(runs: list[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
-    """(runs, repeats): of runs of one variant and seed, which are no new evidence, all but the first are repeats."""
+    """(runs, repeats). Runs of one variant and seed are no new evidence: all but the first are repeats."""
     first, repeats = {}, []
     for run in runs:
         if first.setdefault((run.variant, run.config["seed"]), run) is not run:

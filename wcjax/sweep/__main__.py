@@ -120,7 +120,7 @@ def unique(values: list) -> list:
 
 
 def sweep(args, overrides, options: SweepOptions, start) -> int:
-    """Trains the runs that have not ended yet. Returns the exit code: 0 if every run finished or failed by itself."""
+    """Trains the runs that have not ended yet. Returns the exit code: 0 if every run has finished or cannot finish."""
     from wcjax.sweep import workers  # here, because Optuna takes a second
 
     # Of this process: a TPU can be held by one process only, and that is a run.
