@@ -2,7 +2,7 @@
 # versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# glibc asks Linux for huge pages; docs/performance.md has the gain
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# huge pages, see docs/performance.md
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-long test-faults docs bench bench-gpu results-gpu help
@@ -23,7 +23,7 @@ test: .venv/installed-test  ## Runs ruff, mypy and pytest; OPTIONS are more opti
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal $(OPTIONS)
 
-test-long: .venv/installed-test  ## Runs what `make test` leaves out: several processes, faults, docs, notebooks
+test-long: .venv/installed-test  ## Runs what `make test` omits: several processes, faults, docs, notebooks
 	$(BIN)/pytest -m 'long and not faults' -n 2
 
 test-faults: .venv/installed-test  ## 20 faults of each kind at random moments, bits compared; 5,000 examples of each fuzz test
@@ -36,7 +36,7 @@ docs: .venv/installed-docs  ## Builds the documentation site in site/html, with 
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  (echo "wcjax needs Python 3.11 or newer; $(PYTHON) is older. Say: make PYTHON=python3.12" && exit 1)
+	  (echo "wcjax needs Python 3.11 or newer; $(PYTHON) is older. Run: make PYTHON=python3.12" && exit 1)
 	$(PYTHON) -m venv .venv || (rm -rf .venv; echo "On Debian and Ubuntu: apt install python3-venv" && exit 1)
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt

@@ -72,25 +72,25 @@ def main():
     parser.add_argument("--minutes", type=float, default=60, help="ends after that (default: %(default)s)")
     args = parser.parse_args()
     end_after(args.minutes)
-    wanted = args.only.split(",") if args.only else None
+    selection = args.only.split(",") if args.only else None
 
-    measured = {"machine": timing.machine(), "repeats": args.repeats, "records": []}
-    if wanted and args.out.exists():
-        measured = json.loads(args.out.read_text(encoding="utf-8")) | {"repeats": args.repeats}
-        if measured["machine"] != timing.machine():
+    results = {"machine": timing.machine(), "repeats": args.repeats, "records": []}
+    if selection and args.out.exists():
+        results = json.loads(args.out.read_text(encoding="utf-8")) | {"repeats": args.repeats}
+        if results["machine"] != timing.machine():
             parser.error(f"{args.out} is from another machine, other versions or other flags; name another file.")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, measured)
+    write_json(args.out, results)
     on_device = on_gpu if jax.default_backend() == "gpu" else on_cpu
     for name, records in on_device(args.repeats):
-        if wanted and not any(f"{name}:".startswith(f"{start}:") for start in wanted):
+        if selection and not any(f"{name}:".startswith(f"{start}:") for start in selection):
             continue
-        measured["records"] = [record for record in measured["records"] if record["case"] != name]
+        results["records"] = [record for record in results["records"] if record["case"] != name]
         try:
             for record in records:
-                measured["records"].append({"case": name} | record)
+                results["records"].append({"case": name} | record)
                 print(json.dumps(record), flush=True)
-                write_json(args.out, measured)
+                write_json(args.out, results)
         except jax.errors.JaxRuntimeError as error:  # such as too little memory
             print(f"{name}: omitted, {str(error).splitlines()[0]}", flush=True)
 

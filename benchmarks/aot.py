@@ -4,8 +4,8 @@
     python -m benchmarks.aot --target v5e:8x8 --config configs/imagenet.py:resnet50 --out FILE.json
 
 Lowers and compiles the real step of a config for plain weights, for layers that compute w = Ψ(v), for `wcjax.compand`
-and for a learned (a, b), runs nothing, and prints a Markdown table. A kernel is an instruction of the program that a
-device executes as one: a fusion, a library call, a copy. Bytes are those that its instructions read and write, without
+and for a learned (a, b), runs nothing, and prints a Markdown table. A kernel is an instruction that a device
+executes in one launch: a fusion, a library call, a copy. Bytes are those that instructions read and write, without
 library calls. Cycles are the TPU compiler's own estimates; the GPU compiler gives none. For several devices ('h100:8')
 the table shows what they send each other. Needs the extra `aot`; a GPU program takes a minute to compile, a TPU program
 several. Where several processes use libtpu at once, set ALLOW_MULTIPLE_LIBTPU_LOAD=1 and TPU_SKIP_MDS_QUERY=1.
@@ -65,7 +65,7 @@ def make_dataset(config) -> Dataset:
 
 
 def compile_step(target: str, config, run_class):
-    """(the compiled training step of config for the devices of target, the number of arrays that it gets donated)."""
+    """(the compiled training step of config for the devices of target, the number of donated arrays)."""
     mesh, dataset = make_mesh(target, config.mesh.fsdp), make_dataset(config)
     run = run_class(config, None, mesh, dataset)
     if isinstance(dataset.train, Split):
@@ -77,21 +77,21 @@ def compile_step(target: str, config, run_class):
     return steps.compile_train_step(run, data, state, totals), len(jax.tree.leaves((state, totals)))
 
 
-def measure(compiled, donated: int, memory_size: int) -> dict:
+def measure(step, num_donated: int, memory_size: int) -> dict:
     """What a compiled step consists of. memory_size: bytes of the device."""
-    memory = compiled.memory_analysis()
+    memory = step.memory_analysis()
     state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    needed = state + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    sizes = {"state_mb": state / 1e6, "temporary_mb": temporary / 1e6, "memory_share": needed / memory_size}
-    return hlo.describe(compiled.as_text()) | {"bytes": accessed(compiled), "donated": donated} | sizes
+    peak = state + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    sizes = {"state_mb": state / 1e6, "temporary_mb": temporary / 1e6, "memory_share": peak / memory_size}
+    return hlo.describe(step.as_text()) | {"bytes": accessed_bytes(step), "donated": num_donated} | sizes
 
 
-def accessed(compiled) -> float | None:
+def accessed_bytes(step) -> float | None:
     """Bytes that the instructions of a program read and write. None for programs of which XLA keeps no module."""
     from jax._src.lib import _jax
 
     try:
-        (module,) = compiled.runtime_executable().hlo_modules()
+        (module,) = step.runtime_executable().hlo_modules()
         return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)["bytes accessed"]
     except Exception:  # XLA's error types differ between versions
         return None
@@ -118,19 +118,19 @@ def main():
         case = {"target": args.target, "model": config.model, "batch": config.batch_size, "dtype": config.dtype}
         case |= {"fsdp": config.mesh.fsdp, "options": not args.without_options, "variant": variant}
         with omitted:
-            compiled, donated = compile_step(args.target, config, run_class)
+            step, num_donated = compile_step(args.target, config, run_class)
         if args.hlo:
             args.hlo.mkdir(parents=True, exist_ok=True)
-            (args.hlo / f"{'-'.join(map(str, case.values()))}.txt").write_text(compiled.as_text())
-        records.append({"group": "aot", **case, **measure(compiled, donated, memory_size)})
+            (args.hlo / f"{'-'.join(map(str, case.values()))}.txt").write_text(step.as_text())
+        records.append({"group": "aot", **case, **measure(step, num_donated, memory_size)})
         print(json.dumps(records[-1]), flush=True)
         if args.out:
             add(args.out, case, records[-1])
-    print(f"\n{(report.sent if records[0]['collectives'] else report.aot)(records)}")
+    print(f"\n{(report.collectives if records[0]['collectives'] else report.aot)(records)}")
 
 
 def add(path: pathlib.Path, case: dict, record: dict) -> None:
-    """Adds a record to a JSON file, in place of an older one of the same case."""
+    """Adds a record to a JSON file, instead of an older one of the same case."""
     old = json.loads(path.read_text())["records"] if path.exists() else []
     others = [other for other in old if any(other.get(key) != value for key, value in case.items())]
     write_json(path, {"records": [*others, record]})

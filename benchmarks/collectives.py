@@ -3,9 +3,9 @@
     python -m benchmarks.collectives --devices 8 64 --fsdp 1 8
 
 Compiles the step of configs/imagenet.py for that many simulated CPU devices, runs nothing, and prints Markdown: for
-each kind of collective how many arrays there are, and the bytes of the results on one device. On CPU XLA keeps the
-all-reduce of a gradient of which a device needs only its shard; its GPU and TPU back ends have a pass that makes it a
-reduce-scatter of the same operand.
+each kind of collective how many arrays there are, and the bytes of the results on one device. On a CPU, XLA keeps
+an all-reduce even if each device needs only its shard of the gradient. On GPU and TPU, a pass of the compiler turns it
+into a reduce-scatter of the same operand.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
     totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(run.mesh))
     data = feed.Streamed(images, run.dataset, config, run.mesh, iter(()))
     by_xla = mock.patch.dict(os.environ, {cpu_convolution.SWITCH: "xla"})
-    # As on a GPU or TPU: what a CPU does in its own way is left out.
+    # As on a GPU or TPU: what only a CPU does is omitted.
     with by_xla, mock.patch.object(elementary, "arctan", jnp.arctan):
         return steps.compile_train_step(run, data, state, totals), state
 
@@ -63,7 +63,7 @@ def collectives(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
     what: 'kernels' for arrays of two axes and more; for those of one axis, which are batch norm's but for the bias of
     the head, 'vectors, forward' (sums for mean and variance) or 'backward'; 'numbers' for the loss and what is counted.
     """
-    found = collections.defaultdict(lambda: (0, 0))
+    totals = collections.defaultdict(lambda: (0, 0))
     for line in hlo.splitlines():
         if not (operation := OPERATION.search(line)):
             continue
@@ -72,9 +72,9 @@ def collectives(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
             shape = [int(n) for n in array["shape"].split(",") if n]
             what = "kernels" if len(shape) > 1 else f"vectors, {'backward' if backward else 'forward'}"
             what = what if shape else "numbers"
-            count, size = found[operation["kind"], what]
-            found[operation["kind"], what] = (count + 1, size + math.prod(shape) * BYTES[array["dtype"]])
-    return dict(found)
+            count, size = totals[operation["kind"], what]
+            totals[operation["kind"], what] = (count + 1, size + math.prod(shape) * BYTES[array["dtype"]])
+    return dict(totals)
 
 
 def largest_arctan(hlo: str) -> int:
@@ -98,16 +98,16 @@ def main():
         print("| devices | fsdp | collective | of | arrays | MB |\n| --- | --- | --- | --- | --- | --- |")
     for devices in args.devices:
         for fsdp in args.fsdp:
-            compiled, state = compile_step(args.model, args.variant, devices, fsdp, args.batch, args.dtype)
-            hlo = compiled.as_text()
-            found = collectives(hlo)
+            step, state = compile_step(args.model, args.variant, devices, fsdp, args.batch, args.dtype)
+            hlo = step.as_text()
+            totals = collectives(hlo)
             if args.json:
                 sizes = [leaf.size for leaf in jax.tree.leaves(state.params) if jnp.ndim(leaf) > 1]
-                rows = [[*key, *value] for key, value in sorted(found.items())]
+                rows = [[*key, *value] for key, value in sorted(totals.items())]
                 numbers = {"kernels": sizes, "found": rows, "largest_arctan": largest_arctan(hlo)}
                 print(json.dumps({"devices": devices, "fsdp": fsdp, **numbers}))
                 continue
-            for (kind, what), (count, size) in sorted(found.items()):
+            for (kind, what), (count, size) in sorted(totals.items()):
                 print(f"| {devices} | {fsdp} | {kind} | {what} | {count} | {size / 1e6:.3f} |", flush=True)
 
 

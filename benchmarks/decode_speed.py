@@ -77,13 +77,13 @@ def main():
     print("| images | KB each | wcjax, median (quartiles) | plain Pillow + NumPy | ratio, median (quartiles) |")
     print("| --- | --- | --- | --- | --- |")
     for name, contents in sets.items():
-        found = {ours: [], plain: []}
+        rates = {ours: [], plain: []}
         for seed in range(args.rounds):
-            for function, rates in found.items():
-                rates.append(images_per_second(function, contents, args.size, seed))
-        ratios = [one / other for one, other in zip(found[ours], found[plain], strict=True)]
+            for function, values in rates.items():
+                values.append(images_per_second(function, contents, args.size, seed))
+        ratios = [one / other for one, other in zip(rates[ours], rates[plain], strict=True)]
         text = []
-        for values, digits in ((found[ours], 0), (found[plain], 0), (ratios, 2)):
+        for values, digits in ((rates[ours], 0), (rates[plain], 0), (ratios, 2)):
             low, middle, high = statistics.quantiles(values, n=4)
             text.append(f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})")
         kilobytes = sum(map(len, contents)) / len(contents) / 1000

@@ -14,7 +14,7 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>\S+) [^\n]*\{\n(?P<body>.*?)^\
 
 
 class Kernel(NamedTuple):
-    """An instruction that a device executes as one: a fusion, a library call, a copy, a collective."""
+    """An instruction that a device executes in one launch: a fusion, a library call, a copy, a collective."""
 
     name: str
     kind: str
@@ -40,37 +40,37 @@ def kernels(hlo: str) -> list[Kernel]:
     """The kernels of a program in the order in which they run."""
     bodies = {m["name"]: m["body"] for m in COMPUTATION.finditer(hlo)}
     entry = re.search(r"^ENTRY %?(\S+)", hlo, re.MULTILINE)[1]
-    found = []
+    program = []
     for line in bodies[entry].splitlines():
         if not (instruction := INSTRUCTION.match(line)):
             continue
         name, result, kind = instruction["name"], instruction["result"], instruction["kind"]
         if kind in NOT_KERNELS or (kind == "custom-call" and '"ConcatBitcast"' in line):
             continue
-        called = "".join(bodies.get(callee, "") for callee in re.findall(r"calls=%?([^\s,)]+)", line))
+        callees = "".join(bodies.get(callee, "") for callee in re.findall(r"calls=%?([^\s,)]+)", line))
         cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)))
-        found.append(Kernel(name, kind, result, cycles, f"{line}\n{called}"))
-    return found
+        program.append(Kernel(name, kind, result, cycles, f"{line}\n{callees}"))
+    return program
 
 
 def collectives(program: list[Kernel]) -> list[Collective]:
     """What the devices send each other. A TPU overlaps a collective with the computations among which it splits it."""
-    sent = {}
+    by_channel = {}
     for i, kernel in enumerate(program):
         for line in kernel.text.splitlines():
             if not (operation := OPERATION.search(line)):
                 continue
             chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)  # the parts of one collective of a TPU
             key = (operation["kind"], *chain.groups()) if chain else kernel.name
-            if key in sent:
+            if key in by_channel:
                 continue
             kind, result = operation["kind"], _result(line, operation)
             if "calls=%all-reduce-scatter" in kernel.text:  # the name of a reduce-scatter on a TPU
                 kind, result = "reduce-scatter", kernel.result
             is_split = kernel.name.startswith("async-collective")
             overlapped = is_split or (kernel.kind.endswith("-start") and _computes_meanwhile(program, i))
-            sent[key] = Collective(kind, size(result), overlapped)
-    return list(sent.values())
+            by_channel[key] = Collective(kind, size(result), overlapped)
+    return list(by_channel.values())
 
 
 def _result(line, operation):
@@ -101,27 +101,27 @@ def size(result: str) -> int:
 def describe(hlo: str) -> dict:
     """The numbers of a program: kernels, convolutions, conditionals, copies, cycles, collectives, aliased buffers."""
     program = kernels(hlo)
-    launched = [kernel for kernel in program if not kernel.kind.endswith("-done")]
-    copies = [kernel for kernel in launched if kernel.does == "copies"]
+    launches = [kernel for kernel in program if not kernel.kind.endswith("-done")]
+    copies = [kernel for kernel in launches if kernel.does == "copies"]
     cycles = collections.Counter()
     for kernel in program:
         cycles[kernel.does] += kernel.cycles
-    sent = {}
+    totals = {}
     for kind, size_, overlapped in collectives(program):
-        numbers = sent.setdefault(kind, {"number": 0, "mb": 0.0, "overlapped": 0, "overlapped_mb": 0.0})
+        numbers = totals.setdefault(kind, {"number": 0, "mb": 0.0, "overlapped": 0, "overlapped_mb": 0.0})
         numbers["number"] += 1
         numbers["mb"] += size_ / 1e6
         numbers["overlapped"] += overlapped
         numbers["overlapped_mb"] += overlapped * size_ / 1e6
     head = hlo.partition("\n")[0]
     return {
-        "kernels": len(launched),
+        "kernels": len(launches),
         "convolutions": len(re.findall(r"__cudnn\$conv\w*|= \S+ convolution\(", hlo)),
         "conditionals": sum(kernel.kind == "conditional" for kernel in program),
         "copies": len(copies),
         "copied_mb": sum(size(kernel.result) for kernel in copies) / 1e6,
         "cycles": sum(cycles.values()) or None,
         "cycles_of": {name: n for name, n in cycles.items() if n},
-        "collectives": sent,
+        "collectives": totals,
         "aliased": head.count("may-alias") + head.count("must-alias"),
     }

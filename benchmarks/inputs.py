@@ -40,11 +40,11 @@ def measure(batch, dtype, repeats, num_images=50_000, num_files=512):
         return
     with tempfile.TemporaryDirectory() as folder:
         for split in ("train", "val"):
-            of_class = pathlib.Path(folder, split, "class")
-            of_class.mkdir(parents=True)
+            class_folder = pathlib.Path(folder, split, "class")
+            class_folder.mkdir(parents=True)
             content = [generated(rng, 375, 500) for _ in range(10)]
             for i in range(num_files if split == "train" else 1):
-                (of_class / f"{i}.jpg").write_bytes(content[i % len(content)])
+                (class_folder / f"{i}.jpg").write_bytes(content[i % len(content)])
         for workers in (0, len(os.sched_getaffinity(0))):
             config = default_config()
             config.update({"dataset": "imagenet", "data_dir": folder, "batch_size": batch, "data_workers": workers})

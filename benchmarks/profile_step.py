@@ -22,7 +22,7 @@ STEPS = 5
 
 
 def kind(line: str) -> str:
-    """What an operation is for; line: of the compiled program. A form of a convolution is the branch of a platform."""
+    """What an operation is for. line: its line in the compiled program, where convolutions are in branches."""
     name = re.search(r'op_name="([^"]*)"', line)
     name = name[1] if name else ""
     backward = "transpose(" in name
@@ -49,12 +49,12 @@ def profile(name: str, batch: int) -> dict[str, float]:
         events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     program = stepper.step.as_text()
     lines = {name: line for line, name in re.findall(r"^ *(?:ROOT )?%((\S+) = .*)$", program, re.MULTILINE)}
-    found = collections.Counter()
+    milliseconds = collections.Counter()
     for event in events:
         operation = event.get("args", {}).get("hlo_op", "").removesuffix("__onednn$convolution")
         if operation in lines and not re.search(r" (conditional|call|while)\(", lines[operation]):
-            found[kind(lines[operation])] += event["dur"] / 1e3 / STEPS
-    return found
+            milliseconds[kind(lines[operation])] += event["dur"] / 1e3 / STEPS
+    return milliseconds
 
 
 def main():
@@ -62,10 +62,10 @@ def main():
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
     args = parser.parse_args()
-    found = profile(args.model, args.batch)
-    total = sum(found.values())
+    milliseconds = profile(args.model, args.batch)
+    total = sum(milliseconds.values())
     print(f"| {args.model}, batch {args.batch} | ms a step | share |\n| --- | --- | --- |")
-    for what, ms in found.most_common():
+    for what, ms in milliseconds.most_common():
         print(f"| {what} | {ms:.1f} | {ms / total:.0%} |")
     print(f"| all | {total:.1f} | 100% |")
 

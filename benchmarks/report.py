@@ -24,10 +24,10 @@ def text(page: pathlib.Path) -> str:
 
 def block(name, group) -> str:
     """The Markdown of one group of one file."""
-    found = read(name)
+    results = read(name)
     if group == "machine":
-        return machine(found["machine"])
-    records = [record for record in found["records"] if record["group"] == SAME.get(group, group)]
+        return machine(results["machine"])
+    records = [record for record in results["records"] if record["group"] == SAME.get(group, group)]
     if not records:
         return "Not measured yet."
     return MAKERS[group](records)
@@ -38,12 +38,12 @@ def read(name) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def machine(of) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items() if version)
-    flags = ", ".join(f"{k}={v}" for k, v in of["flags"].items()) or "none"
-    cores = "1 core" if of["cores"] == 1 else f"{of['cores']} cores"
-    device = f"{of['devices']} × {of['device']} ({of['processor']}), {cores}, {of['clock']}"
-    return f"{device}; Python {of['python']}, {versions}; flags: {flags}."
+def machine(facts) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+    flags = ", ".join(f"{k}={v}" for k, v in facts["flags"].items()) or "none"
+    cores = "1 core" if facts["cores"] == 1 else f"{facts['cores']} cores"
+    device = f"{facts['devices']} × {facts['device']} ({facts['processor']}), {cores}, {facts['clock']}"
+    return f"{device}; Python {facts['python']}, {versions}; flags: {flags}."
 
 
 def table(head, rows) -> str:
@@ -77,9 +77,9 @@ def steps(records):
     for r in records:
         kind = (case(r), r["variant"].startswith("Adam"))
         base = plain.setdefault(kind, r)  # the plain network is the first of its kind
-        added = (r["ratio"] - 1) * base["seconds"] / r["num_weights"]
+        overhead = (r["ratio"] - 1) * base["seconds"] / r["num_weights"]
         in_noise = r["low"] <= 1 <= r["high"]
-        ns = "" if r is base else "in the noise" if in_noise else f"{1e9 * added:.2g}"
+        ns = "" if r is base else "in the noise" if in_noise else f"{1e9 * overhead:.2g}"
         rows.append([case(r), r["variant"], ratio(r), milliseconds(r), ns, f"{r['temporary_mib']:.1f}"])
     return table(head, rows)
 
@@ -115,7 +115,7 @@ def aot(records):
     return table(head, rows)
 
 
-def sent(records):
+def collectives(records):
     """What the devices of programs for several accelerators send each other."""
     head = [
         "target",
@@ -136,7 +136,7 @@ def sent(records):
     return table(head, rows)
 
 
-MAKERS = {"torch": against_torch, "steps": steps, "aot": aot, "sent": sent}
+MAKERS = {"torch": against_torch, "steps": steps, "aot": aot, "sent": collectives}
 SAME = {"sent": "aot"}  # another table of the same records
 
 

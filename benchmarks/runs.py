@@ -162,7 +162,7 @@ def measure_epoch(model, batch, dtype, steps):
 
 
 def measure_saving(model, batch, dtype, repeats, steps=8):
-    """Seconds that a checkpoint adds to the steps beside which it is written, and their share of an epoch of CIFAR."""
+    """Seconds that a checkpoint adds to the steps while it is written, and their share of an epoch of CIFAR."""
     with tempfile.TemporaryDirectory() as folder:
         bare = BareSteps(run_config(model, batch, dtype, folder, 4 * batch))
         checkpoints, numbers = Checkpoints(pathlib.Path(folder, "checkpoints")), itertools.count(1)
@@ -177,18 +177,18 @@ def measure_saving(model, batch, dtype, repeats, steps=8):
         calls = {name: functools.partial(stretch, name == "saving") for name in ("steps", "saving")}
         seconds = in_turn(calls, repeats)
         checkpoints.close()
-    added = statistics.median(y - x for x, y in zip(seconds["steps"], seconds["saving"], strict=True))
+    overhead = statistics.median(y - x for x, y in zip(seconds["steps"], seconds["saving"], strict=True))
     epoch = 45_000 // batch * statistics.median(seconds["steps"]) / steps
     case = {"group": "save", "model": model, "batch": batch, "dtype": dtype}
-    yield case | {"seconds": added, "epoch_seconds": epoch, "share": added / epoch}
+    yield case | {"seconds": overhead, "epoch_seconds": epoch, "share": overhead / epoch}
 
 
 def measure_scan(model, batch, dtype, repeats, several=(1, 10)):
-    """Time of a step alone and of one among several in a scan, in turn."""
+    """Time of a step that is dispatched alone, and of a step among several in one scan, measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(model, batch, dtype, folder, 4 * batch)
         seconds = in_turn({f"{n} a dispatch": BareSteps(config, n) for n in several}, repeats)
-    per_step = {name: [x / int(name.split()[0]) for x in of] for name, of in seconds.items()}
+    per_step = {name: [x / int(name.split()[0]) for x in times] for name, times in seconds.items()}
     for variant, times in summary(per_step).items():
         yield {"group": "scan", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
 
@@ -217,14 +217,14 @@ import tempfile; summary = train(config, tempfile.mkdtemp())
 print(time.perf_counter() - began - summary["train_seconds"], summary["compile_seconds"])
 """
     with tempfile.TemporaryDirectory() as cache:
-        found = {"cold": None, "cached": None}
-        small = {f"JAX_PERSISTENT_CACHE_MIN_{of}": "0" for of in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
-        for variant in found:
-            env = os.environ | small | {"JAX_COMPILATION_CACHE_DIR": cache}
+        seconds = {"cold": None, "cached": None}
+        limits = {f"JAX_PERSISTENT_CACHE_MIN_{name}": "0" for name in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
+        for variant in seconds:
+            env = os.environ | limits | {"JAX_COMPILATION_CACHE_DIR": cache}
             out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-            found[variant] = [float(x) for x in out.stdout.split()[-2:]]
-    for variant, (total, compiling) in found.items():
-        yield {"group": "start", "model": model, "variant": variant, "seconds": total, "compile_seconds": compiling}
+            seconds[variant] = [float(x) for x in out.stdout.split()[-2:]]
+    for variant, (total, compilation) in seconds.items():
+        yield {"group": "start", "model": model, "variant": variant, "seconds": total, "compile_seconds": compilation}
 
 
 def measure_imports():

@@ -28,6 +28,7 @@ from wcjax import run_folder
 from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer
 from wcjax.config.command_line import read_config_file, split_overrides
+from wcjax.data.dataset import num_batches
 from wcjax.errors import command
 from wcjax.files import write_text
 from wcjax.params import fold
@@ -63,7 +64,7 @@ LEARNED_AB = [{"reparam.a": a, "reparam.b": b} for a, b in ((0.5, 1.0), (1.0, 1.
 
 
 class Method(NamedTuple):
-    """A variant of the config file, and the values of its own that are tried."""
+    """A variant of the config file, and its own values that are tried."""
 
     variant: str
     own: list[dict] = [{}]
@@ -116,7 +117,7 @@ def whole_run(run, feeds, seed, rates, splits) -> Result:
 
     def evaluate(model, data, split, variables):
         step = lambda _, totals: steps.eval_step(model, data, *variables, totals, split)
-        return jax.lax.fori_loop(0, -(-data.num_images // run.config.batch_size), step, steps.Totals.zero())
+        return jax.lax.fori_loop(0, num_batches(data.num_images, run.config.batch_size), step, steps.Totals.zero())
 
     def epoch(carry, number):
         state, best, best_correct, best_epoch = carry
@@ -284,18 +285,17 @@ class Experiment:
     def tune(self, methods, rates, num_own, others) -> dict[str, dict]:
         """{method: its best values on val}.
 
-        The trials of plain, the first, and of wn are at rates. Those of the others are with num_own values of their own
-        at the best rates of plain, and then at the rates `others(best)`, with the best of their own.
+        Plain, which comes first, and wn are tried at all rates. Each other method is tried with num_own of its own
+        values at the best rates of plain, and then with the best of them at the rates `others(best)`.
         """
-        chosen = {}
+        best = {}
         for method in methods:
             trials = rates
             if len(METHODS[method].own) > 1:
-                at = chosen["plain"]
-                own = self._best(method, [at | values for values in METHODS[method].own[:num_own]])
-                trials = [own | values for values in others(at)]
-            chosen[method] = self._best(method, trials)
-        return chosen
+                own = self._best(method, [best["plain"] | values for values in METHODS[method].own[:num_own]])
+                trials = [own | values for values in others(best["plain"])]
+            best[method] = self._best(method, trials)
+        return best
 
     def _best(self, method, points):
         """The point whose run has the highest accuracy on val."""
@@ -305,9 +305,9 @@ class Experiment:
         accuracies = self.trainer.train(f"{self.name} {method}", runs)
         return points[max(accuracies, key=accuracies.get)]
 
-    def final(self, chosen, folder="final"):
-        """The runs that are compared. chosen: {method: values}, or {label: (method, values)}."""
-        for label, values in chosen.items():
+    def final(self, points, folder="final"):
+        """The runs that are compared. points: {method: values}, or {label: (method, values)}."""
+        for label, values in points.items():
             method, values = values if isinstance(values, tuple) else (label, values)
             runs = {f"{self.name}/{folder}/{label}/seed{seed}": self.config(method, seed, values) for seed in SEEDS}
             self.trainer.train(f"{self.name} {folder} {label} {values}", runs)

@@ -37,7 +37,7 @@ FLAGS = {  # of XLA, for a GPU; each alone
 
 
 def variants(full: bool):
-    """{name: (reparam of the layers, learn, optimizer)}; those of SGD that most people ask for, or all."""
+    """{name: (reparam of the layers, learn, optimizer)}: three variants of SGD, or all variants if full."""
     sgd, adam = optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
     plain, on_w = optax.add_decayed_weights(DECAY), optim.add_decayed_weights(DECAY)
     some = {
@@ -163,6 +163,6 @@ def measure_flags(name, batch, dtype, repeats, flags=FLAGS):
         try:
             steppers[variant] = Stepper(*train_step(model, tx, images, labels, flags=options), images, labels)
         except jax.errors.JaxRuntimeError as error:
-            print(f"{variant}: left out, {str(error).splitlines()[0]}")
+            print(f"{variant}: omitted, {str(error).splitlines()[0]}")
     for variant, times in summary(in_turn(steppers, repeats)).items():
         yield {"group": "flags", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times

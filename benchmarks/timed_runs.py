@@ -32,20 +32,27 @@ def wait(process, seconds: float, grace: float) -> int | None:
     return None
 
 
-def train(config: str, variants, num_seeds: int, out: pathlib.Path, overrides, until: float, grace: float) -> list[str]:
-    """Trains one run after the other, until time.monotonic() is `until`; returns the folders of runs that failed."""
-    failed = []
+def commands(config: str, variants, num_seeds: int, out: pathlib.Path, overrides) -> dict[str, list[str]]:
+    """{run folder: the command that trains the run}, each variant with a seed before the next seed."""
+    commands = {}
     for seed in range(num_seeds):
         for variant in variants:
             folder = str(out / variant / str(seed))
             command = [sys.executable, str(ROOT / "train.py"), "--config", f"{config},{variant}", "--workdir", folder]
-            process = subprocess.Popen([*command, f"--config.seed={seed}", *overrides])
-            code = wait(process, until - time.monotonic(), grace)
-            if code is None:
-                return failed
-            if code != 0:
-                failed.append(folder)
-    return failed
+            commands[folder] = [*command, f"--config.seed={seed}", *overrides]
+    return commands
+
+
+def train(commands: dict[str, list[str]], until: float, grace: float) -> list[str]:
+    """Trains one run after the other, until time.monotonic() is `until`; returns the folders of runs that failed."""
+    failures = []
+    for folder, command in commands.items():
+        code = wait(subprocess.Popen(command), until - time.monotonic(), grace)
+        if code is None:
+            break
+        if code != 0:
+            failures.append(folder)
+    return failures
 
 
 def main():
@@ -60,11 +67,11 @@ def main():
     out = args.out.resolve()
     grace = min(60, 6 * args.minutes)  # seconds to save the last run, and as many to write the report
     until = time.monotonic() + 60 * args.minutes - 2 * grace
-    failed = train(args.config, args.variants.split(","), args.seeds, out, overrides, until, grace)
+    failures = train(commands(args.config, args.variants.split(","), args.seeds, out, overrides), until, grace)
     report = [sys.executable, "-m", "wcjax.analysis.report", str(out), "--out", str(out / "report")]
     code = wait(subprocess.Popen(report), grace, 5)
-    if failed:
-        sys.exit(f"error: these runs failed, see above: {', '.join(failed)}")
+    if failures:
+        sys.exit(f"error: these runs failed, see above: {', '.join(failures)}")
     if code != 0:
         sys.exit("error: the report was not written, see above.")
 

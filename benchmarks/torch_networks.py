@@ -1,4 +1,4 @@
-"""The networks of `wcjax.models` as one writes them in PyTorch."""
+"""The networks of `wcjax.models`, written in PyTorch in the usual way."""
 
 import torch
 from torch import nn

@@ -29,7 +29,7 @@ def train(tmp_path, monkeypatch, seeds, overrides, seconds):
     (tmp_path / "train.py").write_text(FAKE_TRAIN)
     monkeypatch.setattr(timed_runs, "ROOT", tmp_path)
     until, out = time.monotonic() + seconds, tmp_path / "out"
-    failed = timed_runs.train("c.py:resnet8", ["plain", "wc"], seeds, out, overrides, until, 60.0)
+    failed = timed_runs.train(timed_runs.commands("c.py:resnet8", ["plain", "wc"], seeds, out, overrides), until, 60.0)
     started = {str(path.parent.relative_to(out)): path.read_text() for path in out.rglob("arguments")}
     return [str(pathlib.Path(folder).relative_to(out)) for folder in failed], started
 

@@ -44,7 +44,7 @@ NAMES = [f"resnet8_{variant}_seed{seed}" for variant in ("plain", "wc") for seed
 
 
 class Trainer:
-    """Trains in the place of the processes of runs: each writes its summary.json at once.
+    """Trains instead of the processes of runs: each writes its summary.json at once.
 
     Attributes:
       trained, at_work: names of runs; counts: numbers of runs at work.
@@ -57,7 +57,7 @@ class Trainer:
 
     def sweep(self, *arguments, **times):
         """The exit code of a command line. Trials never become stale, however busy the machine is."""
-        times = {"poll": 0.02, "grace": 10**6} | times
+        times = {"poll": 0.02, "grace": 10**6, "pause": 0.02} | times
         return command(lambda argv: sweep.run_command(argv, self, **times))(list(map(str, arguments)))
 
     def __call__(self, folder, config, log, jobs):
@@ -156,6 +156,13 @@ def test_how_a_run_ends_decides_if_it_is_tried_again(trainer, tmp_path, capsys, 
     assert sorted(trainer.trained) == NAMES + ["resnet8_wc_seed7"] * (times - 1)
 
 
+def test_a_run_that_is_in_use_is_started_again_after_a_pause_unless_the_sweep_stops(trainer, tmp_path):
+    trainer.ends = dict.fromkeys(NAMES, START_AGAIN)
+    trainer.during = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert trainer.sweep(*RUNS, "--out", tmp_path, pause=1000.0) == START_AGAIN
+    assert len(trainer.trained) == 1
+
+
 @pytest.mark.parametrize(
     "deleted, more, storage, names",
     [
@@ -249,6 +256,8 @@ MISTAKES = {  # changes of RUNS: message
     "--storage nosuch://x": "--storage nosuch://x cannot be used: ",
     "--storage sqlite:////nowhere/x.db": "Check that its folder exists, and the permissions of both.",
     "--storage mysql://me:secret@h/n": "--storage mysql://me:***@h/n needs the Python module MySQLdb",
+    "--storage mysql://me@home:s/e:c@ret@h/n": "--storage mysql://me@home:***@h/n needs the Python module MySQLdb",
+    "--storage 'mysql://h/n?passwd=secret&user=me'": "--storage mysql://h/n?passwd=***&user=me needs the Python module",
     f"--out {DIGITS}": f"--out {DIGITS}: {DIGITS} is a file; give a folder.",
     "--config deaf.py --models a/b": "a run folder would be called 'a/b_plain_seed0'",
 }

@@ -51,7 +51,7 @@ def test_noise_on_weights_is_relative_to_their_spread():
 
 
 def test_rounding_has_a_scale_for_each_output_channel():
-    for before, after in changed(changes.round_to_bits, 3):
+    for before, after in changed(changes.quantize, 3):
         for channel in range(before.shape[-1]):
             w = np.float64(before[..., channel])
             grid = np.linspace(-1, 1, 7) * abs(w).max()  # a sign and two bits more
@@ -81,7 +81,7 @@ def test_images_change_as_their_definition_says():
     np.testing.assert_allclose(changes.blur(point, 5, None)[0, ..., 0] / 255, expected, atol=0.6 / 255)
 
 
-@pytest.mark.parametrize("change", [function for function, _ in changes.OF_IMAGES.values()])
+@pytest.mark.parametrize("change", [function for function, _ in changes.IMAGE_CHANGES.values()])
 def test_each_severity_changes_images_more(change):
     images = [change(IMAGES, severity, np.random.default_rng(0)) for severity in changes.SEVERITIES]
     assert all(after.dtype == np.uint8 and after.shape == IMAGES.shape for after in images)

@@ -127,7 +127,7 @@ def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_run):
     _, wc = tables.table([setting])
     interval = stats.ttest_rel(accuracies["wc"], accuracies["plain"]).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
-    assert wc.paired and tables.difference(wc).endswith(", paired)")
+    assert wc.paired and tables.format_difference(wc).endswith(", paired)")
     _, wc = tables.table([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
     interval = stats.ttest_ind(accuracies["wc"][:7], accuracies["plain"], equal_var=False).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high], [100 * interval.low, 100 * interval.high])
@@ -150,6 +150,17 @@ def test_robustness_is_compared_over_the_levels_of_a_change(tmp_path, write_run,
     assert "| weight bits | WC | 8 | 66.18 | 13.82 | +1.00 (+0.73 to +1.27, paired) | 0.0156 |" in text
     assert "| image blur | WC | 8 | 70.00 | 10.00 | +0.00 | 1 |" in text
     assert "| WC erf | 1 |" not in text  # measured on fewer images
+
+
+def test_curves_of_other_changes_or_levels_are_not_mixed(tmp_path, write_run, write_report):
+    good, poor, blur = {"weight_bits": [[8, 0.8]]}, {"weight_bits": [[8, 0.6]]}, {"image_blur": [[1, 0.7]]}
+    for seed, curves in enumerate([good, poor | blur, {"weight_bits": [[4, 0.1], [3, 0.1]]}]):
+        folder = write_run(f"plain{seed}", "plain", seed, 0.8)
+        (folder / "robustness.json").write_text(json.dumps({"images": 100, "accuracy": 0.8, "curves": curves}))
+    text = write_report()
+    assert (tmp_path / "out" / "digits_resnet8_robustness.png").exists()
+    assert "| weight bits | plain | 2 | 70.00 | 10.00 |" in text
+    assert "| image blur | plain | 1 | 70.00 | 10.00 |" in text
 
 
 def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_report):
@@ -263,17 +274,18 @@ def test_a_path_that_cannot_be_used_is_one_line(tmp_path, write_run, capsys, mon
 
 
 @pytest.mark.parametrize(
-    "file, old, new, message",
+    "variant, file, old, new, message",
     [
-        ("config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
-        ("config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
-        ("config.json", '"seed"', '"architectures"', "runs/b: unknown config key 'architectures'."),
-        ("weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
+        ("wc", "config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
+        ("wc", "config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
+        ("wc", "config.json", '"seed"', '"architectures"', "runs/b: unknown config key 'architectures'."),
+        ("wc", "weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
+        ("plain", "weights.jsonl", '"head"', '"tail"', "have the same model, but other layers in weights.jsonl"),
     ],
 )
-def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, file, old, new, message):
+def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, variant, file, old, new, message):
     good = write_run("a", "wc", 0, 0.94)
-    path = write_run("b", "wc", 1, 0.94) / file
+    path = write_run("b", variant, 1, 0.94) / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError, match=re.escape(message)):
         report.write_report([good, path.parent], tmp_path / "out")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.data import pictures
 from wcjax import data
+from wcjax.data.dataset import num_batches
 from wcjax.data.streaming import batches, decode
 from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
@@ -13,6 +14,7 @@ from wcjax.errors import InputError
 N, BATCH = 42, 8  # an epoch has five batches and omits two images
 EPOCH = N // BATCH
 SIZE = 16
+LOADING = batches.Loading(BATCH, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,8 @@ def take(iterator, count):
         iterator.close()
 
 
-def train(dataset, count=EPOCH, **options):
-    return take(batches.train_batches(dataset.train, BATCH, size=SIZE, **options), count)
+def train(dataset, count=EPOCH, loading=LOADING, **options):
+    return take(batches.train_batches(dataset.train, loading, **options), count)
 
 
 class Numbers:
@@ -49,7 +51,7 @@ class Numbers:
 
 
 def test_each_epoch_shows_images_once_in_its_own_order():
-    steps = take(batches.train_batches(Numbers(), BATCH, size=2, seed=5), 3 * EPOCH)
+    steps = take(batches.train_batches(Numbers(), LOADING._replace(size=2), seed=5), 3 * EPOCH)
     epochs = np.array([batch.labels for batch in steps]).reshape(3, EPOCH * BATCH)
     assert all(len(set(epoch)) == EPOCH * BATCH for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -70,51 +72,51 @@ def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
 def test_a_later_first_step_gives_the_same_batches(dataset):
     whole, first_step = train(dataset, EPOCH + 7), EPOCH + 3
     chex.assert_trees_all_equal(train(dataset, 4, first_step=first_step), whole[first_step:])
-    iterator = batches.train_batches(dataset.train, BATCH, size=SIZE)
+    iterator = batches.train_batches(dataset.train, LOADING)
     for _ in range(first_step):
         next(iterator)
     state = iterator.get_state()
     iterator.close()
-    iterator = batches.train_batches(dataset.train, BATCH, size=SIZE)
+    iterator = batches.train_batches(dataset.train, LOADING)
     iterator.set_state(state)
     chex.assert_trees_all_equal(take(iterator, 4), whole[first_step:])
 
 
 def test_images_before_the_first_step_are_not_decoded():
     numbers = Numbers()
-    take(batches.train_batches(numbers, BATCH, size=2, first_step=1_000_003), 1)
+    take(batches.train_batches(numbers, LOADING._replace(size=2), first_step=1_000_003), 1)
     assert len(numbers.reads) <= 4 * BATCH, "one batch, and those that are read ahead"
 
 
 @pytest.mark.long
 def test_workers_give_the_same_batches(dataset):
-    chex.assert_trees_all_equal(train(dataset, 7, workers=2), train(dataset, 7))
+    chex.assert_trees_all_equal(train(dataset, 7, LOADING._replace(workers=2)), train(dataset, 7))
 
 
 def test_processes_share_the_images_of_the_same_steps(dataset):
-    shards = [train(dataset, 6, process_index=i, process_count=4) for i in range(4)]
+    shards = [train(dataset, 6, LOADING._replace(process_index=i, process_count=4)) for i in range(4)]
     assert all(len(batch.labels) == BATCH // 4 for shard in shards for batch in shard)
     for step, whole in enumerate(train(dataset, 6)):
         for part in ("images", "labels"):
             joined = np.concatenate([getattr(shard[step], part) for shard in shards])
             np.testing.assert_array_equal(joined, getattr(whole, part))
     with pytest.raises(InputError, match=r"^batch_size 8 cannot be shared by 3 processes: choose a multiple of it\.$"):
-        batches.train_batches(dataset.train, BATCH, process_count=3)
+        batches.train_batches(dataset.train, LOADING._replace(process_count=3))
 
 
 @pytest.mark.parametrize("batch_size, process_count, length", [(4, 2, 4), (14, 1, 2), (64, 2, 1)])
 def test_evaluation_shows_every_image_once_a_round(dataset, batch_size, process_count, length):
     val = dataset.val
     expected = sorted((decode.eval_image(*val[i][:2], SIZE).tobytes(), val[i].label) for i in range(val.num_images))
-    assert batches.num_eval_batches(val, batch_size) == length
+    assert num_batches(val.num_images, batch_size) == length
     shards = []
     for i in range(process_count):
-        options = {"size": SIZE, "process_index": i, "process_count": process_count}
-        shards.append(take(batches.eval_batches(val, batch_size, **options), 2 * length))
+        loading = batches.Loading(batch_size, SIZE, process_index=i, process_count=process_count)
+        shards.append(take(batches.eval_batches(val, loading), 2 * length))
     for start in (0, length):
         shown = [batch for shard in shards for batch in shard[start : start + length]]
         assert {batch.images.shape for batch in shown} == {(batch_size // process_count, SIZE, SIZE, 3)}
         images, labels = (np.concatenate([batch[part] for batch in shown]) for part in (0, 1))
-        real = labels != batches.FILLING
+        real = labels != batches.PADDING_LABEL
         assert sorted((x.tobytes(), int(y)) for x, y in zip(images[real], labels[real], strict=True)) == expected
         assert not images[~real].any()

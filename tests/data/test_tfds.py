@@ -133,6 +133,13 @@ def test_the_cache_is_in_the_home_directory(prepared, tmp_path, monkeypatch, cap
     assert ("There is no home directory to cache decoded images in. Set XDG_CACHE" in caplog.text) == (home is None)
 
 
+def test_the_cache_may_be_in_the_current_directory(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", ".")
+    monkeypatch.chdir(tmp_path)
+    assert data.load("cifar10", prepared[0]).test.num_images == 7
+    assert len(list(tmp_path.glob("wcjax/cifar10-*.npz"))) == 1
+
+
 def records_of(directory):
     (file,) = directory.glob("*test.array_record*")
     return file

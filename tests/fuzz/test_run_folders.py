@@ -90,8 +90,9 @@ def test_the_files_of_a_run_are_read_for_tables_and_courses(tmp_path_factory, fi
         tables.as_table(tables.table(runs.settings(found))).markdown()
         if first := course.first_layer_course(found[0]):
             assert first.counts.shape == (len(first.epochs), len(EDGES) + 1)
-            assert all(np.isfinite(list(numbers.values())).all() for numbers in course.last_layers(found).values())
-        course.learned_pairs(found[0])
+            layers = course.last_layers({"": found})[""]
+            assert all(np.isfinite(list(numbers.values())).all() for numbers in layers.values())
+        course.pair_history(found[0])
         if curves := course.curves(found):
             assert {curves[name].dtype for name in course.CURVES} == {np.dtype(float)}
 

@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 
+from tests.data import sets
 from wcjax import models, training
 from wcjax.models import resnet
 from wcjax.run_folder.checkpoints import load_tree
@@ -50,12 +51,7 @@ def cifar(data_dir, **changes):
     return tiny(dataset="cifar10", data_dir=str(data_dir), batch_size=8, val_fraction=0.1, **changes)
 
 
-def cifar_arrays() -> dict:
-    """The arrays of an .npz file with 101 training and 21 test images."""
-    rng, arrays = np.random.default_rng(0), {}
-    for split, n in (("train", 101), ("test", 21)):
-        arrays |= {f"x_{split}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8), f"y_{split}": np.arange(n) % 10}
-    return arrays
+cifar_arrays = functools.partial(sets.cifar_arrays, 101, 21)
 
 
 def write_cifar(folder, **changes):

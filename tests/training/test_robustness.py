@@ -18,7 +18,7 @@ def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     assert robustness.main([str(tmp_path), "--images", "100"]) == 0
     result = read(run, "robustness.json")
-    assert result["curves"].keys() == {*changes.OF_WEIGHTS, *changes.OF_IMAGES}
+    assert result["curves"].keys() == {*changes.WEIGHT_CHANGES, *changes.IMAGE_CHANGES}
 
     dataset = data.load("digits", val_fraction=0.5)
     images, labels = dataset.test.images[:100], dataset.test.labels[:100]
@@ -30,10 +30,10 @@ def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path):
         return np.mean(np.asarray(logits).argmax(axis=1) == labels)
 
     assert (result["images"], result["accuracy"]) == (100, by_hand(params, images))
-    for name, (change, levels) in (changes.OF_WEIGHTS | changes.OF_IMAGES).items():
+    for name, (change, levels) in (changes.WEIGHT_CHANGES | changes.IMAGE_CHANGES).items():
         for level, measured in zip(levels, result["curves"][name], strict=True):
             rng = np.random.default_rng((0, round(100 * level)))
-            if name in changes.OF_WEIGHTS:
+            if name in changes.WEIGHT_CHANGES:
                 changed = change(params, level, rng), images
             else:
                 changed = params, change(images, level, rng)

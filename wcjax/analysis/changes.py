@@ -35,15 +35,15 @@ def add_noise(params, size, rng):
     return _map_kernels(lambda w: w + (size * w.std() * rng.standard_normal(w.shape)).astype(w.dtype), params)
 
 
-def round_to_bits(params, bits, rng):
-    """Rounds w / scale to integers of so many bits with a sign. The largest |w| of an output channel sets its scale."""
+def quantize(params, bits, rng):
+    """Quantizes each kernel to signed integers of `bits` bits, with one scale per output channel."""
     levels = 2 ** (bits - 1) - 1
 
-    def rounded(w):
+    def quantize_kernel(w):
         scale = np.abs(w).max(axis=tuple(range(w.ndim - 1)), keepdims=True) / levels
         return np.round(w / np.where(scale > 0, scale, 1)) * scale
 
-    return _map_kernels(rounded, params)
+    return _map_kernels(quantize_kernel, params)
 
 
 def _map_kernels(function, params):
@@ -94,14 +94,14 @@ def _pixels(x):
 
 
 SHARES, SEVERITIES = (0.5, 0.7, 0.8, 0.9, 0.95), (1, 2, 3, 4, 5)
-OF_WEIGHTS = {  # {name: (function, levels)}
+WEIGHT_CHANGES = {  # {name: (function, levels)}
     "prune_each_layer": (prune_smallest, SHARES),
     "prune_all_layers": (prune_smallest_of_all, SHARES),
     "prune_at_random": (prune_at_random, (0.05, 0.1, 0.2, 0.3, 0.5)),
     "weight_noise": (add_noise, (0.05, 0.1, 0.2, 0.3, 0.5)),
-    "weight_bits": (round_to_bits, (8, 6, 5, 4, 3)),
+    "weight_bits": (quantize, (8, 6, 5, 4, 3)),
 }
-OF_IMAGES = {
+IMAGE_CHANGES = {
     "image_noise": (noise, SEVERITIES),
     "image_blur": (blur, SEVERITIES),
     "image_contrast": (contrast, SEVERITIES),

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from wcjax.analysis.runs import Run, data_differences, read_run
+from wcjax.analysis.runs import RunRecord, data_differences, read_run
 from wcjax.errors import InputError, command, program
 from wcjax.files import check_writable, local_path
 
@@ -61,7 +61,7 @@ def table(folders) -> str:
     return "\n\n".join(parts)
 
 
-def finished_run(folder) -> Run:
+def finished_run(folder) -> RunRecord:
     """The run in a folder. Raises InputError if it is not finished."""
     run = read_run(folder)
     if run.summary is None:

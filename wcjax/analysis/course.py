@@ -24,13 +24,13 @@ class Course(NamedTuple):
     bound: float  # of |w| under Ψ; inf if there is none or if it is learned
 
     def density(self, bins) -> np.ndarray:
-        """Share of the weights per unit of w in bins (m + 1 rising edges), (t, m); even within a bin of EDGES."""
+        """Share of the weights per unit of w in bins (m + 1 rising edges), (t, m); uniform within a bin of EDGES."""
         below = np.cumsum(self.counts[:, :-1], axis=1) / self.counts.sum(axis=1, keepdims=True)
         return np.diff([np.interp(bins, EDGES, shares) for shares in below], axis=1) / np.diff(bins)
 
 
 def first_layer_course(run) -> Course | None:
-    """The course of the first layer of a run (`runs.Run`); None if the run kept no weights."""
+    """The course of the first layer of a run (`runs.RunRecord`); None if the run kept no weights."""
     lines = run_folder.read_lines(run.path, "weights.jsonl")
     if not lines:
         return None
@@ -70,24 +70,30 @@ def layers_in_order(names) -> list[str]:
     return sorted(names, key=lambda name: (name != "stem", name == "head", numbers(name)))
 
 
-def last_layers(runs) -> dict[str, dict] | None:
-    """{layer: {number: mean over runs}} after the last epoch, from input to output; None if no run kept weights."""
-    ends = {
-        run.path: lines[-1]["layers"] for run in runs if (lines := run_folder.read_lines(run.path, "weights.jsonl"))
-    }
-    if not ends:
-        return None
-    (path, first), *others = ends.items()
-    for other, layers in others:
-        if layers.keys() != first.keys():
-            raise InputError(f"{other} and {path} have the same model, but other layers in weights.jsonl; remove one.")
-    return {
-        layer: {name: float(np.mean([end[layer][name] for end in ends.values()])) for name in NUMBERS}
-        for layer in layers_in_order(first)
-    }
+def last_layers(variants) -> dict[str, dict[str, dict]]:
+    """{label: {layer: {number: mean over runs}}} after the last epoch, from input to output.
+
+    variants: {label: runs}, all of one model. Those without a run that kept weights are omitted.
+    """
+    means, first = {}, None
+    for label, runs in variants.items():
+        lines = {run.path: run_folder.read_lines(run.path, "weights.jsonl") for run in runs}
+        ends = {path: lines[-1]["layers"] for path, lines in lines.items() if lines}
+        for path, layers in ends.items():
+            first = first or (path, layers)
+            if layers.keys() != first[1].keys():
+                raise InputError(
+                    f"{path} and {first[0]} have the same model, but other layers in weights.jsonl; remove one."
+                )
+        if ends:
+            means[label] = {
+                layer: {name: float(np.mean([end[layer][name] for end in ends.values()])) for name in NUMBERS}
+                for layer in layers_in_order(first[1])
+            }
+    return means
 
 
-def learned_pairs(run) -> tuple[list[int], dict[str, dict[str, list]]] | None:
+def pair_history(run) -> tuple[list[int], dict[str, dict[str, list]]] | None:
     """(epochs, {layer: {'a': [value after each epoch], 'b': ...}}) of a run that learned them, else None.
 
     The value of a layer that has a pair for each channel is a list of quantiles.

@@ -1,7 +1,7 @@
 """The numbers of the paper, arXiv 2306.16993, which a report prints next to its own: test accuracy in %.
 
 Tables II to VII of the paper in one dict: {data set: {model: {method: (mean, std or None)}}}. Five runs each, three for
-TinyImageNet and ImageNet. Methods have the names of `runs.method`. Errors of the paper are listed in SLIPS and not
+TinyImageNet and ImageNet. Methods have the names of `runs.method`. Errors of the paper are listed in ERRATA and not
 copied.
 """
 
@@ -9,16 +9,15 @@ copied.
 LEARNED = ("WC learned fine", "WC learned coarse", "WC learned channel")  # the last one is not in the paper
 METHODS = ("plain", "PP", "WN", "WC", "WC arsinh", "WC erf", *LEARNED)
 
-SLIPS = (
+ERRATA = (
     "It prints ResNet18's accuracy with PP on CIFAR-100, 74.70 ± 1.32, once more for ResNet34; that cell is omitted.",
     "Its text says that WN beats WC for ResNet18 on CIFAR-10; by its tables, it does on CIFAR-100.",
 )
 
 
-def _row(plain, wc, pp=None, wn=None, arsinh=None, erf=None, fine=None):
-    row = {"plain": plain, "PP": pp, "WN": wn, "WC": wc}
-    row |= {"WC arsinh": arsinh, "WC erf": erf, "WC learned fine": fine}
-    return {method: cell for method, cell in row.items() if cell is not None}
+def _row(*cells):
+    columns = "plain", "WC", "PP", "WN", "WC arsinh", "WC erf", "WC learned fine"
+    return {method: cell for method, cell in zip(columns, cells, strict=False) if cell is not None}
 
 
 ACCURACY = {

@@ -18,10 +18,16 @@ from wcjax.analysis.course import Course
 from wcjax.files import saving
 from wcjax.reparam import Arctan, PowerProp
 
-# Okabe and Ito's colours, which people who see no red or no green can tell apart.
+# Okabe and Ito's colours, which people with red-green colour blindness can tell apart.
 # 9 colours with 4 lines or 8 markers: no pair occurs twice in the first 36.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7F7F7F")
 LINES = ("-", "--", "-.", ":")
+
+
+def _styled(items):
+    """Pairs of an item and the colour and line style that matplotlib draws it with."""
+    for item, colour, line in zip(items, itertools.cycle(COLOURS), itertools.cycle(LINES)):
+        yield item, {"color": colour, "linestyle": line}
 
 
 def plot_psi(path, *psis) -> pathlib.Path:
@@ -33,9 +39,9 @@ def plot_psi(path, *psis) -> pathlib.Path:
     v = np.linspace(-5, 5, 501, dtype=np.float32)
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for psi, colour, line in zip(psis, itertools.cycle(COLOURS), itertools.cycle(LINES)):
-        left.plot(v, psi(v), label=f"Ψ(v) = {_formula(psi)}", color=colour, linestyle=line)
-        right.plot(v, psi.derivative(v), label=f"Ψ′(v) of {type(psi).__name__}", color=colour, linestyle=line)
+    for psi, style in _styled(psis):
+        left.plot(v, psi(v), label=f"Ψ(v) = {_formula(psi)}", **style)
+        right.plot(v, psi.derivative(v), label=f"Ψ′(v) of {type(psi).__name__}", **style)
     left.plot(v, v, color="0.6", linewidth=1, label="plain: w = v")
     for sign in (-1, 1):
         left.axhline(sign * psis[0].bound, color="0.6", linestyle=":", linewidth=1)
@@ -52,11 +58,11 @@ def plot_step_size(path, *psis) -> pathlib.Path:
     """How far a small step moves each weight compared with the plain network, Ψ′(v)² over w: docs/step_size.png."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for psi, colour, line in zip(psis, itertools.cycle(COLOURS), itertools.cycle(LINES)):
+    for psi, style in _styled(psis):
         reach = min(psi.bound, 1.6)
         w = np.linspace(-reach, reach, 501, dtype=np.float32)
         label = ", ".join(f"{name} = {getattr(psi, name):g}" for name in vars(psi) if name != "learned")
-        axes.plot(w, np.square(psi.slope(w)), label=label, color=colour, linestyle=line)
+        axes.plot(w, np.square(psi.slope(w)), label=label, **style)
     axes.axhline(1, color="0.6", linewidth=1, label="plain")
     axes.set(xlabel="w", ylabel="step of w / plain step", yscale="log", ylim=(1e-3, 10))
     axes.legend(loc="lower center", fontsize=8)
@@ -85,21 +91,20 @@ def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str
     all_axes = figure.subplots(3, 2, sharex=True, sharey="row").ravel()
     for axes, (name, text) in zip(all_axes, panels.items(), strict=False):
         axes.set_yscale("linear" if "accuracy" in name else "log")
-        for numbers, colour, line in zip(curves.values(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
+        for numbers, style in _styled(curves.values()):
             # In float32 the mean of equal numbers is that number. A panel that is 1e-16 high would be a warning.
             y = np.float32([*numbers[name], numbers[name].mean(axis=0)])
             *runs, mean = y * 100 if "accuracy" in name else np.where(y > 0, y, np.nan)
             if len(runs) > 1:
-                axes.plot(numbers["epoch"], np.transpose(runs), color=colour, linewidth=0.5, alpha=0.5)
-            axes.plot(numbers["epoch"], mean, color=colour, linestyle=line, linewidth=1.5)
+                axes.plot(numbers["epoch"], np.transpose(runs), color=style["color"], linewidth=0.5, alpha=0.5)
+            axes.plot(numbers["epoch"], mean, **style, linewidth=1.5)
         axes.set_title(text, fontsize=9)
         axes.grid(color="0.9")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
         axes.set(xlabel="epoch")
     all_axes[-1].axis("off")
-    styles = zip(curves, COLOURS * len(curves), LINES * len(curves), strict=False)
-    handles = [Line2D([], [], label=label, color=colour, linestyle=line) for label, colour, line in styles]
+    handles = [Line2D([], [], label=label, **style) for label, style in _styled(curves)]
     all_axes[-1].legend(handles=handles, loc="center", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
@@ -116,17 +121,15 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
     for axes in panels[len(names) :]:
         axes.axis("off")
     for axes, name in zip(panels, names, strict=False):
-        for (label, changes), colour, line in zip(
-            curves.items(), itertools.cycle(COLOURS), itertools.cycle(LINES), strict=False
-        ):
+        for (label, changes), style in _styled(curves.items()):
             if name not in changes:
                 continue
             levels, accuracies = changes[name]
             place, mean = np.arange(1 + len(levels)), accuracies.mean(axis=0)
-            axes.plot(place, mean, color=colour, linestyle=line, label=f"{label} (n = {len(accuracies)})")
+            axes.plot(place, mean, **style, label=f"{label} (n = {len(accuracies)})")
             if len(accuracies) > 1:
                 half = scipy.stats.t.ppf(0.975, len(accuracies) - 1) * scipy.stats.sem(accuracies, axis=0)
-                axes.fill_between(place, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+                axes.fill_between(place, mean - half, mean + half, color=style["color"], alpha=0.2, linewidth=0)
             axes.set_xticks(place, ["none", *(f"{level:g}" for level in levels)])
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.grid(color="0.9")
@@ -170,8 +173,8 @@ def plot_near_zero(path, courses: Mapping[str, Course], title: str, reach: float
     bins = np.linspace(-reach, reach, 21)
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    for (label, course), colour, line in zip(courses.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
-        axes.stairs(course.density(bins)[-1], bins, label=label, color=colour, linestyle=line, linewidth=1.5)
+    for (label, course), style in _styled(courses.items()):
+        axes.stairs(course.density(bins)[-1], bins, label=label, **style, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set(xlabel="w", ylabel="density (1 / unit of w)")
     figure.suptitle(title, fontsize=10)
@@ -184,7 +187,7 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
     panels = {
         "below_0.01": "share of |w| < 0.01",
         "below_tenth_of_std": "share of |w| < 0.1·std",
-        "kurtosis": "kurtosis − 3 (Gauss: 0)",
+        "kurtosis": "excess kurtosis (0 for a normal distribution)",
     }
     names = list(next(iter(layers.values())))
     figure = Figure(figsize=(max(7, 1.5 + 0.25 * len(names)), 7), layout="constrained")
@@ -205,7 +208,7 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
 
 
 def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], title: str) -> pathlib.Path:
-    """Learned a and b of each layer after each epoch. pairs: from `course.learned_pairs`.
+    """Learned a and b of each layer after each epoch. pairs: from `course.pair_history`.
 
     If a value is a list of quantiles over channels, the line is at their median and the band between their quartiles.
     """
@@ -238,9 +241,9 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
     for axes, share, heading in ((whole, 1, "all weights"), (near, 1 / 3, "near zero")):
         edge = 1.05 * max(np.quantile(np.abs(w), share) for w in flat.values()) or 1
         bins = np.linspace(-edge, edge, 41)
-        for (label, w), colour, line in zip(flat.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
+        for (label, w), style in _styled(flat.items()):
             density = np.histogram(w, bins)[0] / (w.size * np.diff(bins))
-            axes.stairs(density, bins, baseline=None, label=label, color=colour, linestyle=line, linewidth=1.5)
+            axes.stairs(density, bins, baseline=None, label=label, **style, linewidth=1.5)
         axes.set(xlabel="w", ylabel="density (1 / unit of w)")
         axes.set_title(heading, fontsize=9)
     whole.set_yscale("log")

@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import wcjax
 from wcjax.analysis import course, paper, plots, robustness
@@ -71,7 +72,7 @@ def write_report(folders, out) -> pathlib.Path:
         rows = table(members)
         parts += [Heading(f"Test accuracy on {dataset}"), as_table(rows)]
         results += rows
-    parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Slips of the paper: " + " ".join(paper.SLIPS))]
+    parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Errata in the paper: " + " ".join(paper.ERRATA))]
     parts += _data_that_differ(groups) + _other_variants(groups) + _settings_that_differ(groups)
     parts += _unfinished(runs) + _repeats(groups) + _omitted(omitted)
     parts += [Heading("Figures"), _figure_2(out)]
@@ -172,64 +173,91 @@ def _figure_2(out):
 
 def _figures(setting: Setting, letter: str, out) -> list:
     """Writes the figures of one setting and returns their parts. They show the runs that the table shows."""
-    name = _name(setting, letter)
-    stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
     variants = chosen_runs(setting.runs)
-    chosen = dict(zip(labels(variants), variants, strict=True))
-    one_seed = {method: min(runs, key=lambda run: run.config["seed"]) for method, runs in chosen.items()}
-    parts = []
+    runs = dict(zip(labels(variants), variants, strict=True))
+    stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
+    place = Place(_name(setting, letter), out / stem)
+    parts = [part for figure in (_curves, _courses, _robustness, _layers, _pairs) for part in figure(place, runs)]
+    return [Heading(place.name, 3), *parts] if parts else []
 
+
+class Place(NamedTuple):
+    """Where the figures of a setting are, and what they are called."""
+
+    name: str  # of the setting, for titles
+    stem: pathlib.Path  # what the paths of the files begin with
+
+    def file(self, kind: str) -> pathlib.Path:
+        return self.stem.with_name(f"{self.stem.name}_{kind}.png")
+
+
+def _curves(place, runs):
     curves = {
-        f"{method} (n = {len(runs)})": numbers for method, runs in chosen.items() if (numbers := course.curves(runs))
+        f"{label} (n = {len(members)})": numbers
+        for label, members in runs.items()
+        if (numbers := course.curves(members))
     }
-    if curves:
-        title = f"{name}: mean over n runs; thin lines: single runs"
-        plots.plot_curves(out / f"{stem}_curves.png", curves, title)
-        caption = "Loss and accuracy on the training images (while the weights change) and on val; learning rate."
-        parts.append(Picture(f"{stem}_curves.png", caption))
+    if not curves:
+        return []
+    path = plots.plot_curves(place.file("curves"), curves, f"{place.name}: mean over n runs; thin lines: single runs")
+    caption = "Loss and accuracy on the training images (while the weights change) and on val; learning rate."
+    return [Picture(path.name, caption)]
 
+
+def _courses(place, runs):
     courses = {
         f"{run.method}\n{run.reparam}, {run.tuning}, seed {run.config['seed']}": weights
-        for run in one_seed.values()
+        for run in map(_first_seed, runs.values())
         if (weights := course.first_layer_course(run))
     }
-    if courses:
-        title = f"{name}: weights of the first layer, one run each (n = 1)"
-        plots.plot_course(out / f"{stem}_course.png", courses, title)
-        caption = "Distribution of the first layer's weights over the epochs (figure 3). Dashed: the bound of Ψ."
-        parts.append(Picture(f"{stem}_course.png", caption))
-        plots.plot_near_zero(out / f"{stem}_near_zero.png", courses, title + ", after the last epoch")
-        caption = "The first layer's weights around zero after training (figure 4)."
-        parts.append(Picture(f"{stem}_near_zero.png", caption))
+    if not courses:
+        return []
+    title = f"{place.name}: weights of the first layer, one run each (n = 1)"
+    over_epochs = plots.plot_course(place.file("course"), courses, title)
+    caption = "Distribution of the first layer's weights over the epochs (figure 3). Dashed: the bound of Ψ."
+    near_zero = plots.plot_near_zero(place.file("near_zero"), courses, title + ", after the last epoch")
+    caption_near_zero = "The first layer's weights around zero after training (figure 4)."
+    return [Picture(over_epochs.name, caption), Picture(near_zero.name, caption_near_zero)]
 
-    if measured := robustness.measurements([run for runs in variants for run in runs]):
-        changed = {label: numbers for label, runs in chosen.items() if (numbers := robustness.curves(runs, measured))}
-        plots.plot_robustness(out / f"{stem}_robustness.png", changed, f"{name}: test accuracy after a change (%)")
-        caption = (
-            "Test accuracy after changes of the weights and of the images, which `wcjax.analysis.robustness` measures. "
-            "Lines: means over runs. Bands: 95 % intervals of the mean."
-        )
-        text = "Means over the levels of a change. Lost: compared with the accuracy without a change."
-        table_of_changes = robustness.change_table(chosen, baseline_of(variants), measured)
-        parts += [Picture(f"{stem}_robustness.png", caption), Paragraph(text), table_of_changes]
 
-    layers = {
-        f"{method} (n = {len(runs)})": numbers
-        for method, runs in chosen.items()
-        if (numbers := course.last_layers(runs))
-    }
-    if layers:
-        plots.plot_layers(out / f"{stem}_layers.png", layers, f"{name}: weights after the last epoch, mean over n runs")
-        caption = "Share of near-zero weights, by two measures, and kurtosis of each layer's w after training."
-        parts.append(Picture(f"{stem}_layers.png", caption))
+def _robustness(place, runs):
+    measurements = robustness.read_measurements([run for members in runs.values() for run in members])
+    if not measurements:
+        return []
+    curves = {label: x for label, members in runs.items() if (x := robustness.curves(members, measurements))}
+    path = plots.plot_robustness(place.file("robustness"), curves, f"{place.name}: test accuracy after a change (%)")
+    caption = (
+        "Test accuracy after changes of the weights and of the images, which `wcjax.analysis.robustness` measures. "
+        "Lines: means over runs. Bands: 95 % intervals of the mean."
+    )
+    text = "Means over the levels of a change. Lost: compared with the accuracy without a change."
+    table_of_changes = robustness.change_table(runs, baseline_of([*runs.values()]), measurements)
+    return [Picture(path.name, caption), Paragraph(text), table_of_changes]
 
-    for method, run in one_seed.items():
-        if pairs := course.learned_pairs(run):
-            file = "_".join([stem, *re.findall(r"[\w.]+", method), "pairs.png"])
-            title = f"{name}: a and b of {method}, seed {run.config['seed']} (n = 1)"
-            plots.plot_pairs(out / file, *pairs, title)
-            parts.append(Picture(file, f"The learned a and b after each epoch, {method}, from input to output."))
-    return [Heading(name, 3), *parts] if parts else []
+
+def _layers(place, runs):
+    layers = course.last_layers({f"{label} (n = {len(members)})": members for label, members in runs.items()})
+    if not layers:
+        return []
+    path = plots.plot_layers(
+        place.file("layers"), layers, f"{place.name}: weights after the last epoch, mean over n runs"
+    )
+    caption = "Share of near-zero weights, by two measures, and kurtosis of each layer's w after training."
+    return [Picture(path.name, caption)]
+
+
+def _pairs(place, runs):
+    parts = []
+    for label, run in zip(runs, map(_first_seed, runs.values()), strict=True):
+        if history := course.pair_history(run):
+            file = place.file("_".join([*re.findall(r"[\w.]+", label), "pairs"]))
+            plots.plot_pairs(file, *history, f"{place.name}: a and b of {label}, seed {run.config['seed']} (n = 1)")
+            parts.append(Picture(file.name, f"The learned a and b after each epoch, {label}, from input to output."))
+    return parts
+
+
+def _first_seed(runs):
+    return min(runs, key=lambda run: run.config["seed"])
 
 
 def _name(setting, letter):

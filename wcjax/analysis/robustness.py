@@ -13,9 +13,9 @@ import tqdm
 from wcjax import run_folder
 from wcjax.analysis import changes
 from wcjax.analysis.document import Table
-from wcjax.analysis.runs import Run, find_runs
-from wcjax.analysis.statistics import holm
-from wcjax.analysis.tables import Comparison, compare, difference
+from wcjax.analysis.runs import RunRecord, find_runs
+from wcjax.analysis.significance import holm
+from wcjax.analysis.tables import Comparison, compare, format_difference
 from wcjax.config.build import load_dataset
 from wcjax.data import Split
 from wcjax.errors import InputError, command, program
@@ -44,7 +44,7 @@ def main(argv=None):
     measure_runs([run for run in find_runs(args.runs) if run.summary], args.images, args.data_dir)
 
 
-def measure_runs(runs: list[Run], num_images: int = 0, data_dir: str | None = None) -> None:
+def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | None = None) -> None:
     """Writes robustness.json to the folder of each finished run that has none for as many images.
 
     Raises InputError if there is no run, if a folder is read-only, and if the data are not the data of the runs.
@@ -57,8 +57,8 @@ def measure_runs(runs: list[Run], num_images: int = 0, data_dir: str | None = No
     with tqdm.tqdm(runs, unit=" runs", dynamic_ncols=True) as bar:
         for run in bar:
             bar.set_description(str(run.path))
-            measured = run_folder.read(run.path, "robustness.json")
-            if measured is not None and measured["images"] == num_images:  # without reading the data set
+            content = run_folder.read(run.path, "robustness.json")
+            if content is not None and content["images"] == num_images:  # without reading the data set
                 continue
             config = run_folder.read_config(run.path)
             if data_dir is not None:
@@ -66,7 +66,7 @@ def measure_runs(runs: list[Run], num_images: int = 0, data_dir: str | None = No
             key = config.dataset, config.data_dir, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
                 datasets[key] = load_dataset(config)
-            if measured is None or measured["images"] != _first(datasets[key].test, num_images).num_images:
+            if content is None or content["images"] != _first(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
 
 
@@ -101,50 +101,63 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
 
     draws = lambda level: np.random.default_rng((config.seed, round(100 * level)))
     curves = {}
-    for name, (change, levels) in changes.OF_WEIGHTS.items():
+    for name, (change, levels) in changes.WEIGHT_CHANGES.items():
         curves[name] = [[level, accuracy(change(params, level, draws(level)), test)] for level in levels]
-    for name, (change, levels) in {} if dataset.streamed else changes.OF_IMAGES.items():
+    for name, (change, levels) in {} if dataset.streamed else changes.IMAGE_CHANGES.items():
         splits = {level: Split(change(test.images, level, draws(level)), test.labels) for level in levels}
         curves[name] = [[level, accuracy(params, split)] for level, split in splits.items()]
     return {"images": test.num_images, "accuracy": accuracy(params, test), "curves": curves}
 
 
-def measurements(runs: list[Run]) -> dict[pathlib.Path, dict]:
-    """{path: content of robustness.json} of the runs that were measured, on as many images as any of them."""
-    measured = {run.path: m for run in runs if (m := run_folder.read(run.path, "robustness.json"))}
-    most = max((m["images"] for m in measured.values()), default=0)
-    return {path: m for path, m in measured.items() if m["images"] == most}
+Measurements = dict[pathlib.Path, dict]  # {run folder: content of its robustness.json}
 
 
-def curves(runs: list[Run], measured: dict[pathlib.Path, dict]) -> dict[str, tuple[list, np.ndarray]]:
-    """{change: (levels, accuracies in % (runs, 1 + levels))} of the runs in measured, which is from `measurements`.
+def read_measurements(runs: list[RunRecord]) -> Measurements:
+    """The measurements of the runs that have them, on as many images as any of them.
+
+    A curve is omitted if its levels are not those of the first run that has it.
+    """
+    measurements = {run.path: m for run in runs if (m := run_folder.read(run.path, "robustness.json"))}
+    most = max((m["images"] for m in measurements.values()), default=0)
+    measurements = {path: m for path, m in measurements.items() if m["images"] == most}
+    levels, levels_of = {}, lambda curve: [level for level, _ in curve]
+    for content in measurements.values():
+        curves = content["curves"]
+        levels = {change: levels_of(curve) for change, curve in curves.items()} | levels
+        content["curves"] = {change: curve for change, curve in curves.items() if levels_of(curve) == levels[change]}
+    return measurements
+
+
+def curves(runs: list[RunRecord], measurements: Measurements) -> dict[str, tuple[list, np.ndarray]]:
+    """{change: (levels, accuracies in % (runs, 1 + levels))} of the runs that have measurements.
 
     The first accuracy of each run is the one without a change.
     """
-    of_runs = [measured[run.path] for run in runs if run.path in measured]
+    contents = [measurements[run.path] for run in runs if run.path in measurements]
     result = {}
-    for name in dict.fromkeys(name for m in of_runs for name in m["curves"]):
-        accuracies = [[m["accuracy"], *(y for _, y in m["curves"][name])] for m in of_runs if name in m["curves"]]
-        result[name] = [level for level, _ in of_runs[0]["curves"][name]], 100 * np.array(accuracies)
+    for name in dict.fromkeys(name for content in contents for name in content["curves"]):
+        members = [content for content in contents if name in content["curves"]]
+        accuracies = [[content["accuracy"], *(y for _, y in content["curves"][name])] for content in members]
+        result[name] = [level for level, _ in members[0]["curves"][name]], 100 * np.array(accuracies)
     return result
 
 
-def change_table(variants: dict[str, list[Run]], baseline: list[Run], measured: dict[pathlib.Path, dict]) -> Table:
+def change_table(variants: dict[str, list[RunRecord]], baseline: list[RunRecord], measurements: Measurements) -> Table:
     """The accuracy after each change, as the mean over its levels, and its difference to the accuracy of baseline.
 
-    variants: {label: runs}. baseline: the runs of one of them. measured: from `measurements`.
+    variants: {label: runs}. baseline: the runs of one of them.
     """
     lines, p_values = [], []
-    for change in dict.fromkeys(name for m in measured.values() for name in m["curves"]):
-        curve = {path: m["curves"][change] for path, m in measured.items() if change in m["curves"]}
+    for change in dict.fromkeys(name for m in measurements.values() for name in m["curves"]):
+        curve = {path: m["curves"][change] for path, m in measurements.items() if change in m["curves"]}
         after = lambda run, curve=curve: 100 * np.mean([accuracy for _, accuracy in curve[run.path]])
         plain = [run for run in baseline if run.path in curve]
         for label, runs in variants.items():
             if runs := [run for run in runs if run.path in curve]:
                 comparison = Comparison() if runs == plain else compare(runs, plain, after)
                 accuracy = np.mean([after(run) for run in runs])
-                lost = 100 * np.mean([measured[run.path]["accuracy"] for run in runs]) - accuracy
-                numbers = str(len(runs)), f"{accuracy:.2f}", f"{lost:.2f}", difference(comparison)
+                loss = 100 * np.mean([measurements[run.path]["accuracy"] for run in runs]) - accuracy
+                numbers = str(len(runs)), f"{accuracy:.2f}", f"{loss:.2f}", format_difference(comparison)
                 lines.append([change.replace("_", " "), label, *numbers])
                 p_values.append(comparison.p)
     corrected = ["" if p is None else f"{p:.3g}" for p in holm(p_values)]

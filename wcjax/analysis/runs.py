@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 _FREE = ("seed", "reparam", "learning_rate", "weight_decay", "label_smoothing", *MAY_DIFFER)
 
 
-class Run(NamedTuple):
-    """One run folder. A run that diverged or could not start has a failure, an unfinished run has no summary."""
+class RunRecord(NamedTuple):
+    """What a run folder holds. A run that diverged or could not start has a failure, an unfinished one no summary."""
 
     path: pathlib.Path
     config: dict
@@ -56,15 +56,15 @@ class Setting(NamedTuple):
     dataset: str  # 'cifar10', or 'cifar10-data-1' if there are runs on different data of that name
     model: str
     others: tuple  # ((key, value as JSON), ...) of every other key of the config
-    runs: list[Run]
+    runs: list[RunRecord]
 
 
-def find_runs(folders) -> list[Run]:
+def find_runs(folders) -> list[RunRecord]:
     """The runs of `search`."""
     return search(folders)[0]
 
 
-def search(folders) -> tuple[list[Run], dict[pathlib.Path, str]]:
+def search(folders) -> tuple[list[RunRecord], dict[pathlib.Path, str]]:
     """(the runs in folders and their subfolders, sorted by path, {omitted path: why}).
 
     A run folder is not searched further. Links and unreadable paths are omitted and logged, and subfolders whose files
@@ -83,20 +83,12 @@ def search(folders) -> tuple[list[Run], dict[pathlib.Path, str]]:
             path = pathlib.Path(path)
             if "config.json" in files or "failed.json" in files:
                 subfolders.clear()
-                if denied := [path / name for name in files if ".json" in name and not os.access(path / name, os.R_OK)]:
-                    omitted[path] = f"{denied[0]} cannot be read: permission denied"
+                run = _run_or_fault(path, files, is_given=path == folder)
+                if isinstance(run, str):
+                    omitted[path] = run
                 else:
-                    try:
-                        runs[path.resolve()] = read_run(path)
-                    except InputError as error:
-                        if path == folder:
-                            raise
-                        omitted[path] = str(error).removeprefix(f"{path}: ")
-            for entry in (path / name for name in subfolders + files):
-                if entry.is_symlink() and not entry.is_file():
-                    omitted[entry] = f"a link to {os.readlink(entry)}; give that folder too if its runs belong here"
-                elif entry.name in subfolders and not os.access(entry, os.R_OK | os.X_OK):
-                    omitted[entry] = "cannot be read: permission denied"
+                    runs[path.resolve()] = run
+            omitted |= _links_and_closed_folders(path, subfolders, files)
     omitted = {path: why for path, why in omitted.items() if path.resolve() not in runs}
     if not runs:
         reasons = "".join(f" {path} was omitted: {why}." for path, why in omitted.items())
@@ -106,7 +98,30 @@ def search(folders) -> tuple[list[Run], dict[pathlib.Path, str]]:
     return sorted(runs.values()), omitted
 
 
-def read_run(folder) -> Run:
+def _run_or_fault(path, files, is_given) -> RunRecord | str:
+    """The run in a folder, or why it is omitted. Raises InputError for a fault in a folder that the user gave."""
+    if closed := [path / name for name in files if ".json" in name and not os.access(path / name, os.R_OK)]:
+        return f"{closed[0]} cannot be read: permission denied"
+    try:
+        return read_run(path)
+    except InputError as error:
+        if is_given:
+            raise
+        return str(error).removeprefix(f"{path}: ")
+
+
+def _links_and_closed_folders(path, subfolders, files) -> dict[pathlib.Path, str]:
+    """{path: why it is omitted} of the links to folders, and of the subfolders that cannot be read."""
+    omitted = {}
+    for entry in (path / name for name in subfolders + files):
+        if entry.is_symlink() and not entry.is_file():
+            omitted[entry] = f"a link to {os.readlink(entry)}; give that folder too if its runs belong here"
+        elif entry.name in subfolders and not os.access(entry, os.R_OK | os.X_OK):
+            omitted[entry] = "cannot be read: permission denied"
+    return omitted
+
+
+def read_run(folder) -> RunRecord:
     """The run in a folder that has a config.json, or a failed.json alone if the run could not start."""
     folder = pathlib.Path(folder)
     config, summary, failed, data = (
@@ -116,10 +131,11 @@ def read_run(folder) -> Run:
         raise InputError(f"{folder} holds no config.json: give the folder of a run.")
     config = run_folder.check_stored_config(failed["config"] if config is None else config, folder).to_dict()
     failure = " ".join(failed["reason"].split()) if failed and not summary else None
-    return Run(folder, config, summary, failure, data and {key: data[key] for key in ("classes", "train", "test")})
+    data = data and {key: data[key] for key in ("classes", "train", "test")}
+    return RunRecord(folder, config, summary, failure, data)
 
 
-def settings(runs: list[Run]) -> list[Setting]:
+def settings(runs: list[RunRecord]) -> list[Setting]:
     """runs in groups that may be compared, sorted by data set and model.
 
     A run that ended before it read its data joins any group of its config.
@@ -157,7 +173,7 @@ def differences(settings: list[Setting]) -> dict[str, list[str]]:
     return _differing([dict(setting.others) for setting in settings])
 
 
-def data_differences(runs: list[Run]) -> dict[str, list[str]]:
+def data_differences(runs: list[RunRecord]) -> dict[str, list[str]]:
     """{key: its values, one for each run} for every key such as 'train.images' in which the data of runs differ."""
     return _differing([dict(_flat(run.data or {})) for run in runs])
 
@@ -167,8 +183,8 @@ def _differing(columns: list[dict[str, str]]) -> dict[str, list[str]]:
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
 
 
-def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """(runs, repeats): of runs of one variant and seed, which are no new evidence, all but the first are repeats."""
+def without_repeats(runs: list[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
+    """(runs, repeats). Runs of one variant and seed are no new evidence: all but the first are repeats."""
     first, repeats = {}, []
     for run in runs:
         if first.setdefault((run.variant, run.config["seed"]), run) is not run:

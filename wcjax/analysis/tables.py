@@ -3,14 +3,14 @@
 import csv
 import itertools
 import pathlib
-import statistics as python_statistics
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 from wcjax.analysis import paper
 from wcjax.analysis.document import Table
-from wcjax.analysis.runs import Run, Setting, without_repeats
-from wcjax.analysis.statistics import (
+from wcjax.analysis.runs import RunRecord, Setting, without_repeats
+from wcjax.analysis.significance import (
     holm,
     mean_and_std,
     paired_interval,
@@ -22,7 +22,7 @@ from wcjax.files import saving
 
 
 class Row(NamedTuple):
-    """One cell of the paper's tables and the result of runs for it. A number that is not known is None."""
+    """One row of the report: the paper's number and ours for a method. None where there is no number."""
 
     setting: str  # '' if it is the only one of this data set and network, else 'A', 'B', ...
     dataset: str
@@ -56,7 +56,7 @@ class Comparison(NamedTuple):
 PAIRS = 8  # With fewer seeds no sign flip test gives a p below 0.01, and a paired interval is wide.
 
 
-def compare(runs: list[Run], baseline: list[Run], value: Callable[[Run], float]) -> Comparison:
+def compare(runs: list[RunRecord], baseline: list[RunRecord], value: Callable[[RunRecord], float]) -> Comparison:
     """The difference of the means of value(run), its 95 % interval and its p.
 
     If both have the same seeds, at least PAIRS of them, runs are compared seed by seed. Otherwise the interval is
@@ -68,12 +68,10 @@ def compare(runs: list[Run], baseline: list[Run], value: Callable[[Run], float])
     paired = by_seed.keys() == baseline_by_seed.keys() and len(by_seed) >= PAIRS
     x, y = ([values[seed] for seed in sorted(values)] for values in (by_seed, baseline_by_seed))
     interval, p = (paired_interval, sign_flip_p) if paired else (welch_interval, permutation_p)
-    return Comparison(
-        python_statistics.mean(x) - python_statistics.mean(y), *(interval(x, y) or (None, None)), p(x, y), paired
-    )
+    return Comparison(statistics.mean(x) - statistics.mean(y), *(interval(x, y) or (None, None)), p(x, y), paired)
 
 
-def chosen_runs(runs: list[Run]) -> list[list[Run]]:
+def chosen_runs(runs: list[RunRecord]) -> list[list[RunRecord]]:
     """The finished runs that a table has rows for, one list for each variant, in the order of `paper.METHODS`.
 
     A method may have been run with several (a, b), learning rates or decays. The variants with the most runs count. If
@@ -81,36 +79,36 @@ def chosen_runs(runs: list[Run]) -> list[list[Run]]:
     """
     order = {method: place for place, method in enumerate(paper.METHODS)}
     place = lambda run: (order.get(run.method, len(order)), run.variant)
-    finished = sorted(without_repeats([run for run in runs if run.summary])[0], key=place)
-    chosen = []
-    for _, of_method in itertools.groupby(finished, key=lambda run: run.method):
-        variants = [list(variant) for _, variant in itertools.groupby(of_method, key=lambda run: run.variant)]
+    finished_runs = sorted(without_repeats([run for run in runs if run.summary])[0], key=place)
+    rows = []
+    for _, runs_of_method in itertools.groupby(finished_runs, key=lambda run: run.method):
+        variants = [list(variant) for _, variant in itertools.groupby(runs_of_method, key=lambda run: run.variant)]
         most = max(map(len, variants))
-        chosen += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
-    return chosen
+        rows += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
+    return rows
 
 
-def val_accuracy(runs: list[Run]) -> float:
+def val_accuracy(runs: list[RunRecord]) -> float:
     """The mean of the best accuracy on val of finished runs."""
-    return python_statistics.mean(run.summary["best_val_accuracy"] for run in runs)
+    return statistics.mean(run.summary["best_val_accuracy"] for run in runs)
 
 
-def test_accuracy(run: Run) -> float:
+def test_accuracy(run: RunRecord) -> float:
     """Accuracy of a finished run on test, in %."""
     return 100 * run.summary["test_accuracy"]
 
 
-def baseline_of(chosen: list[list[Run]]) -> list[Run]:
+def baseline_of(variants: list[list[RunRecord]]) -> list[RunRecord]:
     """The plain runs that all others are compared with: the best variant on val. Empty if there are none."""
-    return max((runs for runs in chosen if runs[0].method == "plain"), key=val_accuracy, default=[])
+    return max((runs for runs in variants if runs[0].method == "plain"), key=val_accuracy, default=[])
 
 
-def labels(chosen: list[list[Run]]) -> list[str]:
+def labels(variants: list[list[RunRecord]]) -> list[str]:
     """A name for each variant: its method, and its Ψ and tuning if the method has several."""
-    methods = [runs[0].method for runs in chosen]
+    methods = [runs[0].method for runs in variants]
     return [
         m if methods.count(m) == 1 else f"{m}, {runs[0].reparam}, {runs[0].tuning}"
-        for m, runs in zip(methods, chosen, strict=True)
+        for m, runs in zip(methods, variants, strict=True)
     ]
 
 
@@ -122,13 +120,13 @@ def table(settings: list[Setting]) -> list[Row]:
     networks += [("", model, []) for model in reported if model not in {s.model for s in settings}]
     rows = []
     for letter, model, runs in networks:
-        chosen, tried, printed = chosen_runs(runs), {run.method for run in runs}, reported.get(model, {})
-        baseline = baseline_of(chosen)
-        for method in (*paper.METHODS, *sorted(tried - set(paper.METHODS))):
-            if method in tried or method in printed:
-                for variant in [runs for runs in chosen if runs[0].method == method] or [[]]:
-                    place = letter, dataset, model, method
-                    rows.append(_row(place, variant, printed.get(method) or (None, None), baseline))
+        variants, methods, paper_numbers = chosen_runs(runs), {run.method for run in runs}, reported.get(model, {})
+        baseline = baseline_of(variants)
+        for method in (*paper.METHODS, *sorted(methods - set(paper.METHODS))):
+            if method in methods or method in paper_numbers:
+                place, paper_number = (letter, dataset, model, method), paper_numbers.get(method, (None, None))
+                for variant in [variant for variant in variants if variant[0].method == method] or [[]]:
+                    rows.append(_row(place, variant, paper_number, baseline))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
 
@@ -143,11 +141,11 @@ def _letter(i):
     return chr(ord("A") + i) if i < 26 else str(i + 1)
 
 
-def _row(place, runs, printed, baseline):
+def _row(place, runs, paper_number, baseline):
     comparison = Comparison() if runs is baseline else compare(runs, baseline, test_accuracy)
     variant = (runs[0].reparam, runs[0].tuning) if runs else (None, None)
     numbers = len(runs), *mean_and_std([test_accuracy(run) for run in runs])
-    return Row(*place, *variant, *numbers, *printed, *comparison, None)
+    return Row(*place, *variant, *numbers, *paper_number, *comparison, None)
 
 
 def as_table(rows: list[Row]) -> Table:
@@ -164,14 +162,14 @@ def as_table(rows: list[Row]) -> Table:
             str(row.n),
             _plus_minus(row.mean, row.std),
             _plus_minus(row.paper_mean, row.paper_std),
-            difference(row),
+            format_difference(row),
             *("" if p is None else f"{p:.3g}" for p in (row.p, row.p_holm)),
         ]
         lines.append(line)
     return Table(columns, lines)
 
 
-def difference(comparison: Row | Comparison) -> str:
+def format_difference(comparison: Row | Comparison) -> str:
     """'+0.40 (+0.10 to +0.70, paired)'"""
     if comparison.difference is None:
         return ""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from wcjax.data import cifar, digits, imagenet, tiny_imagenet
-from wcjax.data.dataset import Dataset, Split, arrays_dataset, streamed_dataset
+from wcjax.data.dataset import Dataset, Split, arrays_dataset, hold_out, streamed_dataset
 from wcjax.errors import InputError, unknown
 from wcjax.files import reading
 
@@ -96,4 +96,5 @@ def load(name, data_dir=None, *, val_fraction=0.1, train_images=0, seed=0):
         if train_images:
             raise InputError(f"train_images must be 0 for {name}, whose images are streamed, found {train_images}.")
         return streamed_dataset(train, test, num_classes)
-    return arrays_dataset(name, train, test, num_classes, val_fraction, train_images, seed)
+    train, val = hold_out(train, val_fraction, seed)
+    return arrays_dataset(name, train, val, test, num_classes, train_images)

@@ -53,7 +53,7 @@ def _windows(images, start, padding, axis):
 
 
 def normalize(images, mean, std, dtype=jnp.float32):
-    """Returns (images / 255 - mean) / std, computed in float32 and then cast to `dtype`.
+    """(images / 255 - mean) / std, computed in float32 and then cast to `dtype`.
 
     Args:
       images: uint8 (n, h, w, c).

@@ -12,7 +12,7 @@ import signal
 import sys
 
 from wcjax.data.formats import folder
-from wcjax.errors import InputError, program
+from wcjax.errors import InputError, command, program
 from wcjax.extras import needs
 
 DESCRIPTION = """Decodes every image in a folder and below, as training does, and prints one line for each that is
@@ -80,22 +80,19 @@ def _reason(path) -> str | None:
     return None
 
 
+@command
 def main(argv=None) -> int:
     if argv is None:  # this process is the command
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a callback of JAX can swallow KeyboardInterrupt
     parser = argparse.ArgumentParser(program("wcjax.data.check"), description=DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", help="the folder with the images, for example tiny-imagenet-200")
     args = parser.parse_args(argv)
-    try:
-        needs("wcjax.data.check", "stream")
-        if not os.path.isdir(args.dir):
-            raise InputError(f"{args.dir} is not a folder; give a folder with images.")
-        counts = check_folder(args.dir)
-        if counts["good"] + counts["bad"] == 0:
-            raise InputError(f"{args.dir} contains no images; allowed are {', '.join(folder.EXTENSIONS)}.")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    needs("wcjax.data.check", "stream")
+    if not os.path.isdir(args.dir):
+        raise InputError(f"{args.dir} is not a folder; give a folder with images.")
+    counts = check_folder(args.dir)
+    if counts["good"] + counts["bad"] == 0:
+        raise InputError(f"{args.dir} contains no images; allowed are {', '.join(folder.EXTENSIONS)}.")
     print(f"good: {counts['good']:,}, bad: {counts['bad']:,}, stray: {counts['stray']:,}, other: {counts['other']:,}")
     return 1 if counts["bad"] else 0
 

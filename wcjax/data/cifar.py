@@ -9,7 +9,7 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def read(name, data_dir):
-    """Returns (train, test, num_classes) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3).
+    """(train, test, num_classes) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3).
 
     train is in the order of `in_order`, test in the order of the file.
 

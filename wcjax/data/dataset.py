@@ -73,14 +73,12 @@ def streamed_dataset(train: Source, val: Source, num_classes: int) -> Dataset:
     return Dataset(train, val, val, num_classes, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def arrays_dataset(name: str, train: Split, test: Split, num_classes, val_fraction, train_images, seed) -> Dataset:
-    """The Dataset of official splits in memory, with val held out from train. See `wcjax.data.load`.
+def arrays_dataset(name: str, train: Split, val: Split, test: Split, num_classes: int, train_images: int) -> Dataset:
+    """The Dataset of splits in memory, of which train has the first train_images images, or all if it is 0.
 
     Raises:
-      InputError: train or val would be empty, train has fewer than train_images images, or a channel is constant and
-        cannot be normalized.
+      InputError: train has fewer than train_images images, or a channel is constant and cannot be normalized.
     """
-    train, val = hold_out(train, val_fraction, seed)
     if train_images > train.num_images:
         raise InputError(
             f"train_images={train_images}, but {name} has {train.num_images} training images that are not held out. "
@@ -125,7 +123,9 @@ def _fingerprint(splits):
 
 
 def hold_out(train, val_fraction, seed):
-    """Returns (train, val), with `round(val_fraction * n)` images drawn with `seed` in val. See `wcjax.data.load`.
+    """(train, val) of a split of n images, `round(val_fraction * n)` of them drawn with `seed` for val.
+
+    See `wcjax.data.load`.
 
     Raises:
       InputError: one of the two would be empty.
@@ -143,8 +143,13 @@ def hold_out(train, val_fraction, seed):
     return take(order[num_val:]), take(order[:num_val])
 
 
+def num_batches(num_images: int, batch_size: int) -> int:
+    """The number of batches that show each image once. The last batch may not be full."""
+    return -(-num_images // batch_size)
+
+
 def channel_statistics(images):
-    """Returns the mean and std of each channel of uint8 images (n, h, w, c), scaled to 0..1: float32 (c,)."""
+    """The mean and std of each channel of uint8 images (n, h, w, c), scaled to 0..1: float32 (c,)."""
     counts = _pixel_counts(images)
     pixels = counts[0].sum()
     level = np.arange(256)

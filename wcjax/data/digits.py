@@ -9,7 +9,7 @@ NUM_CLASSES = 10
 
 
 def read(name, data_dir):
-    """Returns (train, test, 10) of scikit-learn's 1,797 digits: always the same 1,437 and 360 images, (n, 8, 8, 1).
+    """(train, test, 10) of scikit-learn's 1,797 digits: always the same 1,437 and 360 images, (n, 8, 8, 1).
 
     The images are ordered by class, and within a class as in scikit-learn. Every fifth is a test image, so that each
     class gives a fifth of its images, within one. scikit-learn's values x = 0..16 become (255·x + 8) // 16, which is

@@ -10,7 +10,7 @@ from wcjax.files import local_path
 
 
 def read(name, data_dir):
-    """Returns (train, val, num_classes) of ImageNet, or of a folder with train/<class>/<image> and val/<class>/<image>.
+    """(train, val, num_classes) of ImageNet, or of a folder with train/<class>/<image> and val/<class>/<image>.
 
     Raises:
       InputError: the data do not exist, or cannot be used.

@@ -11,7 +11,7 @@ FOLDER = "tiny-imagenet-200"
 
 
 def read(name, data_dir):
-    """Returns (train, val, num_classes) of TinyImageNet, with the images of val in the order of their names.
+    """(train, val, num_classes) of TinyImageNet, with the images of val in the order of their names.
 
     data_dir: `tiny-imagenet-200`, or the folder that contains it. It has `wnids.txt`, whose line k (from 0) is class
     k, `train/<wnid>/images/*.JPEG`, and the images of val in one of two layouts: as distributed, `val/images/*.JPEG`

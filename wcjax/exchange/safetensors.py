@@ -7,9 +7,9 @@ from wcjax.exchange.mappings import check_like, flatten, unflatten
 from wcjax.extras import needs
 from wcjax.files import replacing
 
-# What both the format and its loader for NumPy know.
+# The dtypes that both the format and its NumPy loader know.
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-DTYPES = ("bool", *_INTEGERS, "float16", "bfloat16", "float32", "float64")  # the loader for NumPy knows these
+DTYPES = ("bool", *_INTEGERS, "float16", "bfloat16", "float32", "float64")
 
 
 def save_safetensors(path, variables) -> None:

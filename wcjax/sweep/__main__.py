@@ -23,7 +23,7 @@ import jax
 from wcjax.config.command_line import overridden, split_overrides
 from wcjax.errors import InputError, Preempted, command, program
 from wcjax.files import run_path
-from wcjax.sweep.plan import PAPERS_GRID, Setup, plan_best, plan_grid, plan_runs
+from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
 from wcjax.sweep.process import check_devices, start_run, train_one
 from wcjax.training.preemption import INTERRUPTED, START_AGAIN, leave_at_once
 
@@ -40,7 +40,7 @@ def run_command(argv=None, start=start_run, **times) -> int:
 
     Args:
       start: starts the process of a run, see `process.start_run`.
-      times: seconds to replace those of `Setup`.
+      times: seconds to replace those of `SweepOptions`.
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args, unknown = parser().parse_known_args(argv)
@@ -53,8 +53,8 @@ def run_command(argv=None, start=start_run, **times) -> int:
             return train_one(args.folder, json.load(sys.stdin))
         if args.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, found {args.jobs}.")
-        setup = Setup(run_path(args.out, "--out"), args.storage, args.jobs, **times)
-        return sweep(args, overrides, setup, start)
+        options = SweepOptions(run_path(args.out, "--out"), args.storage, args.jobs, **times)
+        return sweep(args, overrides, options, start)
     except Preempted:
         print("stopped by SIGTERM; run the same command to resume.", file=sys.stderr)
         return START_AGAIN
@@ -119,8 +119,8 @@ def unique(values: list) -> list:
     return values
 
 
-def sweep(args, overrides, setup: Setup, start) -> int:
-    """Trains the runs that have not ended yet. Returns the exit code: 0 if every run finished or failed by itself."""
+def sweep(args, overrides, options: SweepOptions, start) -> int:
+    """Trains the runs that have not ended yet. Returns the exit code: 0 if every run has finished or cannot finish."""
     from wcjax.sweep import workers  # here, because Optuna takes a second
 
     # Of this process: a TPU can be held by one process only, and that is a run.
@@ -128,13 +128,13 @@ def sweep(args, overrides, setup: Setup, start) -> int:
     check_arguments(args, overrides)
     plan = plan_grid(args, overrides) if args.command == "grid" else plan_runs(args, overrides)
     check_devices()
-    work = functools.partial(workers.work, setup=setup, start=start)
+    work = functools.partial(workers.work, options=options, start=start)
     outcome = work(plan)
     if args.command == "runs":
         return outcome.exit_code()
 
     if (best := outcome.best()) is None:
-        raise InputError(f"no point of the grid has a finished run; see {setup.out / 'logs'}.")
+        raise InputError(f"no point of the grid has a finished run; see {options.out / 'logs'}.")
     print(f"\nBest on val: {', '.join(f'{key}={text}' for key, text in best.items())}.")
     if outcome.exit_code() or len(args.seeds) == 1:
         return outcome.exit_code()
@@ -144,7 +144,7 @@ def sweep(args, overrides, setup: Setup, start) -> int:
 def check_arguments(args, overrides) -> None:
     """Raises InputError for arguments that do not go together, and turns the pairs of --over into a dict."""
     if args.command == "grid":
-        pairs = args.over or list(PAPERS_GRID.items())
+        pairs = args.over or list(PAPER_GRID.items())
         args.over = dict(pairs)
         if "seed" in args.over or len(args.over) < len(pairs):
             raise InputError("--over takes each key once, and the seeds are given by --seeds.")

@@ -9,7 +9,7 @@ import optuna
 import sqlalchemy
 
 from wcjax.errors import InputError, cause
-from wcjax.sweep.plan import Setup
+from wcjax.sweep.plan import SweepOptions
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
@@ -24,15 +24,15 @@ class Database(optuna.storages.RDBStorage):
             super().record_heartbeat(trial_id)  # another heartbeat follows
 
 
-def open_database(setup: Setup) -> Database:
-    url = setup.storage
+def open_database(options: SweepOptions) -> Database:
+    url = options.storage
     if url is None:
-        url = sqlalchemy.URL.create("sqlite", database=str(setup.database.resolve())).render_as_string()
+        url = sqlalchemy.URL.create("sqlite", database=str(options.database.resolve())).render_as_string()
     # SQLite lets one connection write at a time, and the others wait. Every thread needs a connection.
-    engine = {"connect_args": {"timeout": setup.patience}, "pool_size": 0} if url.startswith("sqlite") else {}
+    engine = {"connect_args": {"timeout": options.patience}, "pool_size": 0} if url.startswith("sqlite") else {}
 
     def connect():
-        return Database(url, engine_kwargs=engine, heartbeat_interval=setup.heartbeat, grace_period=setup.grace)
+        return Database(url, engine_kwargs=engine, heartbeat_interval=options.heartbeat, grace_period=options.grace)
 
     for seconds in (2, 1):
         try:
@@ -45,9 +45,11 @@ def open_database(setup: Setup) -> Database:
     return connect()
 
 
-def database_error(setup: Setup, error) -> InputError:
+def database_error(options: SweepOptions, error) -> InputError:
     """The error to report for an error that the database, its driver or Optuna raised."""
-    storage = re.sub(r":[^:/@]*@", ":***@", str(setup.database))
+    # Not by SQLAlchemy, which shows the end of a password that contains an @, and passwords after a ?.
+    storage = re.sub(r"(://[^:/]*):.*@", r"\1:***@", str(options.database))
+    storage = re.sub(r"(pass\w*=)[^&]*", r"\1***", storage)
     if isinstance(error, ImportError):
         return InputError(
             f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "
@@ -55,8 +57,8 @@ def database_error(setup: Setup, error) -> InputError:
         )
     if "locked" in reason(error):
         return InputError(
-            f"another process has locked the sweep's database {storage} for {setup.patience / 60:g} minutes. End that "
-            "process and run the same command to resume."
+            f"another process has locked the sweep's database {storage} for {options.patience / 60:g} minutes. End "
+            "that process and run the same command to resume."
         )
     fix = "Give an address such as sqlite:///FILE."
     if re.search("unable to open|readonly", reason(error)):

@@ -13,10 +13,10 @@ from wcjax.config.command_line import read_config_file
 from wcjax.errors import InputError
 from wcjax.reparam import BY_NAME, Sigmoid
 
-PAPERS_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
+PAPER_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 
 
-class Setup(NamedTuple):
+class SweepOptions(NamedTuple):
     """Where and how the runs of a sweep are trained. Times are in seconds."""
 
     out: pathlib.Path  # the folder of the run folders
@@ -27,6 +27,7 @@ class Setup(NamedTuple):
     patience: float = 600.0  # how long SQLite waits for a lock
     heartbeat: int = 5  # between two heartbeats of a worker
     grace: int = 30  # how long a worker may be silent before others may take its run
+    pause: float = 30.0  # before a run that was stopped, or that another process trains, is started again
 
     @property
     def database(self):
@@ -61,7 +62,7 @@ def grid_run(args, overrides, point, seed) -> tuple[str, ConfigDict]:
     """(name, config) of one run of a grid. The name contains the values of point, {key: text}."""
     config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
     psi = config.reparam.name
-    if point.keys() & PAPERS_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Sigmoid):
+    if point.keys() & PAPER_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Sigmoid):
         raise InputError(
             f"the grid varies a and b, and reparam {psi!r} has neither. Choose wc, arsinh or erf, or give --over "
             "another key."

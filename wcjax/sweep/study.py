@@ -1,9 +1,9 @@
 """The Optuna study of a sweep, which its workers share on one machine or on several.
 
 The study records which worker trains which run, and the run folders hold the results. A trial is one attempt at one
-run. If a worker dies, another takes up its run, in the same folder, once the trial has shown no sign of life for
-`Setup.grace` seconds. A run that diverged, or whose initial weights do not fit under the bound, has failed and is not
-tried again.
+run. If a worker dies, another takes up its run, in the same folder, once the trial has sent no heartbeat for
+`SweepOptions.grace` seconds. A run that diverged, or whose initial weights do not fit under the bound, has failed and
+is not tried again.
 """
 
 import collections
@@ -21,11 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from wcjax.config.keys import MAY_DIFFER
 from wcjax.files import saving
 from wcjax.sweep.database import OPENING_ERRORS, database_error, open_database
-from wcjax.sweep.plan import Plan, Setup
+from wcjax.sweep.plan import Plan, SweepOptions
 
 
-def open_study(plan: Plan, setup: Setup) -> optuna.Study:
-    """The study of exactly these runs: a new one, or one that another worker or an earlier sweep has made.
+def study_name(plan: Plan, options: SweepOptions) -> str:
+    """The name of the study of exactly these runs.
 
     In a database outside the folder of the sweep, the study belongs to the `identity` of that folder.
     """
@@ -34,17 +34,22 @@ def open_study(plan: Plan, setup: Setup) -> optuna.Study:
         for name, config in plan.configs.items()
     }
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{options.out.resolve().name}/{plan.kind}/{digest}"
+    return name + (f"/{identity(options.out)}" if options.storage else "")
+
+
+def open_study(name: str, plan: Plan, options: SweepOptions) -> optuna.Study:
+    """The study of a name: a new one, or one that another worker or an earlier sweep has made."""
     try:
         return optuna.create_study(
-            study_name=f"{setup.out.resolve().name}/{plan.kind}/{digest}"
-            + (f"/{identity(setup.out)}" if setup.storage else ""),
-            storage=open_database(setup),
+            study_name=name,
+            storage=open_database(options),
             sampler=optuna.samplers.GridSampler(plan.space, seed=0),
             direction="maximize",
             load_if_exists=True,
         )
     except OPENING_ERRORS as error:
-        raise database_error(setup, error) from error
+        raise database_error(options, error) from error
 
 
 def identity(out: pathlib.Path) -> str:
@@ -80,17 +85,21 @@ class Outcome(NamedTuple):
 class Trials:
     """The trials of a study, by the number of their point in the grid.
 
+    Args:
+      out: the folder of the run folders.
+      trials: all trials of the study.
+
     Attributes:
       lost: {number: reason} of runs that ended in this process without a result; the next sweep resumes them.
     """
 
-    def __init__(self, study: optuna.Study, plan: Plan, out: pathlib.Path):
+    def __init__(self, study: optuna.Study, plan: Plan, out: pathlib.Path, trials: list[FrozenTrial]):
         self.study, self.plan, self.lost = study, plan, {}
         # A result does not count if its run folder has been deleted since. This is looked up once, because on a network
         # file system another machine sees a new folder late.
         self.deleted = {
             trial.number
-            for trial in study.get_trials(deepcopy=False)
+            for trial in trials
             if has_ended(trial) and not (out / plan.name(trial.params) / result_file(trial)).exists()
         }
 

@@ -47,8 +47,8 @@ def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
 class LiveTable:
     """Prints {name: (state, epoch, accuracy on val, note)} to a stream, by default standard output.
 
-    Where the stream is not a terminal, a run gets a line if its state has changed, or if a minute has passed since its
-    last line and anything has changed.
+    If the stream is not a terminal, a line is printed when the state of a run changes, and at most once a minute when
+    only the numbers of a running run change.
     """
 
     def __init__(self, names, stream=None, clock=time.monotonic):

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable
 from concurrent import futures
 
@@ -13,15 +12,15 @@ from wcjax import run_folder
 from wcjax.config.build import load_dataset
 from wcjax.files import check_writable, run_path, saving
 from wcjax.sweep import database
-from wcjax.sweep.plan import Plan, Setup
+from wcjax.sweep.plan import Plan, SweepOptions
 from wcjax.sweep.process import start_run
-from wcjax.sweep.study import Outcome, Trials, is_running, open_study
+from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
 from wcjax.training.preemption import START_AGAIN, interruption, signals_noticed
 
 
-def work(plan: Plan, setup: Setup, start: Callable = start_run) -> Outcome:
-    """Trains the runs of plan, `setup.jobs` at a time, until each has ended, here or at another worker.
+def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
+    """Trains the runs of plan, `options.jobs` at a time, until each has ended, here or at another worker.
 
     start: starts the process of a run, see `process.start_run`.
 
@@ -30,42 +29,43 @@ def work(plan: Plan, setup: Setup, start: Callable = start_run) -> Outcome:
         any more.
       Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came, and the runs of this process have been saved.
     """
-    check(plan, setup)
-    with saving(setup.out):
-        (setup.out / "logs").mkdir(parents=True, exist_ok=True)
+    check(plan, options)
+    with saving(options.out):
+        (options.out / "logs").mkdir(parents=True, exist_ok=True)
     table = LiveTable(plan.configs)
-    with signals_noticed() as stop, futures.ThreadPoolExecutor(setup.jobs + 1) as pool:
+    with signals_noticed() as stop, futures.ThreadPoolExecutor(options.jobs + 1) as pool:
 
         def ask(function, *args, stop=stop):
             """The result of a call that uses the database. It may be locked, so a thread waits for it."""
-            return wait_for(pool.submit(function, *args), table, setup.slow, stop)
+            return wait_for(pool.submit(function, *args), table, options.slow, stop)
 
-        study = ask(open_study, plan, setup, stop=lambda: "")
+        study = ask(open_study, study_name(plan, options), plan, options, stop=lambda: "")
         try:
-            workers = Workers(ask(Trials, study, plan, setup.out, stop=lambda: ""), setup, start)
+            trials = Trials(study, plan, options.out, ask(study.get_trials, False, stop=lambda: ""))
+            workers = Workers(trials, options, start)
             stop()  # from here on there are processes to stop
             with contextlib.closing(workers):
-                threads = [pool.submit(workers.work) for _ in range(setup.jobs)]
+                threads = [pool.submit(workers.work) for _ in range(options.jobs)]
                 while threads:
-                    table.show(table_rows(ask(workers.trials.outcome), setup.out))
-                    ended, threads = futures.wait(threads, setup.poll, futures.FIRST_EXCEPTION)
+                    table.show(table_rows(ask(trials.outcome), options.out))
+                    ended, threads = futures.wait(threads, options.poll, futures.FIRST_EXCEPTION)
                     for thread in ended:
                         thread.result()
-                outcome = ask(workers.trials.outcome)
-                table.show(table_rows(outcome, setup.out), last=True)
+                outcome = ask(trials.outcome)
+                table.show(table_rows(outcome, options.out), last=True)
                 return outcome
         except database.ERRORS as error:
-            raise database.database_error(setup, error) from error
+            raise database.database_error(options, error) from error
 
 
-def check(plan: Plan, setup: Setup) -> None:
+def check(plan: Plan, options: SweepOptions) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
-        run_folder.check(run_path(setup.out / name, "workdir"), config)
+        run_folder.check(run_path(options.out / name, "workdir"), config)
     splits = lambda config: (config.dataset, config.val_fraction, config.train_images, config.batch_size)
     for config in {splits(config): config for config in plan.configs.values()}.values():
         load_dataset(config)
-    check_writable(setup.out, "--out")
+    check_writable(options.out, "--out")
 
 
 def wait_for(future, table: LiveTable, slow: float, stop: Callable[[], str]):
@@ -87,17 +87,17 @@ class RunFailed(Exception):
 
 
 class Workers:
-    """The workers of this process: `setup.jobs` threads that call `work`. Each run has its own process."""
+    """The workers of this process: `options.jobs` threads that call `work`. Each run has its own process."""
 
-    def __init__(self, trials: Trials, setup: Setup, start: Callable):
-        self.trials, self.setup, self.start = trials, setup, start
+    def __init__(self, trials: Trials, options: SweepOptions, start: Callable):
+        self.trials, self.options, self.start = trials, options, start
         self.processes = {}  # {name: Popen}
         self.lock = threading.Lock()
-        self.stopping = False
+        self.stopping = threading.Event()
 
     def work(self) -> None:
         """Takes one trial after another. Waits for the last ones of other workers, because those may die."""
-        while not self.stopping:
+        while not self.stopping.is_set():
             with self.lock:
                 unclaimed, running = self.trials.requeue()
             if unclaimed:
@@ -107,7 +107,7 @@ class Workers:
                     if not str(error).startswith("Cannot tell"):
                         raise
             elif running:
-                time.sleep(self.setup.poll)
+                self.stopping.wait(self.options.poll)
             else:
                 return
 
@@ -121,8 +121,9 @@ class Workers:
                 return twin.value
             if is_running(twin) and twin.number < trial.number:
                 raise optuna.TrialPruned
-        folder, code = self.setup.out / name, START_AGAIN
-        while code == START_AGAIN and not any((folder / file).exists() for file in ("summary.json", "failed.json")):
+        folder, code = self.options.out / name, self.train(name)
+        while code == START_AGAIN:
+            self.stopping.wait(self.options.pause)
             code = self.train(name)
         if summary := run_folder.read(folder, "summary.json"):
             return summary["best_val_accuracy"]
@@ -135,24 +136,26 @@ class Workers:
         trials.lost[number] = f"{reason}; run the same command to resume"
         raise RunFailed(reason)
 
-    def train(self, name: str) -> int:
-        """The exit code of a new process of a run."""
-        config = self.trials.plan.configs[name].to_dict()
+    def train(self, name: str) -> int | None:
+        """The exit code of a new process of a run; None if the run has ended, so that none is started."""
+        folder, config = self.options.out / name, self.trials.plan.configs[name].to_dict()
+        if any((folder / file).exists() for file in ("summary.json", "failed.json")):
+            return None
         with self.lock:
-            if self.stopping:
+            if self.stopping.is_set():
                 raise RunFailed("stopped")
-            process = self.start(self.setup.out / name, config, self.log(name), self.setup.jobs)
+            process = self.start(folder, config, self.log(name), self.options.jobs)
             self.processes[name] = process
         return process.wait()
 
     def log(self, name: str):
         """The file that the output of a run is appended to."""
-        return self.setup.out / "logs" / f"{name}.log"
+        return self.options.out / "logs" / f"{name}.log"
 
     def close(self) -> None:
         """Ends the processes of this sweep, which save their runs first."""
         with self.lock:
-            self.stopping = True
+            self.stopping.set()
             for process in self.processes.values():
                 if process.poll() is None:
                     process.terminate()

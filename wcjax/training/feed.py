@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from wcjax.compiling import jit_quickly
 from wcjax.data import augment
-from wcjax.data.dataset import Split
+from wcjax.data.dataset import Split, num_batches
 from wcjax.errors import InputError, LoaderError
 from wcjax.training import mesh as meshes
 
@@ -33,8 +33,8 @@ class Images(NamedTuple):
 def training(run, first_step: int):
     """The training split of a run, from step first_step on."""
     config, split = run.config, run.dataset.train
-    chosen = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
-    batches = lambda stream: stream.train_batches(split, config.batch_size, **chosen, **_options(config))
+    options = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
+    batches = lambda stream: stream.train_batches(split, _loading(stream, config), **options)
     with _feed(split, run.dataset, config, run.mesh, batches) as feed:
         yield feed
 
@@ -42,7 +42,7 @@ def training(run, first_step: int):
 @contextlib.contextmanager
 def evaluation(split, dataset, config, mesh):
     """A split of dataset for evaluation on the devices of mesh."""
-    batches = lambda stream: stream.eval_batches(split, config.batch_size, **_options(config))
+    batches = lambda stream: stream.eval_batches(split, _loading(stream, config))
     with _feed(split, dataset, config, mesh, batches) as feed:
         yield feed
 
@@ -59,20 +59,16 @@ def _feed(split, dataset, config, mesh, batches):
         yield Streamed(split, dataset, config, mesh, local_batches)
 
 
-def _options(config):
-    return {
-        "size": config.image_size,
-        "workers": config.data_workers,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
+def _loading(stream, config):
+    processes = jax.process_index(), jax.process_count()
+    return stream.Loading(config.batch_size, config.image_size, config.data_workers, *processes)
 
 
 class _Feed:
     def __init__(self, split, dataset, config, mesh):
         self.mesh, self._config = mesh, config
         self.num_images = split.num_images
-        self._num_batches = -(-split.num_images // config.batch_size)  # in a round over the split
+        self._num_batches = num_batches(split.num_images, config.batch_size)  # in a round over the split
         self._normalize = functools.partial(
             augment.normalize, mean=dataset.mean, std=dataset.std, dtype=jnp.dtype(config.dtype)
         )

@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 def path(directory):
-    """Returns the cache file of a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
+    """The cache file of a directory `.../<name>/<version>`: $XDG_CACHE_HOME/wcjax/<name>-<fingerprint>.npz.
 
     The fingerprint covers the relative name, size and modification time (ns) of every file in the directory, so that a
     changed directory gets a new cache file. XDG_CACHE_HOME defaults to `~/.cache`. None if `~` cannot be expanded,
     because HOME is not set and the user has no entry in the system's list of users.
     """
     root = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    if root.parts[0].startswith("~"):
+    if str(root).startswith("~"):
         logger.warning("There is no home directory to cache decoded images in. Set XDG_CACHE_HOME to a directory.")
         return None
     fingerprint = hashlib.sha256()

@@ -83,7 +83,7 @@ def read(path) -> bytes:
 
 
 def class_per_folder(root):
-    """Returns (train, val, num_classes) of `root/train/<class>/<image>` and `root/val/<class>/<image>`.
+    """(train, val, num_classes) of `root/train/<class>/<image>` and `root/val/<class>/<image>`.
 
     Classes are numbered in the sorted order of the names of their folders. The images of a class are sorted by name.
     All other files are skipped and reported in the log: stray files (`is_stray`), images in a subfolder of a class or

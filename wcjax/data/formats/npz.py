@@ -13,7 +13,7 @@ MAX_BYTES = 2**32  # in the unpacked arrays; CIFAR has 184 MB
 
 
 def read(path, num_classes):
-    """Returns (train, test) of the .npz file `path`. Nothing is unpickled.
+    """(train, test) of the .npz file `path`. Nothing is unpickled.
 
     Raises:
       InputError: the file does not exist, is damaged or lacks an array, or `check` refuses an array.
@@ -47,7 +47,7 @@ def _unpack(path):
 
 
 def check(arrays, source, num_classes):
-    """Returns (train, test) of a dict with KEYS, with labels as int32 (n,).
+    """(train, test) of a dict with KEYS, with labels as int32 (n,).
 
     Args:
       arrays: x_* uint8 (n, 32, 32, 3), n > 0; y_* 0..num_classes-1 of any integer dtype, (n,) or as in Keras (n, 1).

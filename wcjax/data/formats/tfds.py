@@ -25,7 +25,7 @@ FEATURES = {  # of cifar10, cifar100 and imagenet2012
 
 
 def prepare_command(name, directory):
-    """Returns the shell command that downloads `name` and prepares it in `directory` as array_record."""
+    """The shell command that downloads `name` and prepares it in `directory` as array_record."""
     return (
         f'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', data_dir='{directory}', file_format='array_record').download_and_prepare()\""
@@ -33,7 +33,7 @@ def prepare_command(name, directory):
 
 
 def read(directory, num_classes):
-    """Returns (train, test) of a prepared directory `<data_dir>/<name>/<version>`, from the cache if it has them.
+    """(train, test) of a prepared directory `<data_dir>/<name>/<version>`, from the cache if it has them.
 
     Raises:
       InputError: a needed package is missing, or the directory has another file format, is truncated or damaged.
@@ -140,7 +140,7 @@ def _prepare_again(directory):
 
 
 def _decode(builder, directory):
-    """Returns the images and labels of all records as a dict with npz.KEYS."""
+    """The images and labels of all records as a dict with npz.KEYS."""
     import tensorflow_datasets as tfds
     from tqdm import tqdm
 

@@ -9,32 +9,40 @@ import multiprocessing
 import os
 import signal
 import threading
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
-from wcjax.data.dataset import Split
+from wcjax.data.dataset import Split, num_batches
 from wcjax.data.streaming import decode
 from wcjax.data.streaming.source import Encoded, Source
 from wcjax.errors import InputError
 
-FILLING = -1  # the label of the black images that fill the last batch of an evaluation
+PADDING_LABEL = -1  # of the black images that complete the last batch of an evaluation
 
 
-def train_batches(
-    source: Source,
-    batch_size: int,
-    *,
-    size: int = 224,
-    flip: bool = True,
-    seed: int = 0,
-    first_step: int = 0,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-):
-    """Returns an endless iterator over training batches, from step `first_step` on.
+class Loading(NamedTuple):
+    """How images are loaded.
+
+    Attributes:
+      batch_size: images in a batch of all processes together, a multiple of process_count.
+      size: height and width of the images.
+      workers: the number of processes that decode, or 0 for a thread of this process. Worker processes import the
+        program, so it needs `if __name__ == "__main__":`, as `multiprocessing` requires.
+      process_index, process_count: the index of this process, and the number of processes that share each batch.
+    """
+
+    batch_size: int
+    size: int = 224
+    workers: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+
+def train_batches(source: Source, loading: Loading, *, flip: bool = True, seed: int = 0, first_step: int = 0):
+    """An endless iterator over training batches, from step `first_step` on.
 
     An epoch over n images has n // batch_size steps. Each epoch has its own order of the images, and omits the last
     images if they do not fill a batch. Crops and flips are drawn anew for each image and epoch (`decode.train_image`).
@@ -42,14 +50,10 @@ def train_batches(
 
     Args:
       source: the training split, with at least batch_size images.
-      batch_size: images in a batch of all processes together, a multiple of process_count.
-      size: height and width of the images.
+      loading: the batch size, the size of the images, and the processes.
       flip: whether to mirror half of the images.
       seed: integer from 0 to 2³² − 1.
       first_step: the number of steps that are already done, over all epochs.
-      workers: the number of processes that decode, or 0 for a thread of this process. Worker processes import the
-        program, so it needs `if __name__ == "__main__":`, as `multiprocessing` requires.
-      process_index, process_count: the index of this process, and the number of processes that share each batch.
 
     Returns:
       A Grain DatasetIterator of Split: images uint8 (batch_size / process_count, size, size, 3), labels int32. It has
@@ -59,43 +63,30 @@ def train_batches(
       InputError: batch_size is not a multiple of process_count. The iterator raises it for an image that cannot be
         used.
     """
-    per_process = _per_process(batch_size, process_count)
-    images = grain.MapDataset.source(source).seed(seed).random_map(_Augment(size, flip)).shuffle()
-    batches = images[: source.num_images // batch_size * batch_size].batch(per_process)
-    return _iterate(batches[process_index::process_count].repeat()[first_step:], workers)
+    images = grain.MapDataset.source(source).seed(seed).random_map(_Augment(loading.size, flip)).shuffle()
+    images = images[: source.num_images // loading.batch_size * loading.batch_size]
+    return _iterate(_own_batches(images, loading).repeat()[first_step:], loading.workers)
 
 
-def eval_batches(
-    source: Source,
-    batch_size: int,
-    *,
-    size: int = 224,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-):
-    """Returns an endless iterator over evaluation batches. A round over the split takes `num_eval_batches` of them.
+def eval_batches(source: Source, loading: Loading):
+    """An endless iterator over evaluation batches. A round over the split takes `num_batches` of them.
 
-    A round shows each image once (`decode.eval_image`). Black images with the label FILLING complete the last batch.
-    The arguments, the result and the errors are like those of `train_batches`.
+    A round shows each image once (`decode.eval_image`). Black images with the label PADDING_LABEL complete the last
+    batch. The result and the errors are like those of `train_batches`.
     """
-    per_process = _per_process(batch_size, process_count)
-    padded = grain.MapDataset.range(num_eval_batches(source, batch_size) * batch_size)
-    batches = padded.map(_Centre(source, size)).batch(per_process)
-    return _iterate(batches[process_index::process_count].repeat(), workers)
+    padded = grain.MapDataset.range(num_batches(source.num_images, loading.batch_size) * loading.batch_size)
+    images = padded.map(_Centre(source, loading.size))
+    return _iterate(_own_batches(images, loading).repeat(), loading.workers)
 
 
-def num_eval_batches(source: Source, batch_size: int) -> int:
-    """The number of batches in a round of `eval_batches`, which is the same in every process."""
-    return -(-source.num_images // batch_size)
-
-
-def _per_process(batch_size, process_count):
-    if batch_size % process_count:
+def _own_batches(images, loading):
+    """The batches of images, each with the rows of this process alone."""
+    if loading.batch_size % loading.process_count:
         raise InputError(
-            f"batch_size {batch_size} cannot be shared by {process_count} processes: choose a multiple of it."
+            f"batch_size {loading.batch_size} cannot be shared by {loading.process_count} processes: choose a multiple "
+            "of it."
         )
-    return batch_size // process_count
+    return images.batch(loading.batch_size // loading.process_count)[loading.process_index :: loading.process_count]
 
 
 def _iterate(batches, workers):
@@ -106,12 +97,13 @@ def _iterate(batches, workers):
     # Grain reads this flag, and absl raises in a program that parses no flags unless the flag is present.
     flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-    batches = batches.mp_prefetch(options, _live_and_die_with_parent)
-    # Copies the arrays out of shared memory, which is scarce (64 MiB in many containers) and would live as long.
+    batches = batches.mp_prefetch(options, _exit_with_parent)
+    # Copy the batch out of shared memory, which is scarce (64 MiB in many containers) and stays occupied while the
+    # arrays live.
     return iter(batches.map(lambda batch: Split(*(np.array(x) for x in batch))))
 
 
-def _live_and_die_with_parent(worker_index, worker_count):
+def _exit_with_parent(worker_index, worker_count):
     """Makes this worker ignore Ctrl-C, and exit when its parent has ended, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -139,6 +131,6 @@ class _Centre:
 
     def __call__(self, index: int) -> Split:
         if index >= self.source.num_images:
-            return Split(np.zeros((self.size, self.size, 3), np.uint8), np.int32(FILLING))
+            return Split(np.zeros((self.size, self.size, 3), np.uint8), np.int32(PADDING_LABEL))
         encoded = self.source[index]
         return Split(decode.eval_image(encoded.name, encoded.content, self.size), np.int32(encoded.label))

@@ -24,7 +24,7 @@ RESIZE = 256 / 224  # the shorter side before the centre crop, in units of the s
 
 
 def train_image(name, content, rng, size=224, flip=True):
-    """Returns a random resized crop, mirrored with probability 1/2: uint8 (size, size, 3), RGB.
+    """A random resized crop, mirrored with probability 1/2: uint8 (size, size, 3), RGB.
 
     `random_crop` draws the crop, and Pillow's antialiased bilinear filter resizes it.
 
@@ -51,7 +51,7 @@ def train_image(name, content, rng, size=224, flip=True):
 
 
 def eval_image(name, content, size=224):
-    """Returns the centre of the image, resized so that its shorter side is 256/224·size: uint8 (size, size, 3), RGB.
+    """The centre of the image, resized so that its shorter side is 256/224·size: uint8 (size, size, 3), RGB.
 
     This is torchvision's Resize and CenterCrop, but resampled only once, from the full-size image. The arguments and
     errors are those of `train_image`.
@@ -73,7 +73,7 @@ def check_image(name, content):
 
 
 def random_crop(rng, height, width):
-    """Returns (top, left, h, w) of a random window, as torchvision's RandomResizedCrop does.
+    """(top, left, h, w) of a random window, as torchvision's RandomResizedCrop does.
 
     Up to ten times, it draws an area uniform in AREA, as a share of the image's area, and a ratio w/h log-uniform in
     RATIO. If no window fits, it takes the largest centred window with a ratio within RATIO.

@@ -1,11 +1,11 @@
-"""Statistics of the runs of a method against plain runs: difference of means, its interval, p-values."""
+"""Whether the runs of a method differ from plain runs: intervals of the difference of means, and p-values."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
 
-# With 7 runs on both sides there are 3,432 ways to deal them out: up to that the p-value is exact.
+# Seven runs a side have 3,432 permutations; up to RESAMPLES the p-value is exact.
 RESAMPLES = 9_999
 
 
@@ -34,9 +34,10 @@ def paired_interval(x: Sequence[float], plain: Sequence[float]) -> tuple[float, 
 
 
 def sign_flip_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
-    """Two-sided p of mean(x − plain) if the labels of each pair meant nothing; None with fewer than 2 pairs.
+    """Two-sided p-value of the mean difference under the null hypothesis that labels are exchangeable within pairs.
 
-    Exact if there are no more than RESAMPLES ways to swap labels, else from that many random ones (seed 0).
+    Exact if there are at most RESAMPLES sign flips, else from that many random ones (seed 0). None with fewer than 2
+    pairs.
     """
     if len(x) < 2:
         return None
@@ -50,9 +51,10 @@ def sign_flip_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
 
 
 def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
-    """Two-sided p of the difference of means if the labels meant nothing; None with fewer than 2 runs on a side.
+    """Two-sided p-value of the difference of means under the null hypothesis that labels are exchangeable.
 
-    Exact if there are no more than RESAMPLES ways to deal the runs out, else from that many random ones (seed 0).
+    Exact if there are at most RESAMPLES permutations, else from that many random ones (seed 0). None with fewer than 2
+    runs on a side.
     """
     if min(len(x), len(plain)) < 2:
         return None
@@ -63,7 +65,7 @@ def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for there being several (Holm's step-down); None stays None and is not counted."""
+    """p-values corrected for multiple tests by Holm's step-down method; None stays None and is not counted."""
     tested = sorted((value, i) for i, value in enumerate(p) if value is not None)
     corrected, largest = [None] * len(p), 0.0
     for rank, (value, i) in enumerate(tested):
