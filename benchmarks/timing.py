@@ -16,7 +16,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
 SHORTEST_ON_CPU, SHORTEST = 0.02, 0.5  # seconds that a measurement takes at least
-LONGEST = 60  # seconds after which no further repeat begins, once there are 3
+LONGEST = 120  # seconds after which no further repeat begins, once there are 3
 
 
 def on_one_core() -> bool:
@@ -34,33 +34,35 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
 
     repeats: at most. No repeat begins after LONGEST seconds, except for the first 3.
     pause: seconds of sleep before each call if libraries take turns, because idle threads of one disturb the other.
-      The name of a call begins with its library and a comma. After a call of another library, one call is not
-      measured, because it takes memory from the system that the other library gave back.
+    One call is not measured before each that is, because it takes memory from the system that the calls before it gave
+    back, as no step of a run does. On a CPU the least of 3 measurements counts: in a virtual machine even later calls
+    have to wait for memory of the host now and then, which made a step 1.7 times as long.
     """
-    shortest = SHORTEST_ON_CPU if jax.default_backend() == "cpu" else SHORTEST
+    on_cpu = jax.default_backend() == "cpu"
+    shortest, tries = (SHORTEST_ON_CPU, 3) if on_cpu else (SHORTEST, 1)
     times = {}
     for name, call in calls.items():
         jax.block_until_ready(call())
-        began = clock()
-        jax.block_until_ready(call())
-        times[name] = math.ceil(shortest / (clock() - began))
+        times[name] = math.ceil(shortest / _seconds(call, 1))
     seconds = {name: [] for name in calls}
-    first, library = time.perf_counter(), None
+    first = time.perf_counter()
     for done in range(repeats):
         if done >= 3 and time.perf_counter() - first > LONGEST:
             break
         for name, call in calls.items():
-            if pause:
-                time.sleep(pause)
-                if name.partition(",")[0] != library:
-                    library = name.partition(",")[0]
-                    jax.block_until_ready(call())
-            began = clock()
-            for _ in range(times[name]):
-                last = call()
-            jax.block_until_ready(last)
-            seconds[name].append((clock() - began) / times[name])
+            time.sleep(pause)
+            jax.block_until_ready(call())
+            seconds[name].append(min(_seconds(call, times[name]) for _ in range(tries)))
     return seconds
+
+
+def _seconds(call, times):
+    """The seconds a call, of so many calls."""
+    began = clock()
+    for _ in range(times):
+        last = call()
+    jax.block_until_ready(last)
+    return (clock() - began) / times
 
 
 def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict[str, dict]:
