@@ -76,7 +76,7 @@ class Arctan(Sigmoid):
       b: the same.
 
     Raises:
-      ValueError: a number is not finite or not greater than 0.
+      ValueError: a number is not from 1e-8 to 1e8.
 
     Examples:
       >>> import wcjax
