@@ -50,6 +50,7 @@ WRONG = [
     ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
     ({"kernel_init": "he"}, "kernel_init must be one of 'kaiming', 'torch', found 'he'."),
     ({"dropout": 0.1}, "config.dropout must stay None: resnet8 has no such option."),
+    ({"model": "vgg16_bn", "kernel_init": "torch", "stem": "imagenet"}, "config.stem must stay 'cifar': vgg16_bn has "),
     ({"model": "vgg16_bn", "dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1.0."),
     ({"schedule.milestones": [3, 3]}, f"{MILESTONES}(3, 3)."),
     ({"schedule.milestones": (1.5,)}, f"{MILESTONES}(1.5,)."),

@@ -66,8 +66,9 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
         raise InputError(
             f"schedule.milestones must be epochs in rising order, like (60, 120), found {shown(milestones)}."
         )
-    for option in set(models.OPTIONS) - set(models.options(full.model)):
-        if full[option] != (default := default_config()[option]):
+    for option in models.OPTIONS:
+        default = default_config()[option]
+        if option not in models.options(full.model) and full[option] != default:
             raise InputError(f"config.{option} must stay {default!r}: {full.model} has no such option.")
     try:
         make_model(full, num_classes=2)

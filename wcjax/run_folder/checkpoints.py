@@ -20,6 +20,8 @@ from wcjax.run_folder.forms import OBJECT, check_form
 
 log = logging.getLogger(__name__)
 
+WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore raises the last two
+
 # If a folder is made in the background and cannot be made, threads wait 20 minutes for it when the process exits.
 IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
@@ -45,7 +47,7 @@ class Checkpoints:
             rules.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
         self._unit, self._folder, self._form = unit, pathlib.Path(folder).absolute(), form
         check_readable(self._folder)
-        with saving(self._folder):
+        with saving(self._folder, WRITE_ERRORS):
             self._manager = _Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
@@ -63,7 +65,7 @@ class Checkpoints:
         Does nothing if the folder has a checkpoint of this number.
         """
         record = record | {"fingerprint": _fingerprint_of_both(state, record)}
-        with saving(self._folder / str(number)):
+        with saving(self._folder / str(number), WRITE_ERRORS):
             self._manager.save(
                 number,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
@@ -127,7 +129,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        with saving(self._folder):
+        with saving(self._folder, WRITE_ERRORS):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -140,7 +142,7 @@ class _Manager(ocp.CheckpointManager):
 
 def save_tree(path, tree) -> None:
     """Writes a pytree of arrays to the folder `path`, which appears by one rename and replaces an older one."""
-    with saving(path), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
+    with saving(path, WRITE_ERRORS), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
 
