@@ -119,7 +119,7 @@ def test_the_permissions_of_a_new_file_follow_the_umask(tmp_path, umask):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-    message = r"{}/no/a.json cannot be written \(.*No such file .*\)\. Earlier files are intact\. Fix the cause and run the"
+    message = r"{}/no/a.json cannot be written \(.*No such file .*\)\. Earlier files are intact\. Fix the cause and"
     with pytest.raises(SaveError, match="^" + message.format(tmp_path)) as error:
         write_json(tmp_path / "no" / "a.json", {})
     assert "\n" not in str(error.value)

@@ -136,7 +136,7 @@ def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
     [
         (None, "workdir {} holds checkpoints but no config.json; give a new folder."),
         ("{", "{}/config.json is not JSON"),
-        ("[]", "{}/config.json is not what a run writes: a JSON object is needed, found []."),
+        ("[]", "{}/config.json: expected a JSON object, found []."),
     ],
 )
 def test_a_workdir_that_cannot_be_used_is_named_and_kept(tmp_path, text, message):

@@ -6,7 +6,7 @@
     weights.jsonl    one line for each epoch: how the weights of each layer are distributed
     progress.json    where the run is, while it trains
     summary.json     the result, once the run is finished
-    failed.json      instead of it, why the run can never finish; written by sweeps
+    failed.json      the reason, if the run can never finish; written by sweeps
     robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
     checkpoints/, midway/, folded/    see `wcjax.run_folder.checkpoints`
 
@@ -42,7 +42,7 @@ def read(run, name: str) -> dict | None:
 
 
 def read_lines(run, name: str = "metrics.jsonl") -> list[dict]:
-    """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A line that a kill tore is omitted."""
+    """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A last line that was cut off is omitted."""
     path = pathlib.Path(run, name)
     return forms.read_lines(path, _LINES[name]) if _exists(path) else []
 

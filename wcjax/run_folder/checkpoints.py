@@ -1,6 +1,5 @@
 """Checkpoints of a run. Only this file knows Orbax."""
 
-import contextlib
 import json
 import logging
 import pathlib
@@ -11,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from wcjax.checks import path_str
-from wcjax.compiling import jit_quickly
+from wcjax.compiling import jit_unoptimized
 from wcjax.errors import InputError, cause
 from wcjax.exchange import check_like
 from wcjax.files import check_readable, reading, saving
@@ -152,47 +150,35 @@ def load_tree(path, like=None):
     like: the shapes and dtypes that the tree must have, and then it may hold neither nan nor inf. They are checked
     before the arrays are read, because a forged file could ask for all memory. Raises InputError.
     """
-    with _opened(path) as (checkpointer, stored):
-        if like is not None:
-            check_like(stored, like, f"the weights in {path}")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
-        tree = checkpointer.restore(pathlib.Path(path).absolute(), target)
-    if like is not None:
-        check_like(tree, like, f"the weights in {path}")
-    return tree
-
-
-def stored_shapes(path) -> dict[str, tuple[int, ...]]:
-    """{'params/stem/kernel': shape} of a tree that `save_tree` wrote. No array is read."""
-    with _opened(path) as (_, stored):
-        return {path_str(at): tuple(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-
-
-@contextlib.contextmanager
-def _opened(path):
-    """(checkpointer, shapes and dtypes of the tree in path). Errors of Orbax in the block become an InputError."""
     with reading(path):
         if not pathlib.Path(path).is_dir():
             raise InputError(f"{path} does not exist: the run has not ended yet, or this is not a run folder.")
     check_readable(path)
-    if "\\" in str(pathlib.Path(path).absolute()):
+    path = pathlib.Path(path).absolute()
+    if "\\" in str(path):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(pathlib.Path(path).absolute()).item_metadata.tree
-            yield checkpointer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+            stored = checkpointer.metadata(path).item_metadata.tree
+            stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
+            if like is not None:
+                check_like(stored, like, f"the weights in {path}")
+            tree = checkpointer.restore(path, stored)
     except InputError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
         raise InputError(f"{path} cannot be read: {cause(error)}. Train again, or give another folder.") from error
+    if like is not None:
+        check_like(tree, like, f"the weights in {path}")
+    return tree
 
 
 def _fingerprint_of_both(state, record) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode(), int(fingerprint(state)))
 
 
-@jit_quickly
+@jit_unoptimized
 def fingerprint(tree):
     """A sum over the bits of all arrays, weighted by position: uint32, shape (). It does not depend on the devices."""
     total = jnp.uint32(0)

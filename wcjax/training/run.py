@@ -18,7 +18,7 @@ class Run:
     Attributes:
       config: from `wcjax.config.check_config`.
       folder: the run folder.
-      mesh: the devices, see `wcjax.training.mesh`.
+      mesh: the devices, see `wcjax.training.sharding`.
       dataset: with the mean and std that the run normalizes its images with.
     """
 

@@ -60,20 +60,20 @@ def make_mesh(config) -> Mesh:
     Raises InputError if there are too few devices, or if they cannot share config.batch_size.
     """
     data, fsdp, num_devices = config.mesh.data, config.mesh.fsdp, len(devices())
-    asked = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
+    request = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
     if -1 in (data, fsdp):
         other = -data * fsdp
         if num_devices % other:
             raise InputError(
-                f"{asked}, but there are {num_devices}: choose a divisor of {num_devices} instead of {other}."
+                f"{request}, but there are {num_devices}: choose a divisor of {num_devices} instead of {other}."
             )
         data, fsdp = (num_devices // other if size == -1 else size for size in (data, fsdp))
     size = data * fsdp
     if size > num_devices:
-        raise InputError(f"{asked}, but there are {num_devices}: choose smaller numbers, or -1 for all that are left.")
+        raise InputError(f"{request}, but there are {num_devices}: choose smaller numbers, or -1 for all others.")
     if size < num_devices and jax.process_count() > 1:
         raise InputError(
-            f"{asked}, but {jax.process_count()} processes have {num_devices} and must use all: set data=-1."
+            f"{request}, but {jax.process_count()} processes have {num_devices} and must use all: set data=-1."
         )
     if config.batch_size % size:
         raise InputError(
