@@ -89,7 +89,7 @@ def command(main):
 
 
 def program(module: str) -> str:
-    """What a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
+    """The command that a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
     name = pathlib.Path(sys.argv[0]).name
     return name if name.startswith("wcjax-") or name == "train.py" else f"python -m {module}"
 

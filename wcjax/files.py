@@ -136,7 +136,10 @@ def replacing(path):
     """
     path = pathlib.Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with contextlib.suppress(OSError), leftover.open("r+b") as file:  # NFS locks only these
+        with (
+            contextlib.suppress(OSError),
+            leftover.open("r+b") as file,
+        ):  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

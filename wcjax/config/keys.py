@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 class Config(ml_collections.ConfigDict):
-    """A ConfigDict that converts numbers and bools of NumPy to those of Python."""
+    """A ConfigDict that converts the numbers and bools of NumPy to Python's."""
 
     def __setitem__(self, key, value):
         super().__setitem__(key, plain(value))

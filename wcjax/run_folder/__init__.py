@@ -4,7 +4,7 @@
     data.json        the fingerprint of the data set, and the mean and std that normalize its images
     metrics.jsonl    one line for each epoch: loss, accuracy, learning rate, images/s
     weights.jsonl    one line for each epoch: how the weights of each layer are distributed
-    progress.json    where the run is, while it trains
+    progress.json    the progress of a run that trains
     summary.json     the result, once the run is finished
     failed.json      the reason, if the run can never finish; written by sweeps
     robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
@@ -71,12 +71,12 @@ def check(run, config) -> None:
         if _exists(pathlib.Path(run, "checkpoints")):
             raise InputError(f"workdir {run} holds checkpoints but no config.json; give a new folder.")
         return
-    defaults, asked = (json.loads(json.dumps(x.to_dict())) for x in (default_config(), config))
-    defaults, stored, asked = (traverse_util.flatten_dict(x, sep=".") for x in (defaults, stored, asked))
+    defaults, requested = (json.loads(json.dumps(x.to_dict())) for x in (default_config(), config))
+    defaults, stored, requested = (traverse_util.flatten_dict(x, sep=".") for x in (defaults, stored, requested))
     stored = defaults | stored  # a key that is younger than the run
-    keys = [key for key in sorted(stored | asked) if key.split(".")[0] not in MAY_DIFFER]
-    if differing := [key for key in keys if stored.get(key) != asked.get(key)]:
-        rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)
+    keys = [key for key in sorted(stored | requested) if key.split(".")[0] not in MAY_DIFFER]
+    if differing := [key for key in keys if stored.get(key) != requested.get(key)]:
+        rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {requested.get(k)!r} asked for" for k in differing)
         raise InputError(f"workdir {run} holds a run with another config:\n{rows}\nGive a new folder, or that config.")
 
 

@@ -60,7 +60,7 @@ class Checkpoints:
     def save(self, number: int, state, record: dict, val_accuracy: float | None = None) -> None:
         """Saves in the background, after an older save has ended. state may be donated as soon as this returns.
 
-        Does nothing if the folder has a checkpoint of this number.
+        Does nothing if the folder has a checkpoint with this number.
         """
         record = record | {"fingerprint": _fingerprint_of_both(state, record)}
         with saving(self._folder / str(number), WRITE_ERRORS):
@@ -88,7 +88,7 @@ class Checkpoints:
         return checkpoint.state, record
 
     def _restore_patiently(self, number, like):
-        """restore(number, like), at a second try if a network file system fails once.
+        """restore(number, like), with a second try in case a network file system fails once.
 
         Several processes do not try again, because they restore together.
         """
@@ -112,7 +112,7 @@ class Checkpoints:
             try:
                 checkpoint = self._restore_patiently(number, like)
             except InputError as error:
-                log.warning("%s Falling back to the one before.", error)
+                log.warning("%s Falling back to the checkpoint before it.", error)
                 continue
             for damaged in numbers[:i]:
                 self._manager.delete(damaged)

@@ -77,30 +77,30 @@ def signals_noticed():
         calls = itertools.count(1)
         yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
         return
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield lambda: ""
         return
-    noticed, before = [], {}
+    names, handlers = [], {}
 
     def notice(number, frame):
-        noticed.append(signal.Signals(number).name)
+        names.append(signal.Signals(number).name)
         if number == signal.SIGINT:
-            signal.signal(number, before[number])
+            signal.signal(number, handlers[number])
 
     def stop() -> str:
         for number in EXIT_CODES:
-            if number not in before:
-                before[number] = signal.getsignal(number)
+            if number not in handlers:
+                handlers[number] = signal.getsignal(number)
                 if number == signal.SIGINT:
                     _noted_once.add(number)
                 signal.signal(number, notice)
-        return noticed[0] if noticed else ""
+        return names[0] if names else ""
 
     try:
         yield stop
     finally:
         _noted_once.clear()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -1,4 +1,4 @@
-"""Where a run is, and the checkpoints that bring it back there."""
+"""The progress of a run, and the checkpoints that restore it."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ MIDWAY = "midway"  # the folder of checkpoints within an epoch, which a finished
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is, which is what a checkpoint holds. Training moves it forward.
+    """The progress of a run, as its checkpoints hold it. Training updates it.
 
     Attributes:
       state: the training state on the devices.
@@ -60,7 +60,7 @@ class Progress:
             raise self.diverged(f"the weights or moments are nan or inf after step {step}", schedule(step))
 
     def diverged(self, what: str, learning_rate: float) -> DivergedError:
-        """The error for a run in whose unfinished epoch a number is not finite. what: which number, and its step."""
+        """The error for a number of the unfinished epoch that is not finite. what: a clause that names it and its step."""
         checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "There is no checkpoint yet"
         return DivergedError(
             f"{what} (epoch {self.epoch + 1}), learning rate {float(learning_rate):g}. {checkpoint}. Try a lower "
@@ -69,7 +69,7 @@ class Progress:
 
 
 class Saves:
-    """The checkpoints of a run: one at the end of each epoch, and those within an epoch."""
+    """The checkpoints of a run: one at the end of each epoch, and others within an epoch."""
 
     def __init__(self, run: Run):
         self._run = run

@@ -3,7 +3,7 @@
 The mesh has two axes, `config.mesh = {"data": -1, "fsdp": 1}`. Batches are sharded by rows over both. The training
 state is replicated. With fsdp > 1 its large arrays, parameters and moments of the optimizer alike, are sharded over
 'fsdp'. The steps are the same programs as on one device, and jax.jit partitions them, so that batch norm takes its mean
-over the batch of all devices. Results differ between meshes by rounding alone.
+over the batch of all devices. Results on different meshes differ only by rounding.
 
 Every device holds all images of a small data set (digits, CIFAR), so that a step gathers the rows of its batch without
 any communication, and the host has nothing to do within an epoch.
@@ -44,7 +44,7 @@ def devices() -> list:
     """jax.devices(). Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter is what JAX raises for cuda without a GPU
+    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without a GPU
         why = cause(error) if str(error) else "no GPU is visible"
         raise InputError(
             f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {why}. Unset JAX_PLATFORMS, or install "
@@ -108,7 +108,7 @@ def state_sharding(mesh: Mesh, state):
     """The sharding of each array of a training state, or one for all of them if fsdp is 1.
 
     Arrays with two or more axes and at least MIN_FSDP_SIZE elements are sharded over 'fsdp' along their largest axis
-    that it divides, the last one of equals. All others, among them learned a and b, are replicated. state: arrays, or
+    that it divides, the last one if several are equally long. All others, among them learned a and b, are replicated. state: arrays, or
     their shapes.
     """
     fsdp = mesh.shape["fsdp"]
@@ -141,8 +141,8 @@ def replicate(mesh: Mesh, tree):
 def gather_shards(mesh: Mesh, tree, dtype):
     """Gathers arrays that are sharded as by `state_sharding`, so that each device has them whole; for a jitted step.
 
-    Those that are sharded are cast to dtype before they are sent. The gradient of each is sharded as the array is, so
-    that a device gets the sum for its shard alone (reduce-scatter).
+    Sharded arrays are cast to dtype before they are sent. Each gradient is sharded like its array, so that a device
+    gets the sum for its shard alone (reduce-scatter).
     """
     shardings = state_sharding(mesh, tree)
 

@@ -166,7 +166,7 @@ def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Total
 
 
 def compile_train_step(run, data, state, totals):
-    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means). It reuses the first two's buffers.
+    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means). It reuses the buffers of state and totals.
 
     state, totals: arrays, or their shapes, dtypes and shardings. XLA chooses the layout of the state in memory, because
     GPUs want kernels with their input channels last and would otherwise transpose each of them, and Ψ of it, in every
