@@ -60,7 +60,7 @@ class Progress:
             raise self.diverged(f"the weights or moments are nan or inf after step {step}", schedule(step))
 
     def diverged(self, what: str, learning_rate: float) -> DivergedError:
-        """The error for a number of the unfinished epoch that is not finite. what: a clause that names it and its step."""
+        """The error for a number of the unfinished epoch that is not finite. what: names it and its step."""
         checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "There is no checkpoint yet"
         return DivergedError(
             f"{what} (epoch {self.epoch + 1}), learning rate {float(learning_rate):g}. {checkpoint}. Try a lower "

@@ -108,8 +108,8 @@ def state_sharding(mesh: Mesh, state):
     """The sharding of each array of a training state, or one for all of them if fsdp is 1.
 
     Arrays with two or more axes and at least MIN_FSDP_SIZE elements are sharded over 'fsdp' along their largest axis
-    that it divides, the last one if several are equally long. All others, among them learned a and b, are replicated. state: arrays, or
-    their shapes.
+    that it divides, the last one if several are equally long. All others, among them learned a and b, are replicated.
+    state: arrays, or their shapes.
     """
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1:

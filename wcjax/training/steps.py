@@ -166,11 +166,13 @@ def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Total
 
 
 def compile_train_step(run, data, state, totals):
-    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means). It reuses the buffers of state and totals.
+    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means).
 
-    state, totals: arrays, or their shapes, dtypes and shardings. XLA chooses the layout of the state in memory, because
-    GPUs want kernels with their input channels last and would otherwise transpose each of them, and Ψ of it, in every
-    step. Put the first state into `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
+    The step reuses the buffers of state and totals. These are arrays here, or their shapes, dtypes and shardings.
+
+    XLA chooses the layout of the state in memory, because GPUs want kernels with their input channels last and would
+    otherwise transpose each of them, and Ψ of it, in every step. Put the first state into
+    `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
     """
     everywhere = sharding.replicated(run.mesh)
     auto = jax.tree.map(lambda s: Format(Layout.AUTO, s), sharding.state_sharding(run.mesh, state))
