@@ -141,6 +141,7 @@ class Streamed(_Feed):
 
     def close(self) -> None:
         self._local_batches.close()
+        self._local_batches = self._batches = None  # their __del__ fails when Python exits
 
     def epoch(self, state) -> Iterator:
         return self._batches
