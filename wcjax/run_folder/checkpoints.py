@@ -154,17 +154,17 @@ def load_tree(path, like=None):
         if not pathlib.Path(path).is_dir():
             raise InputError(f"{path} does not exist: the run has not ended yet, or this is not a run folder.")
     check_readable(path)
-    path = pathlib.Path(path).absolute()
-    if "\\" in str(path):
+    absolute = pathlib.Path(path).absolute()
+    if "\\" in str(absolute):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(path).item_metadata.tree
+            stored = checkpointer.metadata(absolute).item_metadata.tree
             stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
             if like is not None:
                 check_like(stored, like, f"the weights in {path}")
-            tree = checkpointer.restore(path, stored)
+            tree = checkpointer.restore(absolute, stored)
     except InputError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
