@@ -31,9 +31,7 @@ from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.data import Dataset, Split, image_shape
 from wcjax.data.dataset import streamed_dataset
 from wcjax.files import write_json
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
+from wcjax.training import feed, sharding, steps
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 MEMORY = {"v5e": 16 * 2**30, "v6e": 32 * 2**30}  # bytes of a chip
@@ -50,7 +48,7 @@ def make_mesh(target: str, fsdp: int) -> Mesh:
         devices = topologies.get_topology_desc(platform="cuda", **options).devices
     else:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=target).devices
-    return Mesh(np.array(devices).reshape(-1, fsdp), meshes.AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(np.array(devices).reshape(-1, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def make_dataset(config) -> Dataset:
@@ -73,7 +71,7 @@ def compile_step(target: str, config, run_class):
     else:
         data = feed.Streamed(dataset.train, dataset, config, mesh, iter(()))
     state = steps.abstract_state(run.model, run.tx, run.image_shape, mesh)
-    totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(mesh))
+    totals = sharding.abstract(jax.eval_shape(steps.Totals.zero), sharding.replicated(mesh))
     return steps.compile_train_step(run, data, state, totals), len(jax.tree.leaves((state, totals)))
 
 
@@ -110,7 +108,9 @@ def main():
     if args.target.partition(":")[0] not in MEMORY:
         parser.error(f"--target must begin with one of {', '.join(MEMORY)}, found {args.target!r}.")
     jax.config.update("jax_platforms", "cpu")  # of this process; the compilers need no device
-    omitted = mock.patch.dict(meshes.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
+    omitted = (
+        mock.patch.dict(sharding.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
+    )
     memory_size, records = MEMORY[args.target.partition(":")[0]], []
     for variant in args.variants.split(","):
         config_variant, run_class = VARIANTS[variant]

@@ -36,9 +36,7 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
     from wcjax.config import check_config
     from wcjax.data.dataset import streamed_dataset
     from wcjax.models import cpu_convolution
-    from wcjax.training import feed
-    from wcjax.training import mesh as meshes
-    from wcjax.training import step as steps
+    from wcjax.training import feed, sharding, steps
     from wcjax.training.run import Run
 
     file = pathlib.Path(__file__).parents[1] / "configs" / "imagenet.py"
@@ -47,9 +45,9 @@ def compile_step(model: str, variant: str, devices: int, fsdp: int = 1, batch_si
     config.batch_size, config.dtype = batch_size, dtype
     config = check_config(config)
     images = types.SimpleNamespace(num_images=1_281_167)
-    run = Run(config, None, meshes.make_mesh(config), streamed_dataset(images, images, 1000))
+    run = Run(config, None, sharding.make_mesh(config), streamed_dataset(images, images, 1000))
     state = steps.abstract_state(run.model, run.tx, run.image_shape, run.mesh)
-    totals = meshes.abstract(jax.eval_shape(steps.Totals.zero), meshes.replicated(run.mesh))
+    totals = sharding.abstract(jax.eval_shape(steps.Totals.zero), sharding.replicated(run.mesh))
     data = feed.Streamed(images, run.dataset, config, run.mesh, iter(()))
     by_xla = mock.patch.dict(os.environ, {cpu_convolution.SWITCH: "xla"})
     # As on a GPU or TPU: what only a CPU does is omitted.

@@ -13,8 +13,7 @@ from benchmarks.timing import in_turn, summary
 from wcjax.config import check_config, default_config
 from wcjax.config.build import load_dataset
 from wcjax.data import augment
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
+from wcjax.training import feed, sharding
 from wcjax.training.run import Run
 
 
@@ -49,7 +48,7 @@ def measure(batch, dtype, repeats, num_images=50_000, num_files=512):
             config = default_config()
             config.update({"dataset": "imagenet", "data_dir": folder, "batch_size": batch, "data_workers": workers})
             config = check_config(config)
-            run = Run(config, None, meshes.make_mesh(config), load_dataset(config))
+            run = Run(config, None, sharding.make_mesh(config), load_dataset(config))
             with feed.training(run, 0) as data:
                 batches = data.epoch(None)
                 times = summary(in_turn({"batch": functools.partial(next, batches)}, repeats))["batch"]

@@ -21,9 +21,7 @@ from benchmarks.timing import in_turn, summary
 from wcjax.config import check_config, default_config, with_variant
 from wcjax.config.build import learning_rate_schedule, load_dataset
 from wcjax.run_folder.checkpoints import Checkpoints
-from wcjax.training import feed, train
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
+from wcjax.training import feed, sharding, steps, train
 from wcjax.training.evaluate import evaluate
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
@@ -86,7 +84,7 @@ class BareSteps:
 
     def __init__(self, config, several=1, run_class=Run):
         """several: steps in one call, as a jax.lax.scan."""
-        self.run = run = run_class(config, None, meshes.make_mesh(config), load_dataset(config))
+        self.run = run = run_class(config, None, sharding.make_mesh(config), load_dataset(config))
         progress = Progress.start(run)
         self.steps_per_epoch, self.state, self.totals = run.steps_per_epoch, progress.state, progress.totals
         with feed.training(run, 0) as self.data:
@@ -210,7 +208,8 @@ def measure_start(model):
     """Seconds of a run on digits but for its training steps, in fresh processes: without and with a cache."""
     code = f"""
 import time; began = time.perf_counter()
-from wcjax.training import default_config, train
+from wcjax.config import default_config
+from wcjax.training import train
 config = default_config()
 config.update(dict(model={model!r}, epochs=1, batch_size=128, learning_rate=1e-3))
 import tempfile; summary = train(config, tempfile.mkdtemp())

@@ -35,11 +35,9 @@ from wcjax.params import fold
 from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.data import check_data
 from wcjax.run_folder.forms import QUANTILES
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
+from wcjax.training import feed, sharding, steps
 from wcjax.training.run import Run
-from wcjax.training.weights import describe, layer_weights, learned_psis
+from wcjax.training.weights import layer_weights, learned_psis, weight_statistics
 
 THREADS = 4  # that compile, and as many that write
 SETTING = {
@@ -88,7 +86,7 @@ class Epochs(NamedTuple):
 
     train: steps.Totals
     val: steps.Totals
-    weights: Any  # of `describe`, {layer: its numbers}
+    weights: Any  # of `weight_statistics`, {layer: its numbers}
     pairs: Any  # {layer: {'a', 'b'}} of learned ones
 
 
@@ -113,7 +111,9 @@ def whole_run(run, feeds, seed, rates, splits) -> Result:
     )
     is_plain = run.psi is None
     state = steps.initializer(run.model, tuned.tx, run.image_shape)(jax.random.key(seed))
-    weights = lambda params: {layer: describe.__wrapped__(w) for layer, w in layer_weights(params, is_plain).items()}
+    weights = lambda params: {
+        layer: weight_statistics.__wrapped__(w) for layer, w in layer_weights(params, is_plain).items()
+    }
 
     def evaluate(model, data, split, variables):
         step = lambda _, totals: steps.eval_step(model, data, *variables, totals, split)
@@ -207,9 +207,9 @@ class Trainer:
 
 
 def _compile(config, dataset):
-    run = Run(config, None, meshes.one_device(), dataset)
+    run = Run(config, None, sharding.one_device(), dataset)
     feeds = [feed.OnDevice(split, dataset, config, run.mesh) for split in dataset[:3]]
-    splits = [next(data.round()) for data in feeds]
+    splits = [next(data.one_pass()) for data in feeds]
     call = jax.jit(lambda seed, rates, splits: whole_run(run, feeds, seed, rates, splits))
     rates = {name: jnp.float32(0) for name in PAPER}
     return run, call.lower(jnp.int32(0), rates, splits).compile(), splits

@@ -11,7 +11,7 @@ import optax
 import wcjax
 from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
-from wcjax.compiling import jit_quickly
+from wcjax.compiling import jit_unoptimized
 from wcjax.models import cpu_convolution
 
 PSI = wcjax.Arctan(1.0, 0.6)
@@ -63,7 +63,7 @@ def batch_of(size):
 
 def init(model, images):
     """The first variables, by a program that takes little time to compile."""
-    return jit_quickly(model.init)(jax.random.key(0), images[:1])
+    return jit_unoptimized(model.init)(jax.random.key(0), images[:1])
 
 
 def train_step(model, tx, images, labels, flags=None):

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+import wcjax
+
 ROOT = pathlib.Path(__file__).parent.parent
 TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -66,6 +68,13 @@ def test_the_api_page_has_every_public_name_with_a_docstring():
     listed = [pkgutil.resolve_name(name) for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)", text, re.MULTILINE)]
     assert public <= {f"{x.__module__}.{x.__qualname__}" for x in listed}
     assert all(map(inspect.getdoc, listed))
+
+
+def test_import_wcjax_is_enough_for_every_package_of_the_api_page():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    packages = set(re.findall(r"^\.\. auto\w+:: wcjax\.(\w+)\.", text, re.MULTILINE))
+    for name in packages - {"companding", "optim", "psi"}:  # these are imported at once
+        assert wcjax.__getattr__(name) is importlib.import_module(f"wcjax.{name}")
 
 
 @pytest.mark.parametrize("module", ["companding", "optim", "params", "reparam"])

@@ -11,7 +11,7 @@ import pytest
 from tests.permissions import denied
 from wcjax import training
 from wcjax.errors import InputError, SaveError
-from wcjax.files import local_path, replacing, run_path, write_json
+from wcjax.files import local_path, replacing, run_path, saving, write_json
 from wcjax.run_folder.checkpoints import load_tree, save_tree
 
 CONFIG = {"dataset": "cifar10"}  # it lacks data_dir, so that a path that is not refused leads to another error
@@ -119,9 +119,13 @@ def test_the_permissions_of_a_new_file_follow_the_umask(tmp_path, umask):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-    message = (
-        r"{}/no/a.json cannot be written \(.*No such file or directory.*\)\. Earlier files are intact. Fix the cause"
-    )
+    message = r"{}/no/a.json cannot be written \(.*No such file .*\)\. Earlier files are intact\. Fix the cause and"
     with pytest.raises(SaveError, match="^" + message.format(tmp_path)) as error:
         write_json(tmp_path / "no" / "a.json", {})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_an_error_of_the_code_that_writes_is_not_one_of_the_disk(tmp_path, error):
+    with pytest.raises(error, match="^a bug$"), saving(tmp_path):
+        raise error("a bug")

@@ -288,7 +288,7 @@ def test_a_mistake_is_one_line_before_any_work(trainer, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("resnet8_plain_seed0/summary.json", "{}", "is not what a run writes"),
+        ("resnet8_plain_seed0/summary.json", "{}", "expected a "),
         ("resnet8_plain_seed0/config.json", '{"epochs": 3}', "epochs: 3 in the folder, 10 asked for"),
         ("sweep.db", "no database" * 1000, "cannot be used: (sqlite3.DatabaseError) file is not a database"),
     ],

@@ -10,7 +10,7 @@ from wcjax.params import Reparameterized, fold, is_kernel, reparameterize
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp, WeightNorm
 
 # Imported on first use, because they import Flax, or more. Not in __all__, because an extra may be missing.
-_LAZY = ("analysis", "data", "exchange", "linen", "models", "training")
+_LAZY = ("analysis", "config", "data", "exchange", "linen", "models", "run_folder", "training")
 
 __version__ = "0.1.0"
 __all__ = [

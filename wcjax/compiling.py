@@ -5,7 +5,7 @@ import functools
 import jax
 
 
-def jit_quickly(function, **settings):
+def jit_unoptimized(function, **settings):
     """`jax.jit(function, **settings)`. On a CPU, XLA compiles it with fewer optimizations.
 
     The platform is looked up at the first call, so that decorating a function does not make JAX take its devices.

@@ -23,7 +23,7 @@ class InUseError(InputError):
 class DivergedError(RuntimeError):
     """The loss or a weight became nan or inf. The message gives the step and the learning rate.
 
-    The last checkpoint is good.
+    The last checkpoint is intact.
     """
 
 
@@ -44,10 +44,10 @@ def unknown(kind: str, name, known) -> InputError:
     known = list(known)
     close = difflib.get_close_matches(name.lower(), known, 1) if isinstance(name, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return InputError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(known)}.")
+    return InputError(f"unknown {kind} {short_repr(name)}.{hint} Known: {', '.join(known)}.")
 
 
-def shown(value) -> str:
+def short_repr(value) -> str:
     """repr(value), abbreviated if it is long or deep, because the value may be a whole file."""
     return _SHORT.repr(value)
 
@@ -62,7 +62,7 @@ def cause(error: Exception) -> str:
     return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0] or type(error).__name__
 
 
-def told(error: Exception) -> str | None:
+def user_message(error: Exception) -> str | None:
     """The line to print instead of a traceback if the user can fix the error, None for any other error."""
     if isinstance(error, InputError | LoaderError | SaveError):
         return str(error)
@@ -75,21 +75,21 @@ def command(main):
     """Decorates main(argv) -> exit code or None: an error that the user can fix becomes one line and exit code 2."""
 
     @functools.wraps(main)
-    def told_main(argv=None) -> int:
+    def wrapper(argv=None) -> int:
         use_plain_letters()
         try:
             return main(argv) or 0
         except Exception as error:
-            if (line := told(error)) is None:
+            if (line := user_message(error)) is None:
                 raise
             print(f"error: {line}", file=sys.stderr)
             return 2
 
-    return told_main
+    return wrapper
 
 
 def program(module: str) -> str:
-    """What a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
+    """The command that a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
     name = pathlib.Path(sys.argv[0]).name
     return name if name.startswith("wcjax-") or name == "train.py" else f"python -m {module}"
 

@@ -83,14 +83,14 @@ def _lowest_existing(path: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def saving(path):
-    """Turns every error that a full, read-only or failing file system raises in the block into a SaveError."""
+def saving(path, errors=OSError):
+    """Turns `errors`, which a full, read-only or failing file system raises in the block, into a SaveError."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the latter two
+    except errors as error:
         raise SaveError(
             f"{path} cannot be written ({cause(error)}). Earlier files are intact. Fix the cause and run the same "
-            "command to resume."
+            "command again."
         ) from error
 
 
@@ -136,7 +136,8 @@ def replacing(path):
     """
     path = pathlib.Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with contextlib.suppress(OSError), leftover.open("r+b") as file:  # NFS locks only these
+        # NFS locks only files that are open for writing.
+        with contextlib.suppress(OSError), leftover.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

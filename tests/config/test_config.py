@@ -50,6 +50,7 @@ WRONG = [
     ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
     ({"kernel_init": "he"}, "kernel_init must be one of 'kaiming', 'torch', found 'he'."),
     ({"dropout": 0.1}, "config.dropout must stay None: resnet8 has no such option."),
+    ({"model": "vgg16_bn", "kernel_init": "torch", "stem": "imagenet"}, "config.stem must stay 'cifar': vgg16_bn has "),
     ({"model": "vgg16_bn", "dropout": 1}, "dropout must be a number of at least 0 and below 1, found 1.0."),
     ({"schedule.milestones": [3, 3]}, f"{MILESTONES}(3, 3)."),
     ({"schedule.milestones": (1.5,)}, f"{MILESTONES}(1.5,)."),
@@ -135,7 +136,7 @@ def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
     [
         (None, "workdir {} holds checkpoints but no config.json; give a new folder."),
         ("{", "{}/config.json is not JSON"),
-        ("[]", "{}/config.json is not what a run writes: a JSON object is needed, found []."),
+        ("[]", "{}/config.json: expected a JSON object, found []."),
     ],
 )
 def test_a_workdir_that_cannot_be_used_is_named_and_kept(tmp_path, text, message):

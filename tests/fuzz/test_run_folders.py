@@ -14,10 +14,11 @@ from tests.fuzz.ours import mutated, only_our_errors
 from tests.run_folder.examples import DATA, LAYER, PAIRS, SUMMARY
 from wcjax import models
 from wcjax.analysis import compare, course, report, runs, tables
+from wcjax.config import default_config
 from wcjax.run_folder import read, read_lines
 from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.forms import EDGES
-from wcjax.training import default_config, load_folded
+from wcjax.training import load_folded
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -112,7 +113,8 @@ def test_a_report_is_written_into_its_folder_alone(tmp_path_factory, files):
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory):
     """A run folder that holds what load_folded reads."""
-    folder = written(tmp_path_factory.mktemp("folded") / "run", {"config.json": b'{"model": "resnet8"}'})
+    files = {"config.json": b'{"model": "resnet8"}', "data.json": json.dumps(DATA).encode()}
+    folder = written(tmp_path_factory.mktemp("folded") / "run", files)
     shapes = jax.eval_shape(models.create("resnet8", 10).init, jax.random.key(0), np.ones((1, 8, 8, 1), np.float32))
     save_tree(folder / "folded", jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes))
     return folder

@@ -181,7 +181,7 @@ def test_a_readable_checkpoint_that_was_not_saved_is_passed_over(copy, change):
 
 
 def test_a_record_of_another_form_is_refused(copy):
-    message = "the record of the checkpoint of epoch 3, seconds is not what a run writes: a finite number of at least 0"
+    message = "the record of the checkpoint of epoch 3, seconds: expected a finite number of at least 0"
     with (
         opened(copy, form={"epoch": COUNT, "seconds": POSITIVE}) as checkpoints,
         pytest.raises(InputError, match=message),

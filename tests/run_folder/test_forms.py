@@ -30,7 +30,7 @@ def test_the_files_of_a_run_are_read_as_they_are(tmp_path):
 
 
 def summary(name, value, needed):
-    return "summary.json", text(SUMMARY | {name: value}), f", {name} .*{needed} is needed"
+    return "summary.json", text(SUMMARY | {name: value}), f", {name}: expected {needed}, found "
 
 
 def second(line, message):
@@ -39,12 +39,12 @@ def second(line, message):
 
 
 def layer(**changes):
-    return second({"epoch": 1, "layers": {"stem": LAYER | changes}}, ", layers, stem, .* is needed")
+    return second({"epoch": 1, "layers": {"stem": LAYER | changes}}, ", layers, stem, .*: expected ")
 
 
 def pair(a):
     line = {"epoch": 1, "val_accuracy": 1, "pairs": {"stem": {"a": a, "b": 1.0}}}
-    return "metrics.jsonl", text(line), ", line 1, pairs, stem, a .*a finite number, or 5 of them is needed"
+    return "metrics.jsonl", text(line), ", line 1, pairs, stem, a: expected a finite number, or 5 of them, found "
 
 
 WRONG = [
@@ -56,12 +56,18 @@ WRONG = [
     summary("train_seconds", "4", "a finite number of at least 0"),
     summary("device", "cpu\n# Title", "a line of text"),
     summary("device", "\ud800", "a line of text"),
-    ("data.json", text(DATA | {"std": [-1, 1, 1]}), ", std .*a list of 1 to 4 finite numbers of at least 0 is needed"),
-    ("data.json", text(DATA | {"train": None}), ", train .*a JSON object is needed"),
-    ("data.json", text(DATA | {"test": SUMMARY}), ", test, .* is needed"),
-    second({"epoch": 1}, ", layers is not what a run writes"),
-    second({"epoch": 1, "layers": {}}, ", layers .*these are not names of layers"),
-    second({"epoch": 1, "layers": {"$x$": LAYER}}, r", layers .*these are not names of layers, \['\$x\$'\]"),
+    (
+        "data.json",
+        text(DATA | {"std": [-1, 1, 1]}),
+        ", std: expected a list of 1 to 4 finite numbers of at least 0",
+    ),
+    ("data.json", text(DATA | {"classes": 0}), ", classes: expected a whole number from 1 to 100,000, found 0"),
+    ("data.json", text(DATA | {"classes": 100_001}), ", classes: expected a whole number from 1 to 100,000"),
+    ("data.json", text(DATA | {"train": None}), ", train: expected a JSON object, found None"),
+    ("data.json", text(DATA | {"test": SUMMARY}), ", test, .*: expected "),
+    second({"epoch": 1}, ", layers: expected a JSON object"),
+    second({"epoch": 1, "layers": {}}, ", layers: these are not layer names: "),
+    second({"epoch": 1, "layers": {"$x$": LAYER}}, r", layers: these are not layer names: \['\$x\$'\]"),
     second({"epoch": 1, "layers": {"head": LAYER}}, ": the layers differ from the line before"),
     second({"epoch": 0, "layers": {"stem": LAYER}}, ": epoch 0 follows epoch 0"),
     layer(std=-1),
@@ -70,7 +76,7 @@ WRONG = [
     *(pair(a) for a in ([1.0] * 4, [1.0] * 4 + [math.nan], [[1.0]] * 5, None)),
     ("summary.json", "{", " is not JSON"),
     ("summary.json", "[" * 100_000, r" is not JSON \(maximum recursion depth"),
-    ("summary.json", "[" * 900 + "]" * 900, r".*a JSON object is needed, found \[\[\[\["),
+    ("summary.json", "[" * 900 + "]" * 900, r".*expected a JSON object, found \[\[\[\["),
     ("summary.json", "[" + "1," * 1000 + "1]", r".*found \[1, 1, 1, 1, 1, 1, ...\]"),
 ]
 

@@ -15,9 +15,7 @@ from benchmarks.collectives import collectives
 from tests.training import runs
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
+from wcjax.training import feed, sharding, steps
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 
@@ -30,22 +28,22 @@ def compare_batches(run, alone):
         with feed.training(each, 0) as data:
             inputs = next(data.epoch(state))
             batches.append(jax.jit(data.train_batch)(inputs, state.step, jax.random.key(0)))
-            batches.append(jax.jit(data.eval_batch)(next(data.round()), 704))  # 15 images in a batch of 64
+            batches.append(jax.jit(data.eval_batch)(next(data.one_pass()), 704))  # 15 images in a batch of 64
     for images, labels in batches[:2]:
-        assert images.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 4)
-        assert labels.sharding.is_equivalent_to(meshes.by_rows(run.mesh), 1)
+        assert images.sharding.is_equivalent_to(sharding.by_rows(run.mesh), 4)
+        assert labels.sharding.is_equivalent_to(sharding.by_rows(run.mesh), 1)
     jax.tree.map(np.testing.assert_array_equal, batches[:2], batches[2:])
 
 
 def check_collectives(run, alone):
     """A step sends the gradients of kernels, the sums of batch norm, two numbers, and each sharded kernel once."""
     # Steps on several CPU devices get an option that XLA does not know, which they report and compile without.
-    options = mock.patch.dict(meshes.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
+    options = mock.patch.dict(sharding.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
     with options, unittest.TestCase().assertLogs(steps.log) as warnings:
         progress = Progress.start(run)
         with feed.training(run, 0) as data:
             step = steps.compile_train_step(run, data, progress.state, progress.totals)
-        assert meshes.compiler_options(alone.mesh) == {}
+        assert sharding.compiler_options(alone.mesh) == {}
     assert len(warnings.output) == 1
     assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
     sent = collectives(step.as_text())
@@ -77,10 +75,10 @@ def compare_compand(mesh, alone, learn):
     results = []
     for on in (mesh, alone):
         start = (params, tx.init(params))
-        shardings = meshes.state_sharding(on, start)
+        shardings = sharding.state_sharding(on, start)
         state, jitted = jax.device_put(start, shardings), jax.jit(step, out_shardings=shardings)
         for _ in range(10):
-            state = jitted(*state, jax.device_put(x, meshes.by_rows(on)))
+            state = jitted(*state, jax.device_put(x, sharding.by_rows(on)))
         results.append(state)
     assert results[0][0]["one"]["kernel"].addressable_shards[0].data.shape == (3, 8)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(results[0][1].pairs))
@@ -89,12 +87,12 @@ def compare_compand(mesh, alone, learn):
 
 def make_run(data, fsdp):
     config = check_config(runs.tiny(mesh={"data": data, "fsdp": fsdp}))
-    return Run(config, None, meshes.make_mesh(config), load_dataset(config))
+    return Run(config, None, sharding.make_mesh(config), load_dataset(config))
 
 
 if __name__ == "__main__":
     runs.register_tiny()
-    meshes.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
+    sharding.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
     alone, replicated, sharded = make_run(1, 1), make_run(8, 1), make_run(2, 4)
     if sys.argv[1] == "steps":
         compare_batches(replicated, alone)

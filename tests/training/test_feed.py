@@ -16,8 +16,7 @@ import pytest
 from tests.data import pictures
 from wcjax.config import default_config
 from wcjax.data import Split
-from wcjax.training import evaluate, feed, mesh
-from wcjax.training import step as steps
+from wcjax.training import evaluate, feed, sharding, steps
 
 N, BATCH = 23, 5  # four batches in an epoch, and three images left over
 STEPS = N // BATCH
@@ -27,7 +26,7 @@ MEAN, STD = np.float32([0.4]), np.float32([0.2])
 def on_device(images, labels, batch_size=BATCH, **augment):
     config = types.SimpleNamespace(batch_size=batch_size, dtype="float32", augment=augment)
     dataset = types.SimpleNamespace(mean=MEAN, std=STD)
-    return feed.OnDevice(Split(images, np.int32(labels)), dataset, config, mesh.one_device())
+    return feed.OnDevice(Split(images, np.int32(labels)), dataset, config, sharding.one_device())
 
 
 def normalized(images):
@@ -37,8 +36,8 @@ def normalized(images):
 def test_a_batch_is_gathered_without_a_copy_of_all_images():
     split = on_device(np.zeros((N, 4, 4, 3), np.uint8), np.zeros(N), padding=1, flip=True)
     for batch, *arguments in (
-        (split.train_batch, split.train_inputs(), 0, jax.random.key(0)),
-        (split.eval_batch, split.eval_inputs(), 0),
+        (split.train_batch, split.train_input_shapes(), 0, jax.random.key(0)),
+        (split.eval_batch, split.eval_input_shapes(), 0),
     ):
         program = jax.jit(batch).lower(*arguments).as_text()
         whole, others = f"tensor<{N}x48xui8>", re.findall(rf"-> \(?tensor<{N}x[^>]*ui8>", program)
@@ -117,15 +116,14 @@ def test_evaluation_counts_every_image_once(batch_size):
 
 READ_ALL = """
 import sys
-from wcjax import training
-from wcjax.config import build
+from wcjax.config import build, check_config
 from wcjax.errors import InputError
-from wcjax.training import feed, mesh
+from wcjax.training import feed, sharding
 from wcjax.training.run import Run
 config = {"dataset": "imagenet", "data_dir": sys.argv[1], "image_size": 64, "batch_size": 4, "data_workers": 1}
-config = training.check_config(config)
+config = check_config(config)
 try:
-    with feed.training(Run(config, None, mesh.make_mesh(config), build.load_dataset(config)), 0) as images:
+    with feed.training(Run(config, None, sharding.make_mesh(config), build.load_dataset(config)), 0) as images:
         sys.exit(f"an endless number of batches: {len(list(images.epoch(None)))}")
 except InputError as error:
     sys.exit(f"error: {error}")

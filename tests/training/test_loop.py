@@ -10,11 +10,11 @@ import pytest
 from tests.training import runs
 from tests.training.runs import EPOCHS, STEPS
 from wcjax import models, training
+from wcjax.config import check_config, default_config
 from wcjax.errors import InputError
 from wcjax.run_folder import read, read_lines
 from wcjax.run_folder.checkpoints import load_tree
-from wcjax.training import loop
-from wcjax.training import step as steps
+from wcjax.training import loop, steps
 
 FOLDER = "checkpoints config.json data.json folded .lock metrics.jsonl summary.json tensorboard weights.jsonl"
 METRICS = "epoch step train_loss train_accuracy val_loss val_accuracy learning_rate images_per_second seconds"
@@ -28,8 +28,8 @@ def test_a_finished_folder_holds_what_the_docs_list(tiny_run):
     run, _ = tiny_run
     assert {path.name for path in run.iterdir()} == set(FOLDER.split())
     config, summary = read(run, "config.json"), read(run, "summary.json")
-    assert training.check_config(config) == training.check_config(runs.tiny())
-    assert config.keys() == training.default_config().to_dict().keys()
+    assert check_config(config) == check_config(runs.tiny())
+    assert config.keys() == default_config().to_dict().keys()
 
     lines, rates = read_lines(run), [0.1, 0.1, 0.05, 0.025]  # a milestone counts from the first step after that epoch
     for epoch, (line, rate) in enumerate(zip(lines, rates, strict=True), start=1):

@@ -8,6 +8,7 @@ import scipy.stats
 from tests import truth
 from tests.training import runs
 from wcjax import training
+from wcjax.config import check_config, with_variant
 from wcjax.run_folder import read_lines
 from wcjax.run_folder.checkpoints import load_tree
 from wcjax.run_folder.forms import EDGES
@@ -15,7 +16,7 @@ from wcjax.training import weights
 
 
 def described(w):
-    """What `weights.describe` must give, in float64."""
+    """What `weights.weight_statistics` must give, in float64."""
     w = np.float64(w).ravel()
     return {
         "histogram": np.histogram(w, [-np.inf, *EDGES, np.inf])[0],
@@ -31,7 +32,7 @@ def described(w):
 @pytest.mark.parametrize("scale", [1e-3, 0.05, 30.0])
 def test_the_numbers_of_a_layer_are_those_of_numpy_and_scipy(scale):
     w = np.float32(scale * np.random.default_rng(0).standard_t(5, size=(3, 3, 8, 32)))
-    numbers, expected = weights.describe(w), described(w)
+    numbers, expected = weights.weight_statistics(w), described(w)
     assert numbers.keys() == expected.keys()
     np.testing.assert_array_equal(numbers.pop("histogram"), expected["histogram"])
     for name, value in numbers.items():
@@ -42,9 +43,9 @@ def test_no_weight_is_lost_on_an_edge_or_without_spread():
     np.testing.assert_allclose(EDGES, -np.flip(EDGES), rtol=1e-6)
     np.testing.assert_allclose(EDGES[-1], 4, rtol=1e-6)
     assert np.min(np.diff(EDGES)) < 1e-3, "fine near zero"
-    counts = np.asarray(weights.describe(np.float32([-9, EDGES[0], 0, EDGES[-1], 9, 9]))["histogram"])
+    counts = np.asarray(weights.weight_statistics(np.float32([-9, EDGES[0], 0, EDGES[-1], 9, 9]))["histogram"])
     assert (counts[0], counts[1], counts[1 + EDGES.index(0)], counts[-1], counts.sum()) == (1, 1, 1, 3, 6)
-    constant = weights.describe(np.full((3, 4), 0.5, np.float32))
+    constant = weights.weight_statistics(np.full((3, 4), 0.5, np.float32))
     assert (constant["std"], constant["kurtosis"]) == (0, 0)
 
 
@@ -54,7 +55,7 @@ LONG = [pytest.param(variant, marks=pytest.mark.long) for variant in ("wc", "coa
 @pytest.fixture(scope="module", params=["channel", *LONG])
 def variant(request, tmp_path_factory):
     """(folder, learn, {layer: (w, its learned numbers)}) of a run of one epoch, by NumPy."""
-    config = training.with_variant(training.check_config(runs.tiny(epochs=1)), f"tiny,{request.param}")
+    config = with_variant(check_config(runs.tiny(epochs=1)), f"tiny,{request.param}")
     config.reparam.update(a=1.2, b=0.9)  # the initial weights do not fit into the a of the learned variants
     training.train(config, folder := tmp_path_factory.mktemp("variant"))
     params = jax.tree.map(np.float64, runs.checkpoint(folder, 1)["params"])

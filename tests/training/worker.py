@@ -50,10 +50,10 @@ def main(job):
         jax.distributed.initialize(**job["distributed"])
     from wcjax import processes, training
     from wcjax.errors import InputError
-    from wcjax.training import mesh
+    from wcjax.training import sharding
 
     runs.register_tiny()
-    mesh.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
+    sharding.MIN_FSDP_SIZE = 64  # the tiny network has no larger arrays
     for run in job["runs"]:
         workdir = pathlib.Path(run["workdir"])
         run["config"]["data_dir"] = run["config"].get("data_dir", "").replace("{process}", str(jax.process_index()))

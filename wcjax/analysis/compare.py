@@ -87,9 +87,9 @@ def _table(runs):
 
 def all_weights(folder) -> np.ndarray:
     """The weights of all layers of the folded network of a run, in one row: (n,)."""
-    from wcjax.training import load_folded, mesh, weights  # here, because they import Orbax and optax
+    from wcjax.training import load_folded, sharding, weights  # here, because they import Orbax and optax
 
-    mesh.devices()
+    sharding.devices()
     layers = weights.layer_weights(load_folded(folder)[1]["params"], plain=True)
     return np.concatenate([np.ravel(w) for w in layers.values()])
 

@@ -30,7 +30,7 @@ from wcjax.analysis.tables import (
 from wcjax.errors import command, program
 from wcjax.files import check_writable, folder_path, saving, write_text
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
-from wcjax.training import mesh
+from wcjax.training import sharding
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
 runs, each with another seed, which mean ± standard deviation are taken over. Difference: in percentage points, with its
@@ -50,7 +50,7 @@ def main(argv=None):
         "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.html and .md, and its files"
     )
     args = parser.parse_args(argv)
-    mesh.devices()  # the plots of Ψ need a device
+    sharding.devices()  # the plots of Ψ need a device
     print(write_report(args.runs, args.out).with_suffix(".html"))
 
 

@@ -21,9 +21,7 @@ from wcjax.data import Split
 from wcjax.errors import InputError, command, program
 from wcjax.files import check_writable
 from wcjax.run_folder.data import check_data
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
+from wcjax.training import feed, sharding, steps
 from wcjax.training.evaluate import evaluate, load_folded
 
 EXPLANATION = """Prunes, rounds and disturbs the weights of finished runs, and adds noise, blur, contrast and brightness
@@ -40,7 +38,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.images < 0:
         raise InputError(f"--images must be at least 0, found {args.images}.")
-    meshes.devices()
+    sharding.devices()
     measure_runs([run for run in find_runs(args.runs) if run.summary], args.images, args.data_dir)
 
 
@@ -87,14 +85,14 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
     dataset, _ = check_data(run, dataset, ("test",))
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
-    mesh = meshes.one_device()
+    mesh = sharding.one_device()
     test = _first(dataset.test, num_images)
 
     def accuracy(params, split):
         with feed.evaluation(split, dataset, config, mesh) as data:
-            shapes = str(data.eval_inputs())
+            shapes = str(data.eval_input_shapes())
             key = model, data.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
-            on_device = meshes.replicate(mesh, (params, variables["batch_stats"]))
+            on_device = sharding.replicate(mesh, (params, variables["batch_stats"]))
             if key not in programs:
                 programs[key] = steps.compile_eval_step(model, data, *on_device)
             return evaluate(programs[key], *on_device, data)["accuracy"]

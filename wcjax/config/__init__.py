@@ -1,4 +1,4 @@
-"""The configuration of a run: its keys, their checks, and what is built from them."""
+"""The configuration of a run: its keys, their checks, and the objects that it describes."""
 
 from wcjax.extras import needs
 

@@ -8,7 +8,7 @@ import ml_collections
 from wcjax import data, models
 from wcjax.config.build import make_model
 from wcjax.config.keys import default_config, plain
-from wcjax.errors import InputError, shown, unknown
+from wcjax.errors import InputError, short_repr, unknown
 from wcjax.psi import LEARN_NETWORK
 from wcjax.reparam import BY_NAME
 
@@ -17,7 +17,7 @@ OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
 
 INT32 = 2**31 - 1  # steps and images are counted in int32
-RANGES = {  # with both ends
+RANGES = {  # inclusive
     "epochs": (1, INT32),
     "batch_size": (1, INT32),
     "train_images": (0, INT32),
@@ -25,7 +25,7 @@ RANGES = {  # with both ends
     "seed": (0, 2**32 - 1),  # jax.random.key takes 32 bits
     "checkpoint_every": (0, INT32),
     "keep_checkpoints": (1, INT32),
-    "augment.padding": (0, 32),  # each place of a crop is a part of the program
+    "augment.padding": (0, 32),  # the compiled step grows with the number of crop offsets
     "image_size": (1, 4096),  # this and the next one are bounded because a run folder may come from anyone
     "data_workers": (0, 1024),
     "momentum": (0, 1),
@@ -59,15 +59,16 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     data_axis, fsdp = full.mesh.data, full.mesh.fsdp
     if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
         raise InputError(
-            f"config.mesh must have sizes of at least 1, one may be -1, found {shown(full.mesh.to_dict())}."
+            f"config.mesh must have sizes of at least 1, one may be -1, found {short_repr(full.mesh.to_dict())}."
         )
     milestones = full.schedule.milestones
     if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
         raise InputError(
-            f"schedule.milestones must be epochs in rising order, like (60, 120), found {shown(milestones)}."
+            f"schedule.milestones must be epochs in rising order, like (60, 120), found {short_repr(milestones)}."
         )
-    for option in set(models.OPTIONS) - set(models.options(full.model)):
-        if full[option] != (default := default_config()[option]):
+    for option in models.OPTIONS:
+        default = default_config()[option]
+        if option not in models.options(full.model) and full[option] != default:
             raise InputError(f"config.{option} must stay {default!r}: {full.model} has no such option.")
     try:
         make_model(full, num_classes=2)
@@ -87,7 +88,7 @@ def _merge(full, changes, prefix):
         if isinstance(default, ml_collections.ConfigDict):
             if not isinstance(value, Mapping):
                 keys = ", ".join(default)
-                raise InputError(f"config.{prefix}{key} has its own keys ({keys}), found {shown(value)}.")
+                raise InputError(f"config.{prefix}{key} has its own keys ({keys}), found {short_repr(value)}.")
             _merge(default, value, prefix=f"{prefix}{key}.")
             continue
         if full.get_type(key) is float and isinstance(value, int) and not isinstance(value, bool):
@@ -97,7 +98,7 @@ def _merge(full, changes, prefix):
         kind = full.get_type(key)
         if type(value) is not kind and not (value is default is None):
             raise InputError(
-                f"config.{prefix}{key} must be of type {kind.__name__}, found {shown(value)} of type "
+                f"config.{prefix}{key} must be of type {kind.__name__}, found {short_repr(value)} of type "
                 f"{type(value).__name__}."
             )
         full[key] = value
@@ -122,4 +123,4 @@ def _in_range(config, key, lowest, highest, open_ends=False):
         allowed = f"{'strictly ' if open_ends else ''}between {lowest} and {highest}"
         if highest == math.inf:
             allowed = f"a finite number {'above' if open_ends else 'of at least'} {lowest}"
-        raise InputError(f"config.{key} must be {allowed}, found {shown(value)}.")
+        raise InputError(f"config.{key} must be {allowed}, found {short_repr(value)}.")

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from wcjax.errors import InputError, unknown
 
-# Keys that may change when a run resumes: they say where and how it runs. Of them, mesh alone changes roundings.
+# Keys that may change when a run resumes: they say where and how it runs. Only mesh changes results, by rounding.
 MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "keep_checkpoints", "mesh")
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 class Config(ml_collections.ConfigDict):
-    """A ConfigDict that converts numbers and bools of NumPy to those of Python."""
+    """A ConfigDict that converts the numbers and bools of NumPy to Python's."""
 
     def __setitem__(self, key, value):
         super().__setitem__(key, plain(value))

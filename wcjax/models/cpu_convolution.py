@@ -55,7 +55,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 MANY_CHANNELS = 64  # from this number on, Winograd is the fastest for gradients of 3x3 kernels, and products beat XLA
 FEW_PIXELS = 4  # up to this number in the result, XLA takes up to 120 times as long as one product
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def conv_general_dilated(
@@ -230,7 +230,7 @@ def has_onednn() -> bool:
         except Exception as error:  # a jaxlib that was built in another way may raise anything
             problem = (str(error) or repr(error)).splitlines()[0]
     if problem:
-        logger.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
+        log.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
     return not problem
 
 

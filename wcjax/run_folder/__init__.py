@@ -4,9 +4,9 @@
     data.json        the fingerprint of the data set, and the mean and std that normalize its images
     metrics.jsonl    one line for each epoch: loss, accuracy, learning rate, images/s
     weights.jsonl    one line for each epoch: how the weights of each layer are distributed
-    progress.json    where the run is, while it trains
+    progress.json    the progress of a run that trains
     summary.json     the result, once the run is finished
-    failed.json      instead of it, why the run can never finish; written by sweeps
+    failed.json      the reason, if the run can never finish; written by sweeps
     robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
     checkpoints/, midway/, folded/    see `wcjax.run_folder.checkpoints`
 
@@ -42,7 +42,7 @@ def read(run, name: str) -> dict | None:
 
 
 def read_lines(run, name: str = "metrics.jsonl") -> list[dict]:
-    """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A line that a kill tore is omitted."""
+    """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A last line that was cut off is omitted."""
     path = pathlib.Path(run, name)
     return forms.read_lines(path, _LINES[name]) if _exists(path) else []
 
@@ -71,12 +71,12 @@ def check(run, config) -> None:
         if _exists(pathlib.Path(run, "checkpoints")):
             raise InputError(f"workdir {run} holds checkpoints but no config.json; give a new folder.")
         return
-    defaults, asked = (json.loads(json.dumps(x.to_dict())) for x in (default_config(), config))
-    defaults, stored, asked = (traverse_util.flatten_dict(x, sep=".") for x in (defaults, stored, asked))
+    defaults, requested = (json.loads(json.dumps(x.to_dict())) for x in (default_config(), config))
+    defaults, stored, requested = (traverse_util.flatten_dict(x, sep=".") for x in (defaults, stored, requested))
     stored = defaults | stored  # a key that is younger than the run
-    keys = [key for key in sorted(stored | asked) if key.split(".")[0] not in MAY_DIFFER]
-    if differing := [key for key in keys if stored.get(key) != asked.get(key)]:
-        rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {asked.get(k)!r} asked for" for k in differing)
+    keys = [key for key in sorted(stored | requested) if key.split(".")[0] not in MAY_DIFFER]
+    if differing := [key for key in keys if stored.get(key) != requested.get(key)]:
+        rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {requested.get(k)!r} asked for" for k in differing)
         raise InputError(f"workdir {run} holds a run with another config:\n{rows}\nGive a new folder, or that config.")
 
 

@@ -1,6 +1,5 @@
 """Checkpoints of a run. Only this file knows Orbax."""
 
-import contextlib
 import json
 import logging
 import pathlib
@@ -11,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from wcjax.checks import path_str
-from wcjax.compiling import jit_quickly
+from wcjax.compiling import jit_unoptimized
 from wcjax.errors import InputError, cause
 from wcjax.exchange import check_like
 from wcjax.files import check_readable, reading, saving
 from wcjax.run_folder.forms import OBJECT, check_form
 
 log = logging.getLogger(__name__)
+
+WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore raises the last two
 
 # If a folder is made in the background and cannot be made, threads wait 20 minutes for it when the process exits.
 IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -45,7 +45,7 @@ class Checkpoints:
             rules.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
         self._unit, self._folder, self._form = unit, pathlib.Path(folder).absolute(), form
         check_readable(self._folder)
-        with saving(self._folder):
+        with saving(self._folder, WRITE_ERRORS):
             self._manager = _Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
@@ -60,10 +60,10 @@ class Checkpoints:
     def save(self, number: int, state, record: dict, val_accuracy: float | None = None) -> None:
         """Saves in the background, after an older save has ended. state may be donated as soon as this returns.
 
-        Does nothing if the folder has a checkpoint of this number.
+        Does nothing if the folder has a checkpoint with this number.
         """
         record = record | {"fingerprint": _fingerprint_of_both(state, record)}
-        with saving(self._folder / str(number)):
+        with saving(self._folder / str(number), WRITE_ERRORS):
             self._manager.save(
                 number,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
@@ -88,7 +88,7 @@ class Checkpoints:
         return checkpoint.state, record
 
     def _restore_patiently(self, number, like):
-        """restore(number, like), at a second try if a network file system fails once.
+        """restore(number, like), with a second try in case a network file system fails once.
 
         Several processes do not try again, because they restore together.
         """
@@ -112,7 +112,7 @@ class Checkpoints:
             try:
                 checkpoint = self._restore_patiently(number, like)
             except InputError as error:
-                log.warning("%s Falling back to the one before.", error)
+                log.warning("%s Falling back to the checkpoint before it.", error)
                 continue
             for damaged in numbers[:i]:
                 self._manager.delete(damaged)
@@ -127,7 +127,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        with saving(self._folder):
+        with saving(self._folder, WRITE_ERRORS):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -140,7 +140,7 @@ class _Manager(ocp.CheckpointManager):
 
 def save_tree(path, tree) -> None:
     """Writes a pytree of arrays to the folder `path`, which appears by one rename and replaces an older one."""
-    with saving(path), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
+    with saving(path, WRITE_ERRORS), ocp.StandardCheckpointer(async_options=IN_BACKGROUND) as checkpointer:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
 
@@ -150,47 +150,35 @@ def load_tree(path, like=None):
     like: the shapes and dtypes that the tree must have, and then it may hold neither nan nor inf. They are checked
     before the arrays are read, because a forged file could ask for all memory. Raises InputError.
     """
-    with _opened(path) as (checkpointer, stored):
-        if like is not None:
-            check_like(stored, like, f"the weights in {path}")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
-        tree = checkpointer.restore(pathlib.Path(path).absolute(), target)
-    if like is not None:
-        check_like(tree, like, f"the weights in {path}")
-    return tree
-
-
-def stored_shapes(path) -> dict[str, tuple[int, ...]]:
-    """{'params/stem/kernel': shape} of a tree that `save_tree` wrote. No array is read."""
-    with _opened(path) as (_, stored):
-        return {path_str(at): tuple(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-
-
-@contextlib.contextmanager
-def _opened(path):
-    """(checkpointer, shapes and dtypes of the tree in path). Errors of Orbax in the block become an InputError."""
     with reading(path):
         if not pathlib.Path(path).is_dir():
             raise InputError(f"{path} does not exist: the run has not ended yet, or this is not a run folder.")
     check_readable(path)
-    if "\\" in str(pathlib.Path(path).absolute()):
+    absolute = pathlib.Path(path).absolute()
+    if "\\" in str(absolute):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(pathlib.Path(path).absolute()).item_metadata.tree
-            yield checkpointer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+            stored = checkpointer.metadata(absolute).item_metadata.tree
+            stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
+            if like is not None:
+                check_like(stored, like, f"the weights in {path}")
+            tree = checkpointer.restore(absolute, stored)
     except InputError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
         raise InputError(f"{path} cannot be read: {cause(error)}. Train again, or give another folder.") from error
+    if like is not None:
+        check_like(tree, like, f"the weights in {path}")
+    return tree
 
 
 def _fingerprint_of_both(state, record) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode(), int(fingerprint(state)))
 
 
-@jit_quickly
+@jit_unoptimized
 def fingerprint(tree):
     """A sum over the bits of all arrays, weighted by position: uint32, shape (). It does not depend on the devices."""
     total = jnp.uint32(0)

@@ -22,8 +22,8 @@ def check_data(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset
       splits: the splits that are used. 'val' is held out of 'train', and in a streamed set it is the same as 'test'.
 
     Raises:
-      InputError: dataset differs from the data of the run, and in what; or processes that share a run have different
-        data.
+      InputError: dataset differs from the data of the run (the message says how), or processes that share a run have
+        different data.
     """
     official = {"val": "test" if dataset.streamed else "train"}
     fingerprint = dataset.fingerprint(sorted({official.get(name, name) for name in splits}))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wcjax.errors import InputError, shown
+from wcjax.errors import InputError, short_repr
 from wcjax.files import reading
 
 # The edges of the histograms of weights: 0.01·sinh(t) for 201 even t, as fine near zero (0.0007) as figure 4 needs, and
@@ -19,6 +19,8 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, 
 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 MAX_LAYERS = 1000
+
+CURE = " Restore the file, or give another run folder."
 
 
 class Form(NamedTuple):
@@ -69,7 +71,9 @@ CHANNELS = Form(
 )
 CHECKSUM = Form("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
-DATA = {"classes": COUNT, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
+# The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
+CLASSES = Form("a whole number from 1 to 100,000", lambda x: COUNT.holds(x) and 1 <= x <= 100_000)
+DATA = {"classes": CLASSES, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
 # Records of checkpoints: at the end of an epoch, and within one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
 RECORD_WITHIN = RECORD | {"seconds": POSITIVE}
@@ -93,7 +97,9 @@ def read_json(path, form=OBJECT) -> dict:
 
 
 def read_lines(path, form) -> list[dict]:
-    """The objects in the lines of a file, one for each epoch. Text after the last newline was torn by a kill.
+    """The objects in the lines of a file, one for each epoch.
+
+    A last line without a newline was cut off when the process was killed, and is ignored.
 
     Raises InputError for a line of another form, or one whose epoch is not later than the epoch of the line before, or
     whose layers differ.
@@ -105,10 +111,10 @@ def read_lines(path, form) -> list[dict]:
         if "pairs" in value:
             check_form(value, PAIRS, at)
         if values and value["epoch"] <= values[-1]["epoch"]:
-            raise InputError(f"{at}: epoch {value['epoch']} follows epoch {values[-1]['epoch']}. Give another folder.")
+            raise InputError(f"{at}: epoch {value['epoch']} follows epoch {values[-1]['epoch']}.{CURE}")
         for each in ("layers", "pairs"):
             if values and value.get(each, {}).keys() != values[-1].get(each, {}).keys():
-                raise InputError(f"{at}: the {each} differ from the line before. Give another folder.")
+                raise InputError(f"{at}: the {each} differ from the line before.{CURE}")
         values.append(value)
     return values
 
@@ -118,37 +124,35 @@ def _text(path) -> str:
     path = pathlib.Path(path)
     with reading(path):
         if not path.is_file():
-            raise InputError(f"{path} is not a regular file; give another folder.")
+            raise InputError(f"{path} is not a regular file.{CURE}")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read. Give another folder.")
+            raise InputError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read.{CURE}")
         try:
             return path.read_text(encoding="utf-8")
         except ValueError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error}); give another folder.") from error
+            raise InputError(f"{path} is not UTF-8 text ({error}).{CURE}") from error
 
 
 def _parse(text, form, at) -> dict:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{at} is not JSON ({error}); give another folder.") from error
+        raise InputError(f"{at} is not JSON ({error}).{CURE}") from error
     check_form(value, form, at)
     return value
 
 
-def check_form(value, form, at, then=" Give another folder.") -> None:
+def check_form(value, form, at, then=CURE) -> None:
     """Raises InputError if value does not have the form. at: the place of the value; then: a sentence with the cure."""
     what, holds = OBJECT if isinstance(form, dict) else form
     if not holds(value):
-        raise InputError(f"{at} is not what a run writes: {what} is needed, found {shown(value)}.{then}")
+        raise InputError(f"{at}: expected {what}, found {short_repr(value)}.{then}")
     if not isinstance(form, dict):
         return
     if EACH in form:
         # The names appear in plots, where a $ or a line break would have a meaning.
         if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
-            raise InputError(
-                f"{at} is not what a run writes: these are not names of layers, {shown(list(value))}.{then}"
-            )
+            raise InputError(f"{at}: these are not layer names: {short_repr(list(value))}.{then}")
         form = dict.fromkeys(value, form[EACH])
     for name, inner in form.items():
         check_form(value.get(name), inner, f"{at}, {name}", then)

@@ -19,7 +19,7 @@ class Events:
     """A new file of events in a folder."""
 
     # Not tensorboardX's SummaryWriter, whose thread dies on a full disk: add_scalar then waits for it for ever. Its
-    # add_hparams would also put the hyperparameters into a folder of their own, which TensorBoard shows as a run.
+    # add_hparams would also put the hyperparameters into a separate folder, which TensorBoard shows as a run.
 
     def __init__(self, folder: pathlib.Path, first_epoch: int, hyperparameters: dict, results: Iterable[str]):
         """Events from first_epoch on that the folder already holds are hidden.

@@ -9,14 +9,19 @@ import sys
 
 from wcjax import run_folder
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
-from wcjax.training.preemption import START_AGAIN
+from wcjax.training.start import HUGE_PAGES, START_AGAIN
 
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
 
 FIND_DEVICES = """import sys
 from wcjax.errors import command
-from wcjax.training import mesh
-sys.exit(command(lambda argv: 0 * len(mesh.devices()))())"""
+from wcjax.training import sharding
+
+@command
+def main(argv):
+    sharding.devices()
+
+sys.exit(main())"""
 
 
 def check_devices() -> None:
@@ -33,13 +38,11 @@ def check_devices() -> None:
 
 def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:
     """Starts the process of a run. Its output is appended to the file `log`. jobs: runs that share the accelerator."""
-    defaults = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in wcjax.training.start
-    if jobs > 1:
-        defaults["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.2f}"
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}"} if jobs > 1 else {}
     command = [sys.executable, "-m", "wcjax.sweep", "one", str(folder)]
     with log.open("a") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env=defaults | os.environ
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env=HUGE_PAGES | share | os.environ
         )
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(config))

@@ -8,7 +8,7 @@ import time
 
 from wcjax import run_folder
 from wcjax.errors import InputError
-from wcjax.training.log import LINE, describe
+from wcjax.training.display import LINE, progress_text
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")
 ORDER = ("running", "lost", "failed", "finished", "to do")
@@ -37,7 +37,7 @@ def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
         elif name in outcome.running:
             note = ""
             if progress:
-                epoch, note = f"{progress['epoch']}/{config.epochs}", "  ".join(describe(progress)[1:])
+                epoch, note = f"{progress['epoch']}/{config.epochs}", "  ".join(progress_text(progress)[1:])
             rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", note)
         else:
             rows[name] = ("to do", epoch if lines else "", "", "")

@@ -1,7 +1,4 @@
-"""Training runs: `train(config, workdir)`, and what reads the folder that a run leaves.
-
-Config files may also import `default_config` and `with_variant` from here.
-"""
+"""Training runs: `train(config, workdir)`, and what reads a finished run folder."""
 
 import importlib
 
@@ -13,9 +10,6 @@ _MODULES = {  # imported when they are needed, because Orbax and optax take seco
     "train": "wcjax.training.loop",
     "load_folded": "wcjax.training.evaluate",
     "evaluate_folded": "wcjax.training.evaluate",
-    "check_config": "wcjax.config",
-    "default_config": "wcjax.config",
-    "with_variant": "wcjax.config",
 }
 __all__ = list(_MODULES)
 

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 
-from wcjax.errors import DivergedError, InputError, Preempted, program, told, use_plain_letters
+from wcjax.errors import DivergedError, InputError, Preempted, program, use_plain_letters, user_message
 from wcjax.training import start
 
 
@@ -33,7 +33,7 @@ def main(argv=None) -> None:
         print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
         sys.exit(start.INTERRUPTED)
     except Exception as error:
-        if (line := told(error)) is None:
+        if (line := user_message(error)) is None:
             raise
         sys.exit(f"error: {line}")
 
@@ -84,13 +84,13 @@ def run(args, config) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     from wcjax import processes
-    from wcjax.training import mesh, train
+    from wcjax.training import sharding, train
     from wcjax.training.preemption import leave_at_once
 
     leave_at_once()
     if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
-    mesh.devices()
+    sharding.devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
     summary = train(config, args.workdir)
     if processes.is_first():

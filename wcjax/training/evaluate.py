@@ -15,25 +15,21 @@ from wcjax.config.build import load_dataset, make_model
 from wcjax.data import image_shape
 from wcjax.errors import InputError, command, program
 from wcjax.files import local_path
-from wcjax.run_folder.checkpoints import load_tree, stored_shapes
+from wcjax.run_folder.checkpoints import load_tree
 from wcjax.run_folder.data import check_data
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
-from wcjax.training.log import InFlight
-
-MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
+from wcjax.training import feed, sharding, steps
+from wcjax.training.in_flight import InFlight
 
 
 def evaluate(program, params, batch_stats, data, after_batch=None) -> dict:
     """{'loss', 'accuracy'} over all images of a split, each counted once.
 
-    program: from `step.compile_eval_step`.
+    program: from `steps.compile_eval_step`.
     data: a feed, see `wcjax.training.feed`.
     after_batch: called after each batch.
     """
     totals, in_flight = steps.zero_totals(data.mesh), InFlight()
-    for inputs in data.round():
+    for inputs in data.one_pass():
         totals = program(params, batch_stats, totals, inputs)
         in_flight.add(totals.seen)
         if after_batch is not None:
@@ -46,7 +42,7 @@ def load_folded(run, num_classes: int | None = None):
 
     Args:
       run: the run folder.
-      num_classes: the number of classes of the data set. If it is omitted, the weights tell it.
+      num_classes: the number of classes of the data set. If it is omitted, data.json tells it.
 
     Returns:
       model, and variables = {'params', 'batch_stats'} for model.apply(variables, images, train=False), with images
@@ -58,23 +54,12 @@ def load_folded(run, num_classes: int | None = None):
     """
     config, folder = run_folder.read_config(run), pathlib.Path(run, "folded")
     if num_classes is None:
-        num_classes = _num_classes(folder)
+        if (data := run_folder.read(run, "data.json")) is None:
+            raise InputError(f"{run} has no data.json, which holds the number of classes: pass num_classes.")
+        num_classes = data["classes"]
     model = make_model(config, num_classes, plain=True)
     images = jax.ShapeDtypeStruct((1, *image_shape(config.dataset, config.image_size)), jnp.float32)
     return model, load_tree(folder, like=jax.eval_shape(model.init, jax.random.key(0), images))
-
-
-def _num_classes(folder) -> int:
-    """The length of the head's bias, which every network of `wcjax.models` has."""
-    shape = stored_shapes(folder).get("params/head/bias")
-    if shape is None:
-        raise InputError(f"{folder} has no params/head/bias, which shows the number of classes: pass num_classes.")
-    if len(shape) != 1 or not 0 < shape[0] <= MAX_CLASSES:
-        raise InputError(
-            f"{folder}: params/head/bias has the shape {shape}; allowed is one number for each class, at most "
-            f"{MAX_CLASSES:,}. Train again, or give another folder."
-        )
-    return shape[0]
 
 
 def evaluate_folded(
@@ -100,8 +85,8 @@ def evaluate_folded(
         config.data_dir = data_dir
     dataset, _ = check_data(run, dataset or load_dataset(config), splits)
     model, variables = load_folded(run, dataset.num_classes)
-    mesh = mesh or meshes.one_device()
-    variables = meshes.replicate(mesh, variables)
+    mesh = mesh or sharding.one_device()
+    variables = sharding.replicate(mesh, variables)
     params, batch_stats = variables["params"], variables["batch_stats"]
     result = {}
     for name in splits:
@@ -121,7 +106,7 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
-    meshes.devices()
+    sharding.devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
     for name, numbers in result.items():

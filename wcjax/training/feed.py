@@ -1,77 +1,70 @@
 """The images of a split on their way to the steps, in two forms: held by the devices, or streamed to them.
 
-Both have the same methods. `epoch` and `round` give the inputs of one jitted step after the other; `train_batch` and
-`eval_batch` run inside that step and make the batch of them, normalized images (n, height, width, channels) and int32
-labels (n,), sharded by rows.
+Both have the same methods. `epoch` and `one_pass` give the inputs of one jitted step after the other. `train_batch` and
+`eval_batch` run inside that step and turn its inputs into a batch: normalized images (n, height, width, channels) and
+int32 labels (n,), sharded by rows.
 """
 
-import contextlib
 import functools
 import gc
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from wcjax.compiling import jit_quickly
+from wcjax.compiling import jit_unoptimized
 from wcjax.data import augment
 from wcjax.data.dataset import Split, num_batches
 from wcjax.errors import InputError, LoaderError
-from wcjax.training import mesh as meshes
+from wcjax.training import sharding
+from wcjax.training.steps import order_key
 
 
-class Images(NamedTuple):
-    """A split, or a batch of one."""
-
-    images: jax.Array  # uint8 (n, height, width, channels)
-    labels: jax.Array  # int32 (n,); negative for an image that only fills a batch
-
-
-@contextlib.contextmanager
 def training(run, first_step: int):
-    """The training split of a run, from step first_step on."""
-    config, split = run.config, run.dataset.train
-    options = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
-    batches = lambda stream: stream.train_batches(split, _loading(stream, config), **options)
-    with _feed(split, run.dataset, config, run.mesh, batches) as feed:
-        yield feed
-
-
-@contextlib.contextmanager
-def evaluation(split, dataset, config, mesh):
-    """A split of dataset for evaluation on the devices of mesh."""
-    batches = lambda stream: stream.eval_batches(split, _loading(stream, config))
-    with _feed(split, dataset, config, mesh, batches) as feed:
-        yield feed
-
-
-@contextlib.contextmanager
-def _feed(split, dataset, config, mesh, batches):
-    """batches: the module that streams -> its batches of split."""
+    """The training split of a run, from step first_step on. `with` closes it."""
+    split, config = run.dataset.train, run.config
     if isinstance(split, Split):
-        yield OnDevice(split, dataset, config, mesh)
-        return
-    from wcjax.data.streaming import batches as stream  # an optional dependency
+        return OnDevice(split, run.dataset, config, run.mesh)
+    from wcjax.data.streaming import batches  # an optional dependency
 
-    with contextlib.closing(batches(stream)) as local_batches:
-        yield Streamed(split, dataset, config, mesh, local_batches)
+    order = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
+    local_batches = batches.train_batches(split, _loading(batches, config), **order)
+    return Streamed(split, run.dataset, config, run.mesh, local_batches)
 
 
-def _loading(stream, config):
+def evaluation(split, dataset, config, mesh):
+    """A split of dataset for evaluation on the devices of mesh. `with` closes it."""
+    if isinstance(split, Split):
+        return OnDevice(split, dataset, config, mesh)
+    from wcjax.data.streaming import batches  # an optional dependency
+
+    local_batches = batches.eval_batches(split, _loading(batches, config))
+    return Streamed(split, dataset, config, mesh, local_batches)
+
+
+def _loading(batches, config):
     processes = jax.process_index(), jax.process_count()
-    return stream.Loading(config.batch_size, config.image_size, config.data_workers, *processes)
+    return batches.Loading(config.batch_size, config.image_size, config.data_workers, *processes)
 
 
 class _Feed:
     def __init__(self, split, dataset, config, mesh):
         self.mesh, self._config = mesh, config
         self.num_images = split.num_images
-        self._num_batches = num_batches(split.num_images, config.batch_size)  # in a round over the split
+        self._num_batches = num_batches(split.num_images, config.batch_size)  # in one pass
         self._normalize = functools.partial(
             augment.normalize, mean=dataset.mean, std=dataset.std, dtype=jnp.dtype(config.dtype)
         )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes that decode images, if there are any."""
 
 
 class OnDevice(_Feed):
@@ -79,40 +72,40 @@ class OnDevice(_Feed):
 
     def __init__(self, split, dataset, config, mesh):
         super().__init__(split, dataset, config, mesh)
-        # One row an image: XLA would copy the whole split on a TPU, in each step, to gather from four axes.
-        self._rows = Images(split.images.reshape(split.num_images, -1), split.labels)
+        # One row for each image: XLA would copy the whole split on a TPU, in each step, to gather from four axes.
+        self._rows = Split(split.images.reshape(split.num_images, -1), split.labels)
         self._shape = split.images.shape[1:]
         self._steps_per_epoch = split.num_images // config.batch_size
-        self._draw = jit_quickly(self.draw_order, out_shardings=meshes.replicated(mesh))
+        self._draw = jit_unoptimized(self.draw_order, out_shardings=sharding.replicated(mesh))
 
     @functools.cached_property
     def _split(self):
         """The split on the devices."""
-        return meshes.replicate(self.mesh, self._rows)
+        return sharding.replicate(self.mesh, self._rows)
 
     def draw_order(self, key, step):
         """The order of the images in the epoch of a step, int32 (num_images,). key: `TrainState.key`."""
-        key, _ = jax.random.split(jax.random.wrap_key_data(key))
-        return jax.random.permutation(jax.random.fold_in(key, step // self._steps_per_epoch), self.num_images)
+        key = jax.random.fold_in(order_key(key), step // self._steps_per_epoch)
+        return jax.random.permutation(key, self.num_images)
 
     def epoch(self, state) -> Iterator:
         """The inputs of the steps of the epoch that state is in."""
         return itertools.repeat((self._split, self._draw(state.key, state.step)))
 
-    def round(self) -> Iterator:
+    def one_pass(self) -> Iterator:
         """The inputs of the steps that show each image once."""
         return itertools.repeat(self._split, self._num_batches)
 
-    def train_inputs(self):
+    def train_input_shapes(self):
         """The shapes, dtypes and shardings of the inputs of a training step."""
-        return self.eval_inputs(), self._abstract((self.num_images,), jnp.int32)
+        return self.eval_input_shapes(), self._abstract((self.num_images,), jnp.int32)
 
-    def eval_inputs(self):
+    def eval_input_shapes(self):
         """The shapes, dtypes and shardings of the inputs of an evaluation step."""
         return jax.tree.map(lambda x: self._abstract(x.shape, x.dtype), self._rows)
 
     def _abstract(self, shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.replicated(self.mesh))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(self.mesh))
 
     def train_batch(self, inputs, step, key):
         """The batch of a step, cropped and flipped at random by key."""
@@ -123,15 +116,15 @@ class OnDevice(_Feed):
         return self._normalize(images), batch.labels
 
     def eval_batch(self, split, seen):
-        """The next batch after `seen` images. A short last batch is filled up with images of a negative label."""
+        """The next batch after `seen` images. A short last batch is filled up with images whose labels are negative."""
         index = seen + jnp.arange(self._config.batch_size)
         batch = self._take(split, jnp.minimum(index, self.num_images - 1))
         return self._normalize(batch.images), jnp.where(index < self.num_images, batch.labels, -1)
 
     def _take(self, split, index):
-        index = jax.lax.with_sharding_constraint(index, meshes.by_rows(self.mesh))  # each device gathers its own rows
+        index = jax.lax.with_sharding_constraint(index, sharding.by_rows(self.mesh))  # each device gathers its own rows
         images, labels = split.images[index], split.labels[index]
-        return Images(images.reshape(-1, *self._shape), labels)
+        return Split(images.reshape(-1, *self._shape), labels)
 
 
 class Streamed(_Feed):
@@ -140,21 +133,25 @@ class Streamed(_Feed):
     def __init__(self, split, dataset, config, mesh, local_batches):
         """local_batches: from `wcjax.data.streaming.batches`, endless, with the rows of this process."""
         super().__init__(split, dataset, config, mesh)
-        self._batches = _placed(local_batches, mesh)
+        self._local_batches, self._batches = local_batches, _placed(local_batches, mesh)
+
+    def close(self) -> None:
+        self._local_batches.close()
+        self._local_batches = self._batches = None  # their __del__ fails when Python exits
 
     def epoch(self, state) -> Iterator:
         return self._batches
 
-    def round(self) -> Iterator:
+    def one_pass(self) -> Iterator:
         return itertools.islice(self._batches, self._num_batches)
 
-    def train_inputs(self):
+    def train_input_shapes(self):
         n, size = self._config.batch_size, self._config.image_size
-        array = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.by_rows(self.mesh))
-        return Images(array((n, size, size, 3), jnp.uint8), array((n,), jnp.int32))
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.by_rows(self.mesh))
+        return Split(array((n, size, size, 3), jnp.uint8), array((n,), jnp.int32))
 
-    def eval_inputs(self):
-        return self.train_inputs()
+    def eval_input_shapes(self):
+        return self.train_input_shapes()
 
     def train_batch(self, batch, step, key):
         return self._normalize(batch.images), batch.labels
@@ -164,10 +161,10 @@ class Streamed(_Feed):
 
 
 def _placed(batches, mesh):
-    """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, if a worker of Grain has ended."""
+    """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, if a worker of Grain has died."""
     try:
         for batch in batches:
-            yield meshes.share_batch(mesh, Images(*batch))
+            yield sharding.share_batch(mesh, batch)
     except InputError as error:
         # Grain's frames hold a batch in shared memory, which Python would report as leaked when it exits.
         error.__traceback__ = None

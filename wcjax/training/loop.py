@@ -1,6 +1,7 @@
 """A run from its configuration to its summary. The functions are in the order in which they run."""
 
 import contextlib
+import functools
 import logging
 import shutil
 import time
@@ -21,11 +22,10 @@ from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.data import check_data
 from wcjax.run_folder.lock import alone_in
 from wcjax.run_folder.metrics import MetricsWriter, NoMetrics
-from wcjax.training import feed
-from wcjax.training import mesh as meshes
-from wcjax.training import step as steps
+from wcjax.training import feed, sharding, steps
+from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
-from wcjax.training.log import Display, InFlight
+from wcjax.training.in_flight import InFlight
 from wcjax.training.preemption import Interrupted, interruption, signals_noticed
 from wcjax.training.progress import MIDWAY, Progress, Saves
 from wcjax.training.run import Run
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 def train(
     config,
     workdir,
-    on_step: Callable[[Progress], None] | None = None,
-    on_epoch: Callable[[dict], None] | None = None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_epoch: Callable[[dict], None] = lambda row: None,
 ) -> dict:
     """Trains the network that config describes and leaves a run folder, or resumes the run in that folder.
 
@@ -55,16 +55,16 @@ def train(
       The content of summary.json: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
 
     Raises:
-      InputError: a bad config, data set or workdir, before any work is done; InUseError if another run is training in
-        workdir; later, data that can no longer be read.
+      InputError: the config, the data set or the workdir cannot be used (raised before any work), or the data can no
+        longer be read. InUseError: another run is training in workdir.
       DivergedError: the loss or the weights became nan or inf.
-      LoaderError: a process that decodes images has ended.
-      SaveError: something cannot be written.
-      Preempted: SIGTERM came to this process or to one that shares the run, and the run has been saved.
-      KeyboardInterrupt: the same after Ctrl-C, in a run of one process.
+      LoaderError: a decoding process has died.
+      SaveError: a file or a checkpoint cannot be written.
+      Preempted: this process, or one that shares the run, got SIGTERM. The run is saved.
+      KeyboardInterrupt: Ctrl-C in a single-process run. The run is saved.
     """
     config, folder = check_config(config), run_path(workdir, "workdir")
-    mesh = meshes.make_mesh(config)
+    mesh = sharding.make_mesh(config)
     run_folder.check(folder, config)
     processes.wait_for_all("the workdir is checked")
     if (summary := run_folder.read(folder, "summary.json")) is not None:
@@ -74,42 +74,38 @@ def train(
 
     dataset, data = check_data(folder, load_dataset(config))
     run = Run(config, folder, mesh, dataset)
-    log.info(
-        "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
-        *(config.model, run.psi or "none", config.dataset),
-        *(split.num_images for split in dataset[:3]),
-        f"{mesh.size} x {jax.devices()[0].device_kind}" if mesh.size > 1 else jax.devices()[0].device_kind,
-    )
-    if late := [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]:
-        log.warning("The run ends after epoch %d, before schedule.milestones %s.", config.epochs, late)
+    _announce(run)
     progress = Progress.start(run)
     _check_initial_weights(run, progress)
 
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder), signals_noticed() as stop:
-        if processes.is_first():
-            run_folder.check(folder, config)  # again: another run may have begun here before this one had the lock
-            run_folder.write(folder, "data.json", data)  # first: a run with a config must have it
-            run_folder.write(folder, "config.json", config.to_dict())
+        _write_config(run, data)
+        return _train(run, progress, _Callbacks(on_step, on_epoch, stop))
 
-        def check_stop():
-            if name := stop():
-                raise Interrupted(name)
 
-        with contextlib.closing(Saves(run)) as saves:
-            saves.restore(progress)
-            with contextlib.closing(_metrics_writer(run, progress)) as writer:
-                try:
-                    calls = _Calls(on_step or _nothing, on_epoch or _nothing, check_stop)
-                    compile_seconds = _train_epochs(run, progress, saves, writer, calls)
-                    best = saves.best_state(progress)
-                    saves.close()
-                    return _finish(run, progress, best, compile_seconds, writer, check_stop)
-                except Interrupted as signal:
-                    if progress.step > progress.epoch * run.steps_per_epoch:  # else the epoch's checkpoint has it all
-                        saves.save_within(progress)
-                    raise interruption(signal.name, _place(run, progress)) from None
+class _Callbacks(NamedTuple):
+    on_step: Callable[[Progress], None]
+    on_epoch: Callable[[dict], None]
+    stop: Callable[[], str]  # from `signals_noticed`
+
+    def check_stop(self) -> None:
+        """Raises Interrupted after a signal."""
+        if name := self.stop():
+            raise Interrupted(name)
+
+
+def _announce(run) -> None:
+    config, device = run.config, jax.devices()[0].device_kind
+    log.info(
+        "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
+        *(config.model, run.psi or "none", config.dataset),
+        *(split.num_images for split in run.dataset[:3]),
+        f"{run.mesh.size} x {device}" if run.mesh.size > 1 else device,
+    )
+    if late := [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]:
+        log.warning("The run ends after epoch %d, before schedule.milestones %s.", config.epochs, late)
 
 
 def _check_initial_weights(run, progress) -> None:
@@ -129,24 +125,43 @@ def _check_initial_weights(run, progress) -> None:
         raise InitialWeightsError(f"initial weights: {error}") from error
 
 
+def _write_config(run, data) -> None:
+    if processes.is_first():
+        run_folder.check(run.folder, run.config)  # again: another run may have begun here before this one had the lock
+        run_folder.write(run.folder, "data.json", data)  # first: a run with a config must have it
+        run_folder.write(run.folder, "config.json", run.config.to_dict())
+
+
+def _train(run, progress, callbacks) -> dict:
+    """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
+    with contextlib.closing(Saves(run)) as saves:
+        saves.restore(progress)
+        with contextlib.closing(_metrics_writer(run, progress)) as writer, _saved_on_signal(run, progress, saves):
+            compile_seconds = _train_epochs(run, progress, saves, writer, callbacks)
+            best = saves.best_state(progress)
+            saves.close()  # a run is finished only if all its checkpoints are written
+            return _finish(run, progress, best, compile_seconds, writer, callbacks.check_stop)
+
+
 def _metrics_writer(run, progress):
     if not processes.is_first():
         return NoMetrics()
     return MetricsWriter(run.folder, run.config, done_epochs=progress.epoch if progress.step else -1)
 
 
-class _Calls(NamedTuple):
-    on_step: Callable[[Progress], None]
-    on_epoch: Callable[[dict], None]
-    check_stop: Callable[[], None]  # raises Interrupted after a signal
+@contextlib.contextmanager
+def _saved_on_signal(run, progress, saves):
+    """Turns Interrupted into Preempted or KeyboardInterrupt, after the run is saved."""
+    try:
+        yield
+    except Interrupted as signal:
+        if progress.step > progress.epoch * run.steps_per_epoch:  # else the epoch's checkpoint has it all
+            saves.save_within(progress)
+        raise interruption(signal.name, _place(run, progress)) from None
 
 
-def _nothing(_):
-    pass
-
-
-def _train_epochs(run, progress, saves, writer, calls) -> float:
-    """Trains from progress on until all epochs are finished; returns the seconds to compile."""
+def _train_epochs(run, progress, saves, writer, callbacks) -> float:
+    """Trains until all epochs are finished, and returns the seconds that compiling took."""
     config = run.config
     with (
         feed.training(run, progress.step) as train_data,
@@ -158,15 +173,8 @@ def _train_epochs(run, progress, saves, writer, calls) -> float:
             log.info("Resuming at %s.", _place(run, progress))
         else:
             writer.write_weights(0, _describe_weights(run, progress))
-        calls.check_stop()  # from here on there is something to save, and a signal waits for the end of the step
-
-        def after_step():
-            calls.on_step(progress)
-            every, is_last = config.checkpoint_every, progress.step % run.steps_per_epoch == 0
-            if every and progress.step % every == 0 and not is_last:
-                saves.save_within(progress)
-            calls.check_stop()
-
+        callbacks.check_stop()  # from here on there is something to save, and a signal waits for the end of the step
+        after_step = functools.partial(_after_step, run, progress, saves, callbacks)
         while progress.epoch < config.epochs:
             began = time.perf_counter() - progress.seconds
             inputs = train_data.epoch(progress.state)
@@ -174,37 +182,38 @@ def _train_epochs(run, progress, saves, writer, calls) -> float:
             in_flight = InFlight(on_done=display.finish_step)
             _train_epoch(run, programs.train, progress, inputs, in_flight, after_step)
             progress.check_finite(run.schedule)
-            trained = progress.totals.means()
-            display.validate()
+            train_means = progress.totals.means()
+            display.show_validation()
             state = progress.state
-            val = evaluate(programs.evaluate, state.params, state.batch_stats, val_data, calls.check_stop)
-            if not np.isfinite(val["loss"]):
-                raise progress.diverged("loss became nan or inf at", progress.step - 1, run.schedule)
+            val_means = evaluate(programs.evaluate, state.params, state.batch_stats, val_data, callbacks.check_stop)
+            learning_rate = float(run.schedule(progress.step - 1))
+            if not np.isfinite(val_means["loss"]):
+                raise progress.diverged(f"the loss became nan or inf at step {progress.step - 1}", learning_rate)
 
             images_per_second = run.steps_per_epoch * config.batch_size / progress.seconds
-            progress.finish_epoch(val["accuracy"], steps.zero_totals(run.mesh))
-            line = {
+            progress.finish_epoch(run, val_means["accuracy"])
+            row = {
                 "epoch": progress.epoch,
                 "step": progress.step,
-                **{f"train_{name}": value for name, value in trained.items()},
-                **{f"val_{name}": value for name, value in val.items()},
-                "learning_rate": float(run.schedule(progress.step - 1)),
+                **{f"train_{name}": value for name, value in train_means.items()},
+                **{f"val_{name}": value for name, value in val_means.items()},
+                "learning_rate": learning_rate,
                 "images_per_second": images_per_second,
                 "seconds": time.perf_counter() - began,
             }
             if config.reparam.learn != "none":
-                line["pairs"] = learned_pairs(state.params)
-            writer.write(line)
+                row["pairs"] = learned_pairs(state.params)
+            writer.write(row)
             writer.write_weights(progress.epoch, _describe_weights(run, progress))
-            saves.save_epoch(progress, val["accuracy"])
-            display.finish_epoch(line)
-            calls.on_epoch(line)
+            saves.save_epoch(progress, val_means["accuracy"])
+            display.finish_epoch(row)
+            callbacks.on_epoch(row)
     return programs.seconds
 
 
 class _Programs(NamedTuple):
-    train: Callable  # from `step.compile_train_step`
-    evaluate: Callable  # from `step.compile_eval_step`
+    train: Callable  # from `steps.compile_train_step`
+    evaluate: Callable  # from `steps.compile_eval_step`
     seconds: float  # to trace and compile both
 
 
@@ -230,13 +239,21 @@ def _train_epoch(run, program, progress, inputs, in_flight, after_step) -> None:
     progress.seconds = time.perf_counter() - began
 
 
+def _after_step(run, progress, saves, callbacks) -> None:
+    callbacks.on_step(progress)
+    every, is_last = run.config.checkpoint_every, progress.step % run.steps_per_epoch == 0
+    if every and progress.step % every == 0 and not is_last:
+        saves.save_within(progress)
+    callbacks.check_stop()
+
+
 def _describe_weights(run, progress):
-    return describe_layers(meshes.gather(run.mesh, progress.state.params), run.config)
+    return describe_layers(sharding.gather(run.mesh, progress.state.params), run.config)
 
 
 def _finish(run, progress, best, compile_seconds, writer, check_stop) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns."""
-    params = meshes.gather(run.mesh, best.params)
+    params = sharding.gather(run.mesh, best.params)
     params = params if run.psi is None else jax.jit(fold)(params)  # one program, not one for each operation
     save_tree(run.folder / "folded", {"params": params, "batch_stats": best.batch_stats})
     if processes.is_first():

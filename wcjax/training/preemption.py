@@ -22,9 +22,10 @@ EXIT_CODES = {signal.SIGTERM: START_AGAIN, signal.SIGINT: INTERRUPTED}
 
 
 def leave_at_once() -> None:
-    """Makes SIGTERM and Ctrl-C end this process at once, even within a long call of XLA.
+    """Makes SIGTERM and Ctrl-C end this process at once.
 
-    Python runs a handler only when such a call has returned, so a thread waits for the signals as well.
+    Python runs signal handlers only between bytecodes, and a call into XLA may take minutes, so a thread waits for the
+    signals as well.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -68,37 +69,38 @@ def signals_noticed():
     Call the function before the first step and after each step.
 
     If several processes share a run, SIGTERM may reach one of them or all. Each gets the same answer after the same
-    step, on which JAX agrees in the background. They must call the function equally often. No call waits for a device.
+    step, on which JAX agrees in the background. All processes must call the function the same number of times. No call
+    blocks on a device.
     """
     if jax.process_count() > 1:
-        # JAX holds SIGTERM back from jax.distributed.initialize on. Each call needs a number of its own.
+        # jax.distributed.initialize intercepts SIGTERM. Each call needs its own number.
         calls = itertools.count(1)
         yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
         return
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield lambda: ""
         return
-    noticed, before = [], {}
+    names, handlers = [], {}
 
     def notice(number, frame):
-        noticed.append(signal.Signals(number).name)
+        names.append(signal.Signals(number).name)
         if number == signal.SIGINT:
-            signal.signal(number, before[number])
+            signal.signal(number, handlers[number])
 
     def stop() -> str:
         for number in EXIT_CODES:
-            if number not in before:
-                before[number] = signal.getsignal(number)
+            if number not in handlers:
+                handlers[number] = signal.getsignal(number)
                 if number == signal.SIGINT:
                     _noted_once.add(number)
                 signal.signal(number, notice)
-        return noticed[0] if noticed else ""
+        return names[0] if names else ""
 
     try:
         yield stop
     finally:
         _noted_once.clear()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -1,11 +1,11 @@
-"""Where a run is, and the checkpoints that bring it back there."""
+"""The progress of a run, and the checkpoints that restore it."""
 
 import dataclasses
 
 from wcjax.errors import DivergedError, InputError
 from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.run_folder.forms import RECORD, RECORD_WITHIN
-from wcjax.training import step as steps
+from wcjax.training import steps
 from wcjax.training.run import Run
 
 MIDWAY = "midway"  # the folder of checkpoints within an epoch, which a finished run no longer has
@@ -13,7 +13,7 @@ MIDWAY = "midway"  # the folder of checkpoints within an epoch, which a finished
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is, which is what a checkpoint holds. Training moves it forward.
+    """The progress of a run, as its checkpoints hold it. Training updates it.
 
     Attributes:
       state: the training state on the devices.
@@ -40,35 +40,36 @@ class Progress:
         state = steps.init_state(run.model, run.tx, run.image_shape, run.config.seed, run.mesh)
         return cls(state, steps.zero_totals(run.mesh))
 
-    def finish_epoch(self, val_accuracy: float, totals: steps.Totals) -> None:
-        """totals: zero, for the next epoch."""
+    def finish_epoch(self, run: Run, val_accuracy: float) -> None:
         self.epoch += 1
         if val_accuracy > self.best_val_accuracy:
             self.best_epoch, self.best_val_accuracy = self.epoch, val_accuracy
         self.train_seconds += self.seconds
-        self.seconds, self.totals = 0.0, totals
+        self.seconds, self.totals = 0.0, steps.zero_totals(run.mesh)
 
     def check_finite(self, schedule) -> None:
-        """Raises DivergedError unless each loss of the epoch and all of the state are finite.
+        """Raises DivergedError unless every loss of the epoch and the whole state are finite.
 
-        Gradients that are nan leave a finite loss if no step follows them. This waits for the device.
+        The state is checked too, because nan gradients in the last step leave its loss finite. Blocks until the device
+        has finished.
         """
-        if (bad_step := int(self.totals.first_bad_step)) >= 0:
-            raise self.diverged("loss became nan or inf at", bad_step, schedule)
+        if (step := int(self.totals.first_bad_step)) >= 0:
+            raise self.diverged(f"the loss became nan or inf at step {step}", schedule(step))
+        step = self.step - 1
         if not steps.all_finite(self.state):
-            raise self.diverged("weights or moments are nan or inf after", self.step - 1, schedule)
+            raise self.diverged(f"the weights or moments are nan or inf after step {step}", schedule(step))
 
-    def diverged(self, what: str, step: int, schedule) -> DivergedError:
-        """The error for a run whose numbers are not finite, in the unfinished epoch."""
+    def diverged(self, what: str, learning_rate: float) -> DivergedError:
+        """The error for a number of the unfinished epoch that is not finite. what: names it and its step."""
         checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "There is no checkpoint yet"
         return DivergedError(
-            f"the {what} step {step} (epoch {self.epoch + 1}), learning rate {float(schedule(step)):g}. {checkpoint}. "
-            "Try a lower learning_rate, in a new workdir."
+            f"{what} (epoch {self.epoch + 1}), learning rate {float(learning_rate):g}. {checkpoint}. Try a lower "
+            "learning_rate, in a new workdir."
         )
 
 
 class Saves:
-    """The checkpoints of a run: one at the end of each epoch, and those within an epoch."""
+    """The checkpoints of a run: one at the end of each epoch, and others within an epoch."""
 
     def __init__(self, run: Run):
         self._run = run
@@ -82,7 +83,8 @@ class Saves:
             state, record = newest
             _update(progress, record, state=state, step=record["epoch"] * self._run.steps_per_epoch)
         newest = self._within.restore_newest({"state": progress.state, "totals": progress.totals})
-        # One of an earlier epoch is no longer needed. One of a later epoch is of no use without the checkpoint before.
+        # A checkpoint within an earlier epoch is obsolete. One within a later epoch needs the epoch checkpoint before
+        # it, which is damaged.
         if newest is None or newest[1]["epoch"] != progress.epoch:
             self._within.delete_all()
             return

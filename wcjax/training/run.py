@@ -1,4 +1,4 @@
-"""A run: what stays the same from its first step to its last."""
+"""A run: everything that stays the same from its first step to its last."""
 
 import dataclasses
 import functools
@@ -13,12 +13,12 @@ from wcjax.data import Dataset, image_shape
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What stays the same from the first step of a run to its last.
+    """Everything that stays the same from the first step of a run to its last.
 
     Attributes:
       config: from `wcjax.config.check_config`.
       folder: the run folder.
-      mesh: the devices, see `wcjax.training.mesh`.
+      mesh: the devices, see `wcjax.training.sharding`.
       dataset: with the mean and std that the run normalizes its images with.
     """
 

@@ -1,21 +1,20 @@
-"""What a process that trains does first. train.py runs this file before it imports wcjax, which takes a second."""
+"""The start of a training process. train.py runs this file before it imports wcjax, which takes a second."""
 
 import os
 import signal
 import sys
 
-START_AGAIN = 75  # exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command resumes the run
+START_AGAIN = 75  # exit code after SIGTERM (EX_TEMPFAIL in sysexits.h): run the same command to resume
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # glibc asks Linux for huge pages if a process starts with it
 
 
 def prepare() -> None:
-    """Makes SIGTERM and Ctrl-C end this process at once, and starts it again to get huge pages.
+    """Makes SIGTERM and Ctrl-C end this process at once, and starts it again with huge pages.
 
-    glibc asks Linux for huge pages if this variable is set when a process starts. docs/performance.md has what that
-    gains on a CPU.
+    docs/performance.md says how much faster a CPU trains with them.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(START_AGAIN))  # until wcjax.training.preemption is imported
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        tuned = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], tuned)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)

@@ -4,9 +4,9 @@ All numbers describe w, the weights that the network uses, even if the run holds
 
     'histogram'            counts of w between EDGES, (len(EDGES) + 1,); the first and the last count w beyond them
     'mean', 'std', 'max'   of w, of w (divided by n), of |w|
-    'kurtosis'             mean of ((w − mean) / std)⁴ minus 3: 0 for a Gauss distribution, −1.2 for a uniform one
+    'kurtosis'             excess kurtosis, mean(((w − mean) / std)⁴) − 3: 0 for a normal distribution
     'below_0.01'           share of the weights with |w| < 0.01
-    'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a Gauss one, 0.06 for a uniform one
+    'below_tenth_of_std'   share of the weights with |w| < 0.1·std: 0.08 for a normal distribution
 """
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax.checks import path_str
-from wcjax.compiling import jit_quickly
+from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold, is_kernel, is_weight
 from wcjax.psi import Psi
 from wcjax.run_folder.forms import EDGES, QUANTILES
@@ -26,8 +26,8 @@ def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
     return {path_str(path[:-1]): w for path, w in leaves if is_kernel(path, w)}
 
 
-@jit_quickly
-def describe(w) -> dict[str, jax.Array]:
+@jit_unoptimized
+def weight_statistics(w) -> dict[str, jax.Array]:
     """The numbers of one layer that the docstring of this file lists. w: floats of any shape, not empty."""
     w = w.ravel().astype(jnp.float32)
     below = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), w, side="right")
@@ -45,14 +45,14 @@ def describe(w) -> dict[str, jax.Array]:
 
 
 def describe_layers(params, config) -> dict[str, dict]:
-    """{layer: its numbers} as Python numbers and lists. This waits for the device."""
+    """{layer: its numbers} as Python numbers and lists. Blocks until the device has finished."""
     weights = _layer_weights(params, plain=config.reparam.name == "none")
-    described = jax.device_get({layer: describe(w) for layer, w in weights.items()})
+    described = jax.device_get({layer: weight_statistics(w) for layer, w in weights.items()})
     return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in described.items()}
 
 
-# Jitted apart from `describe`, which is compiled once for all layers of a shape.
-_layer_weights = jit_quickly(layer_weights, static_argnames="plain")
+# Jitted apart from `weight_statistics`, which is compiled once for all layers of a shape.
+_layer_weights = jit_unoptimized(layer_weights, static_argnames="plain")
 
 
 def learned_psis(params) -> dict[str, Psi]:

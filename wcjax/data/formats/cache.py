@@ -9,7 +9,7 @@ import numpy as np
 
 from wcjax.files import replacing
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def path(directory):
@@ -21,7 +21,7 @@ def path(directory):
     """
     root = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     if str(root).startswith("~"):
-        logger.warning("There is no home directory to cache decoded images in. Set XDG_CACHE_HOME to a directory.")
+        log.warning("There is no home directory to cache decoded images in. Set XDG_CACHE_HOME to a directory.")
         return None
     fingerprint = hashlib.sha256()
     for file in sorted(file for file in directory.rglob("*") if file.is_file()):
@@ -37,7 +37,7 @@ def write(file, arrays):
         with replacing(file) as content:
             np.savez(content, **arrays)
     except OSError as error:
-        logger.warning(
+        log.warning(
             "Could not cache the decoded images in %s (%s), so the next run decodes them again. "
             "Set XDG_CACHE_HOME to a directory that can be written to.",
             file,

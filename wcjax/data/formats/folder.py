@@ -14,7 +14,7 @@ from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
 from wcjax.files import reading
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 MAX_BYTES = 2**28  # in an image file: as many as the largest BMP that `wcjax.data.streaming.decode` accepts
@@ -156,7 +156,7 @@ def report_skipped(root, skipped):
         if names:
             level = logging.INFO if description == _STRAY else logging.WARNING
             count = "1 file" if len(names) == 1 else f"{len(names):,} files"
-            logger.log(level, "%s: skipping %s %s, for example %s.", root, count, description, names[0])
+            log.log(level, "%s: skipping %s %s, for example %s.", root, count, description, names[0])
 
 
 def make_files(root, names, labels):

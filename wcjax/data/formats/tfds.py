@@ -10,7 +10,7 @@ import resource
 import numpy as np
 
 from wcjax.data.formats import cache, npz
-from wcjax.errors import InputError, shown
+from wcjax.errors import InputError, short_repr
 from wcjax.files import check_readable
 
 _CLASSES = "tensorflow_datasets.core.features."
@@ -101,7 +101,7 @@ def _check_features(directory):
     for name, feature in features.items():
         known = feature["pythonClassName"] == _CLASSES + FEATURES.get(name, "") and feature.keys() <= _KEYS
         if content != outer or not known:
-            raise ValueError(f"features.json has {shown(content)}; allowed are {FEATURES}")
+            raise ValueError(f"features.json has {short_repr(content)}; allowed are {FEATURES}")
 
 
 def files_to_keep_open(directory) -> int:

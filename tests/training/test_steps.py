@@ -12,8 +12,8 @@ import scipy.special
 from tests.training import runs
 from tests.training.runs import STEPS
 from wcjax import training
-from wcjax.training import log
-from wcjax.training.step import cross_entropy
+from wcjax.training import display
+from wcjax.training.steps import cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -39,8 +39,8 @@ def test_a_step_takes_over_the_buffers_of_the_state_before(tmp_path):
 
 
 def test_no_number_moves_to_the_host_in_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(log, "RECORD", math.inf)  # which reads numbers that are there already, every ten seconds
-    monkeypatch.setattr(log, "LINE", math.inf)
+    monkeypatch.setattr(display, "RECORD", math.inf)  # which reads numbers that are there already, every ten seconds
+    monkeypatch.setattr(display, "LINE", math.inf)
 
     def refuse(array):
         raise AssertionError("a number is read back within an epoch")

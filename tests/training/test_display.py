@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wcjax.run_folder import read
-from wcjax.training import log
+from wcjax.training.display import RECORD, Display
 from wcjax.training.progress import Progress
 
 LINE = {"train_loss": 0.4, "train_accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.7, "images_per_second": 64.0}
@@ -38,7 +38,7 @@ def show(stream, folder):
     seconds, texts, means = 0, {}, Means()
     config = types.SimpleNamespace(epochs=3, batch_size=64)
     run = types.SimpleNamespace(config=config, steps_per_epoch=100, folder=folder)
-    display, progress = log.Display(run, stream, clock=lambda: seconds), Progress(None, None)
+    display, progress = Display(run, stream, clock=lambda: seconds), Progress(None, None)
     for epoch in range(2):
         progress.epoch, progress.step = epoch, 100 * epoch
         display.begin_epoch(progress)
@@ -46,7 +46,7 @@ def show(stream, folder):
             seconds += 1
             display.finish_step(means)
             texts[100 * epoch + step] = stream.getvalue()
-        display.validate()
+        display.show_validation()
         seconds += 20
         display.finish_epoch(LINE | {"epoch": epoch + 1})
     display.close()
@@ -73,7 +73,7 @@ def test_a_log_has_a_plain_line_each_minute_and_each_epoch(tmp_path):
         f"epoch 2/3  step 60/100  {MEANS}  0:00:40 left, run 0:02:40  64 images/s",
         f"epoch 2/3   {EPOCH}   0:02:00 left",
     ]
-    assert reads <= 2 * 100 / log.RECORD, "numbers are read every ten seconds"
+    assert reads <= 2 * 100 / RECORD, "numbers are read every ten seconds"
     expected = {"epoch": 2, "epochs": 3, "step": 200, "steps_per_epoch": 100, "loss": 0.4, "accuracy": 0.8}
     expected |= {"images_per_second": 64, "epoch_seconds_left": 0, "seconds_left": 120}
     assert read(tmp_path, "progress.json") == pytest.approx(expected), "other processes can read where the run is"
@@ -96,26 +96,9 @@ def test_numbers_that_a_reader_refuses_are_not_recorded(tmp_path):
     run = types.SimpleNamespace(
         config=types.SimpleNamespace(epochs=1, batch_size=1), steps_per_epoch=1, folder=tmp_path
     )
-    display = log.Display(run, io.StringIO())
+    display = Display(run, io.StringIO())
     display.begin_epoch(Progress(None, None))
     display.finish_step(Means())
     for loss in (float("nan"), 1e31):
         display.finish_epoch(LINE | {"epoch": 1, "train_loss": loss})
         assert read(tmp_path, "progress.json") is None
-
-
-def test_a_result_is_passed_on_when_the_device_has_it():
-    class Result:
-        is_ready = False
-
-        def block_until_ready(self):
-            self.is_ready = True
-
-    done, results = [], [Result() for _ in range(log.IN_FLIGHT + 2)]
-    in_flight = log.InFlight(on_done=lambda result: done.append((result, result.is_ready)))
-    for result in results:
-        in_flight.add(result)
-    assert done == [(result, True) for result in results[:2]]
-    assert not any(result.is_ready for result in results[2:]), "no step waits for the newest results"
-    in_flight.drain()
-    assert done == [(result, True) for result in results]

@@ -1,6 +1,5 @@
 """What a run shows while it trains: a live line on a terminal, plain lines elsewhere, and progress.json."""
 
-import collections
 import contextlib
 import math
 import shutil
@@ -14,43 +13,15 @@ from wcjax import processes, run_folder
 from wcjax.errors import SaveError
 from wcjax.run_folder.forms import PROGRESS
 
-# Steps that may be on their way to the device at once: enough that it never waits, few enough that the numbers shown
-# are recent, and for the memory that streamed batches take.
-IN_FLIGHT = 8
-
 REDRAW, RECORD, LINE = 0.2, 10, 60  # seconds between two live lines, two versions of progress.json, two plain lines
 
 
-class InFlight:
-    """The results of the last steps, which the device may not have computed yet; at most IN_FLIGHT of them."""
-
-    def __init__(self, on_done=lambda result: None):
-        """on_done: called with the result of each step that the device has finished."""
-        self._results, self._on_done = collections.deque(), on_done
-
-    def add(self, result: jax.Array) -> None:
-        """Waits for the oldest result if there are too many."""
-        self._results.append(result)
-        if len(self._results) > IN_FLIGHT:
-            self._wait()
-
-    def drain(self) -> None:
-        """Waits for all results."""
-        while self._results:
-            self._wait()
-
-    def _wait(self):
-        result = self._results.popleft()
-        result.block_until_ready()
-        self._on_done(result)
-
-
 class Display:
-    """Shows where a run is, in its first process alone.
+    """Shows the progress of a run. Only the first process shows anything.
 
     On a terminal this is one line that is redrawn. Elsewhere it is a plain line for each epoch, and one after each
     minute without a line. progress.json has the same numbers for other processes. If nothing can be shown any more (a
-    terminal was closed, a disk is full), the run continues without it.
+    terminal was closed, a disk is full), the run continues without this.
     """
 
     def __init__(self, run, stream=None, clock=time.perf_counter):
@@ -83,28 +54,28 @@ class Display:
         if show or record:
             numbers = self._numbers(*np.asarray(means).tolist())
             if show and self._is_live:
-                self._draw(describe(numbers))
+                self._draw(progress_text(numbers))
                 self._drawn_at = now
             elif show:
-                self.say("  ".join(describe(numbers)))
+                self.say("  ".join(progress_text(numbers)))
             if record:
                 self._record(numbers)
 
-    def validate(self) -> None:
-        """Says on the live line that val is being evaluated, whose batches it does not count."""
+    def show_validation(self) -> None:
+        """Shows 'validation ...' on the live line, which does not count validation batches."""
         if self._is_first and self._is_live:
             self._draw([f"epoch {self._epoch + 1}/{self._run.config.epochs}", "validation ..."])
 
-    def finish_epoch(self, line: dict) -> None:
-        """Shows the numbers of an epoch. line: as in metrics.jsonl."""
+    def finish_epoch(self, row: dict) -> None:
+        """Shows the numbers of an epoch. row: its line of metrics.jsonl."""
         if not self._is_first:
             return
-        numbers = self._numbers(line["train_loss"], line["train_accuracy"])
+        numbers = self._numbers(row["train_loss"], row["train_accuracy"])
         self.say(
-            f"epoch {line['epoch']}/{self._run.config.epochs}   "
-            f"train loss {line['train_loss']:.4f} accuracy {line['train_accuracy']:.2%}   "
-            f"val loss {line['val_loss']:.4f} accuracy {line['val_accuracy']:.2%}   "
-            f"{line['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"
+            f"epoch {row['epoch']}/{self._run.config.epochs}   "
+            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}   "
+            f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.2%}   "
+            f"{row['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"
         )
         self._record(numbers)
 
@@ -140,7 +111,7 @@ class Display:
     def _record(self, numbers):
         self._recorded_at = self._clock()
         if all(PROGRESS[name].holds(x) for name, x in numbers.items()):  # else the run is about to diverge
-            with contextlib.suppress(SaveError):  # nothing is lost; what has to be saved reports the error
+            with contextlib.suppress(SaveError):  # nothing is lost, and a checkpoint that cannot be written raises it
                 run_folder.write(self._run.folder, "progress.json", numbers)
 
     def _draw(self, parts):
@@ -161,8 +132,8 @@ class Display:
             self._stream, self._is_live = None, False
 
 
-def describe(numbers: dict) -> list[str]:
-    """The content of progress.json in words, the most important ones first."""
+def progress_text(numbers: dict) -> list[str]:
+    """The content of progress.json in words, with the most important words first."""
     step = numbers["step"] - (numbers["epoch"] - 1) * numbers["steps_per_epoch"]
     return [
         f"epoch {numbers['epoch']}/{numbers['epochs']}",

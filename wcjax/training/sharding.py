@@ -3,7 +3,7 @@
 The mesh has two axes, `config.mesh = {"data": -1, "fsdp": 1}`. Batches are sharded by rows over both. The training
 state is replicated. With fsdp > 1 its large arrays, parameters and moments of the optimizer alike, are sharded over
 'fsdp'. The steps are the same programs as on one device, and jax.jit partitions them, so that batch norm takes its mean
-over the batch of all devices. Results differ between meshes by rounding alone.
+over the batch of all devices. Results on different meshes differ only by rounding.
 
 Every device holds all images of a small data set (digits, CIFAR), so that a step gathers the rows of its batch without
 any communication, and the host has nothing to do within an epoch.
@@ -44,7 +44,7 @@ def devices() -> list:
     """jax.devices(). Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter is what JAX raises for cuda without a GPU
+    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without a GPU
         why = cause(error) if str(error) else "no GPU is visible"
         raise InputError(
             f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {why}. Unset JAX_PLATFORMS, or install "
@@ -60,20 +60,20 @@ def make_mesh(config) -> Mesh:
     Raises InputError if there are too few devices, or if they cannot share config.batch_size.
     """
     data, fsdp, num_devices = config.mesh.data, config.mesh.fsdp, len(devices())
-    asked = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
+    request = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
     if -1 in (data, fsdp):
         other = -data * fsdp
         if num_devices % other:
             raise InputError(
-                f"{asked}, but there are {num_devices}: choose a divisor of {num_devices} instead of {other}."
+                f"{request}, but there are {num_devices}: choose a divisor of {num_devices} instead of {other}."
             )
         data, fsdp = (num_devices // other if size == -1 else size for size in (data, fsdp))
     size = data * fsdp
     if size > num_devices:
-        raise InputError(f"{asked}, but there are {num_devices}: choose smaller numbers, or -1 for all that are left.")
+        raise InputError(f"{request}, but there are {num_devices}: choose smaller numbers, or -1 for all others.")
     if size < num_devices and jax.process_count() > 1:
         raise InputError(
-            f"{asked}, but {jax.process_count()} processes have {num_devices} and must use all: set data=-1."
+            f"{request}, but {jax.process_count()} processes have {num_devices} and must use all: set data=-1."
         )
     if config.batch_size % size:
         raise InputError(
@@ -108,8 +108,8 @@ def state_sharding(mesh: Mesh, state):
     """The sharding of each array of a training state, or one for all of them if fsdp is 1.
 
     Arrays with two or more axes and at least MIN_FSDP_SIZE elements are sharded over 'fsdp' along their largest axis
-    that it divides, the last one of equals. All others, among them learned a and b, are replicated. state: arrays, or
-    their shapes.
+    that it divides, the last one if several are equally long. All others, among them learned a and b, are replicated.
+    state: arrays, or their shapes.
     """
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1:
@@ -141,8 +141,8 @@ def replicate(mesh: Mesh, tree):
 def gather_shards(mesh: Mesh, tree, dtype):
     """Gathers arrays that are sharded as by `state_sharding`, so that each device has them whole; for a jitted step.
 
-    Those that are sharded are cast to dtype before they are sent. The gradient of each is sharded as the array is, so
-    that a device gets the sum for its shard alone (reduce-scatter).
+    Sharded arrays are cast to dtype before they are sent. Each gradient is sharded like its array, so that a device
+    gets the sum for its shard alone (reduce-scatter).
     """
     shardings = state_sharding(mesh, tree)
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tests.training import runs, worker
 from wcjax import training
 from wcjax.errors import InputError
-from wcjax.training import mesh as meshes
+from wcjax.training import sharding
 
 
 def on(data, fsdp=1):
@@ -70,7 +70,7 @@ def test_eight_devices_make_the_batches_and_steps_of_one(part):
 
 
 def test_fsdp_shards_the_largest_axis_of_large_arrays():
-    mesh = AbstractMesh((2, 4), meshes.AXES, axis_types=(AxisType.Auto,) * 2)
+    mesh = AbstractMesh((2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
     shapes = {
         (3, 3, 64, 128): P(None, None, None, "fsdp"),
         (256, 256): P(None, "fsdp"),  # the last of equals
@@ -82,7 +82,7 @@ def test_fsdp_shards_the_largest_axis_of_large_arrays():
         (): P(),
     }
     leaves = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-    assert [sharding.spec for sharding in meshes.state_sharding(mesh, leaves)] == list(shapes.values())
+    assert [sharding.spec for sharding in sharding.state_sharding(mesh, leaves)] == list(shapes.values())
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from jax.experimental.layout import Format, Layout
 
-from wcjax.compiling import jit_quickly
+from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold
-from wcjax.training import mesh as meshes
+from wcjax.training import sharding
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,16 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     opt_state: Any
+
+
+def order_key(key):
+    """The random key of the orders of the images, one order for each epoch. key: `TrainState.key`."""
+    return jax.random.split(jax.random.wrap_key_data(key))[0]
+
+
+def step_key(key, step):
+    """The random key of a step, for augmentation and dropout. key: `TrainState.key`."""
+    return jax.random.fold_in(jax.random.split(jax.random.wrap_key_data(key))[1], step)
 
 
 class Totals(NamedTuple):
@@ -40,29 +50,29 @@ class Totals(NamedTuple):
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(-1))
 
     def means(self) -> dict:
-        """{'loss', 'accuracy'} as Python numbers. This waits for the device."""
+        """{'loss', 'accuracy'} as Python numbers. Blocks until the device has finished."""
         loss, correct, seen, _ = (np.asarray(x) for x in self)
         return {"loss": float(loss) / int(seen), "accuracy": int(correct) / int(seen)}
 
 
 def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
     """The state before the first step. image_shape: (height, width, channels). mesh: one device by default."""
-    mesh = mesh or meshes.one_device()
+    mesh = mesh or sharding.one_device()
     init = initializer(model, tx, image_shape)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
-    return jit_quickly(init, out_shardings=meshes.state_sharding(mesh, shapes))(key)
+    return jit_unoptimized(init, out_shardings=sharding.state_sharding(mesh, shapes))(key)
 
 
 def abstract_state(model, tx, image_shape, mesh) -> TrainState:
     """The shapes, dtypes and shardings of `init_state`. Nothing is drawn, and no memory is used."""
     shapes = jax.eval_shape(initializer(model, tx, image_shape), jax.random.key(0))
-    return meshes.abstract(shapes, meshes.state_sharding(mesh, shapes))
+    return sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
 
 
 def initializer(model, tx, image_shape):
-    """The function random key -> first TrainState, which can be jitted."""
+    """Returns init(key) -> the first TrainState. init can be jitted."""
 
     def init(key):
         weights_key, run_key = jax.random.split(key)
@@ -82,16 +92,16 @@ def initializer(model, tx, image_shape):
 def gathered_network(mesh, model) -> tuple:
     """(network, gather) to train with: network.apply({'params': gather(params), ...}, images).
 
-    If parameters are sharded over fsdp, network is the plain one. gather folds, w = Ψ(v), each device its own shard,
-    and only then puts the whole of w on each device, in the dtype of the layers. Left to itself, XLA moves activations
-    instead of weights where these are larger, as at the head. Otherwise the layers of model compute w.
+    If parameters are sharded over fsdp, `network` is plain, and `gather` first folds each shard, w = Ψ(v), and then
+    replicates w in the dtype of the layers. XLA would otherwise move the activations where they are smaller than the
+    weights, as at the head. Without fsdp, `network` is `model` and `gather` does nothing.
     """
     if mesh.shape["fsdp"] == 1:
         return model, lambda params: params
 
     def gather(params):
         plain = params if model.reparam is None else fold(params)
-        return meshes.gather_shards(mesh, plain, model.dtype)
+        return sharding.gather_shards(mesh, plain, model.dtype)
 
     return model.clone(reparam=None, learn="none"), gather
 
@@ -103,8 +113,7 @@ def train_step(run, data, state: TrainState, totals: Totals, inputs):
     data, inputs: a feed and the inputs that it gives for this step, see `wcjax.training.feed`.
     """
     network, gather = gathered_network(run.mesh, run.model)
-    _, key = jax.random.split(jax.random.wrap_key_data(state.key))
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    augment_key, dropout_key = jax.random.split(step_key(state.key, state.step))
     images, labels = data.train_batch(inputs, state.step, augment_key)
 
     def loss_fn(params):
@@ -141,7 +150,7 @@ def cross_entropy(logits, labels, label_smoothing: float):
 
 
 def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Totals:
-    """totals with the next batch of a round; images with a negative label fill the batch and are not counted.
+    """Adds the next batch to totals. An image with a negative label is padding and is not counted.
 
     data, inputs: a feed and the inputs that it gives for this step, see `wcjax.training.feed`.
     """
@@ -157,22 +166,24 @@ def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Total
 
 
 def compile_train_step(run, data, state, totals):
-    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means). It reuses the first two's buffers.
+    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means).
 
-    state, totals: arrays, or their shapes, dtypes and shardings. XLA chooses the layout of the state in memory, because
-    GPUs want kernels with their input channels last and would otherwise transpose each of them, and Ψ of it, in every
-    step. Put the first state into `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
+    The step reuses the buffers of state and totals. These are arrays here, or their shapes, dtypes and shardings.
+
+    XLA chooses the layout of the state in memory, because GPUs want kernels with their input channels last and would
+    otherwise transpose each of them, and Ψ of it, in every step. Put the first state into
+    `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
     """
-    everywhere = meshes.replicated(run.mesh)
-    auto = jax.tree.map(lambda s: Format(Layout.AUTO, s), meshes.state_sharding(run.mesh, state))
-    state, totals, inputs = jax.tree.map(_shape, (state, totals, data.train_inputs()))
+    everywhere = sharding.replicated(run.mesh)
+    auto = jax.tree.map(lambda s: Format(Layout.AUTO, s), sharding.state_sharding(run.mesh, state))
+    state, totals, inputs = jax.tree.map(_shape, (state, totals, data.train_input_shapes()))
     step = jax.jit(
         functools.partial(train_step, run, data),
         donate_argnums=(0, 1),
         in_shardings=(auto, everywhere, jax.tree.map(lambda x: x.sharding, inputs)),
         out_shardings=(auto, everywhere, everywhere),
     )
-    return _compile(step.lower(state, totals, inputs), meshes.compiler_options(run.mesh))
+    return _compile(step.lower(state, totals, inputs), sharding.compiler_options(run.mesh))
 
 
 def _compile(lowered, options):
@@ -192,15 +203,15 @@ def _shape(x):
 
 def compile_eval_step(model, data, params, batch_stats):
     """`eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
-    step = jax.jit(functools.partial(eval_step, model, data), out_shardings=meshes.replicated(data.mesh))
-    return step.lower(params, batch_stats, zero_totals(data.mesh), data.eval_inputs()).compile()
+    step = jax.jit(functools.partial(eval_step, model, data), out_shardings=sharding.replicated(data.mesh))
+    return step.lower(params, batch_stats, zero_totals(data.mesh), data.eval_input_shapes()).compile()
 
 
 def zero_totals(mesh) -> Totals:
-    return meshes.replicate(mesh, Totals.zero())
+    return sharding.replicate(mesh, Totals.zero())
 
 
-@jit_quickly
+@jit_unoptimized
 def all_finite(tree):
     """Whether all elements of tree are finite: bool, shape ()."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
