@@ -16,7 +16,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
 SHORTEST_ON_CPU, SHORTEST = 0.02, 0.5  # seconds that a measurement takes at least
-LONGEST = 120  # seconds after which no further repeat begins, once there are 3
+LONGEST = 60  # seconds after which no further repeat begins, once there are 3
 
 
 def on_one_core() -> bool:

@@ -80,7 +80,7 @@ def test_wrong_arguments_have_the_error_of_lax(case):
 
 SHAPES = [  # (size of the kernel, stride, inputs, outputs, (height, width))
     (1, 1, 5, 7, (6, 8)),
-    (1, 2, 5, 7, (7, 8)),
+    (1, 2, 7, 5, (7, 8)),
     (3, 1, 64, 64, (6, 8)),
     (3, 1, 65, 64, (5, 8)),
     (3, 1, 64, 64, (1, 1)),
@@ -136,9 +136,13 @@ def assert_sums(x, w, *shape):
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=str)
-@pytest.mark.parametrize("with_onednn", [pytest.param(True, marks=needs_onednn), False])
-def test_a_convolution_and_its_gradients_are_float64_sums(monkeypatch, case, with_onednn):
+@pytest.mark.parametrize(
+    "with_onednn, with_avx512",
+    [pytest.param(True, True, marks=needs_onednn), pytest.param(True, False, marks=needs_onednn), (False, False)],
+)
+def test_a_convolution_and_its_gradients_are_float64_sums(monkeypatch, case, with_onednn, with_avx512):
     monkeypatch.setattr(cpu_convolution, "has_onednn", lambda: with_onednn)
+    monkeypatch.setattr(cpu_convolution, "has_avx512", lambda: with_avx512)  # which decides the form, not its values
     assert_sums(*arrays(*case))
 
 

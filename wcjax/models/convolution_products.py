@@ -70,7 +70,11 @@ def _places(window, x):
 def _over_pixels(x, dy):
     """Σ over images and pixels: (n, h, w, i), (n, h, w, o) -> (i, o)."""
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+    product = lambda x, dy: lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+    if x.shape[1] <= dy.shape[1]:
+        return product(x, dy)
+    # A product takes twice as long if its result has more rows than columns. XLA would turn it back without a barrier.
+    return lax.optimization_barrier(product(dy, x)).T
 
 
 def _combine(rows, columns, arrays):
