@@ -213,7 +213,8 @@ TRANSFORMED |= {"second derivative": second_derivative, "checkpoint": checkpoint
 @pytest.mark.parametrize("case", TRANSFORMED)
 def test_transformations_of_jax_give_what_they_give_of_lax(case):
     transformed = jax.jit(TRANSFORMED[case], static_argnums=(0, 3, 4))
-    assert_close(*(transformed(convolve, *arrays(*SMALL)) for convolve in (ours, by_lax)), 256)
+    for shape in (SMALL, (1, 1, 7, 5, (6, 8))):
+        assert_close(*(transformed(convolve, *arrays(*shape)) for convolve in (ours, by_lax)), 256)
 
 
 def test_the_environment_variable_gives_lax_and_so_forward_mode(monkeypatch):
