@@ -34,9 +34,10 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
 
     repeats: at most. No repeat begins after LONGEST seconds, except for the first 3.
     pause: seconds of sleep before each call if libraries take turns, because idle threads of one disturb the other.
-    One call is not measured before each that is, because it takes memory from the system that the calls before it gave
-    back, as no step of a run does. On a CPU the least of 3 measurements counts: in a virtual machine even later calls
-    have to wait for memory of the host now and then, which made a step 1.7 times as long.
+
+    Before each measurement one call is not timed. It gets from the system the memory that other calls gave back, which
+    a step of a run does not have to do. On a CPU, each number is the least of 3 consecutive measurements, because in a
+    virtual machine later calls, too, sometimes wait for memory of the host, which made a step 1.7 times as long.
     """
     on_cpu = jax.default_backend() == "cpu"
     shortest, tries = (SHORTEST_ON_CPU, 3) if on_cpu else (SHORTEST, 1)
@@ -57,7 +58,7 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int, pause: floa
 
 
 def _seconds(call, times):
-    """The seconds a call, of so many calls."""
+    """Seconds for one call, as the mean of `times` calls."""
     began = clock()
     for _ in range(times):
         last = call()

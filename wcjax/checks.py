@@ -22,7 +22,8 @@ Weights = Mapping[jax.tree_util.KeyPath, Any]  # {key path: w}
 # sign there. A step stops a little earlier, so that the weights after it are accepted as initial weights.
 START_MARGIN, STEP_MARGIN = 4, 6
 
-# States of optimizers that keep weights and return to them, and of those that divide a gradient by its size.
+# States of optimizers that keep weights and return to them, of line searches, and of optimizers that divide a gradient
+# by its size.
 KEEPS_WEIGHTS = (
     optax.contrib.COCOBState,
     optax.contrib.MadgradState,
@@ -30,6 +31,7 @@ KEEPS_WEIGHTS = (
     optax.contrib.SAMState,
     optax.contrib.ScheduleFreeState,
 )
+LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
 CANCELS_SLOPE = (
     optax.ScaleByAdaDeltaState,
     optax.ScaleByAdamState,
@@ -225,8 +227,9 @@ def without_functions(extra_args: Mapping[str, Any], updates: PyTree) -> dict[st
         def call(*_args, **_kwargs):
             raise ValueError(
                 f"The inner optimizer calls {name}, but not with the params that {name} takes: compand gives it v "
-                "instead of w, scale_by_derivative w instead of v. Use an inner optimizer that calls no function, or "
-                "compand(..., adaptive=True, learn='none'), whose inner optimizer sees w."
+                "instead of w, and learned a and b as well; scale_by_derivative gives it w instead of v. Use an inner "
+                "optimizer that calls no function, or compand(..., adaptive=True, learn='none'), whose inner optimizer "
+                "sees w."
             )
 
         return call if callable(x) else x
@@ -261,23 +264,33 @@ def check_state(psis: PyTree, pairs: PyTree, psi: Elementwise, learn: str) -> No
 
 
 def check_pairs(pairs: PyTree, expected: PyTree) -> None:
-    """Raises ValueError if the learned pairs in a state of `compand` do not have the expected shapes."""
-    shapes = [
+    """Raises ValueError if the learned pairs in a state of `compand` do not have the expected shapes.
+
+    A leading axis may be longer, as jax.vmap(tx.init) makes it for stacked layers.
+    """
+    shapes, expected_shapes = (
         {path_str(path): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (pairs, expected)
-    ]
-    if shapes[0] != shapes[1]:
+    )
+    last = lambda shapes: {path: (len(shape), *shape[-1:]) for path, shape in shapes.items()}
+    if last(shapes) != last(expected_shapes):
         raise ValueError(
-            f"this state was made with another learn: its a and b have the shapes {shapes[0]}, but this compand learns "
-            f"{shapes[1]}. Make a new state with init."
+            f"this state was made with another learn, or for other weights: its a and b have the shapes {shapes}, but "
+            f"this compand learns {expected_shapes}. Make a new state with init."
         )
 
 
-def check_inner(inner_state: optax.OptState, adaptive: bool) -> None:
+def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = False) -> None:
     """Raises ValueError for an inner optimizer that gives wrong results inside, which is recognized by its state.
 
     Warns if it divides each entry of its gradient by its size, and so cancels Ψ′, but adaptive is False.
     """
+    is_search = lambda x: isinstance(x, LINE_SEARCHES)
+    if learned and any(map(is_search, jax.tree.leaves(inner_state, is_leaf=is_search))):
+        raise ValueError(
+            "The inner optimizer is a line search, which cannot step learned a and b: use learn='none', or put the "
+            "search after compand: optax.chain(compand(...), search)."
+        )
     kinds = (*KEEPS_WEIGHTS, *CANCELS_SLOPE, optax.LookaheadState)
     states = [x for x in jax.tree.leaves(inner_state, is_leaf=lambda x: isinstance(x, kinds)) if isinstance(x, kinds)]
     for x in states:

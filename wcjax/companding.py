@@ -107,11 +107,12 @@ def compand(
       ValueError: if inner is not an optimizer, psi is not one of these, learn is unknown or does not suit psi, adaptive
         is not a bool, weight_decay is neither a number of at least 0 nor a schedule, or mask is a Ψ. By init, if the
         params hold Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if
-        |w| >= psi.bound (the message has an a that fits); if inner is lookahead or another compand; or if adaptive=True
-        and inner keeps weights and returns to them (see `wcjax.optim.scale_by_derivative`). By update, if it gets no
-        params, or a state that was made with another learn or with other numbers in psi (its arrays, and which leaves
-        are companded, are those that init saw). If inner calls a function among the extra arguments (a line search's
-        value_fn), because it would call it with v; with adaptive=True and nothing learned it may.
+        |w| >= psi.bound (the message has an a that fits); if inner is lookahead, another compand, or, with learned a
+        and b, a line search; or if adaptive=True and inner keeps weights and returns to them (see
+        `wcjax.optim.scale_by_derivative`). By update, if it gets no params, or a state that was made with another learn
+        or with other numbers in psi (its arrays, and which leaves are companded, are those that init saw); or if inner
+        calls a function among the extra arguments (a line search's value_fn), which it would call with v. With
+        adaptive=True and nothing learned it may.
 
     Warns:
       UserWarning: by init, if inner is adam or another optimizer that cancels Ψ′, and adaptive is False.
@@ -166,7 +167,7 @@ def compand(
         is_ours = lambda x: isinstance(x, CompandState)
         if any(map(is_ours, jax.tree.leaves(inner_state, is_leaf=is_ours))):
             raise ValueError("inner is another compand, whose w would be taken for v: pass the optimizer inside it.")
-        checks.check_inner(inner_state, adaptive)
+        checks.check_inner(inner_state, adaptive, learned)
         return CompandState(inner_state, decay.init(params), psis, pairs)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -312,9 +313,9 @@ def _slopes(psis, weights):
     return _map(lambda psi, w: psi.slope(w), psis, weights)
 
 
-def _scaled(psis, tree, slopes):
-    """x·Ψ′(v) of each companded leaf x."""
-    return _map(lambda _, x, slope: scale(x, slope), psis, tree, slopes)
+def _scaled(psis, tree, factors):
+    """x·factor of each companded leaf x. factors: Ψ′(v), or 1 / Ψ′(v)."""
+    return _map(lambda _, x, factor: scale(x, factor), psis, tree, factors)
 
 
 def _inside_bound(psis, params):

@@ -43,11 +43,11 @@ def _largest(w, psi):
         return "", ""
     size = np.abs(np.asarray(w, np.float64))
     largest = f"{np.max(size, initial=0.0):.4g}"
-    if not isinstance(psi, Elementwise) or np.all(np.isinf(psi.bound)):
+    if not isinstance(psi, Elementwise):
         return largest, ""
     try:
         with jax.ensure_compile_time_eval():
-            bound = psi.for_weight(w, "none", axes=()).bound
+            bound = np.asarray(psi.for_weight(w, "none", axes=()).bound)
     except ValueError:
         return largest, "arrays do not fit"
-    return largest, f"{np.max(size / bound, initial=0.0):.1%}"
+    return largest, "" if np.all(np.isinf(bound)) else f"{np.max(size / bound, initial=0.0):.1%}"

@@ -175,16 +175,18 @@ def _output_axes(layer, ndim):
     if isinstance(layer, nn.DenseGeneral):
         return (*range(np.size(layer.batch_dims)), *range(ndim - np.size(layer.features), ndim))
     if isinstance(layer, nn.Einsum):
-        return _output_axes_of_einsum(layer)
+        return _output_axes_of_einsum(layer, ndim)
     return (-1,)
 
 
-def _output_axes_of_einsum(layer):
-    """The axes of an nn.Einsum's kernel whose letters its result has."""
+def _output_axes_of_einsum(layer, ndim):
+    """The axes of an nn.Einsum's kernel whose letters its result has, and those of its ellipsis."""
     if layer.einsum_str is not None:
         operands, result = layer.einsum_str.replace(" ", "").split("->")
-        return tuple(axis for axis, letter in enumerate(operands.split(",")[1]) if letter in result)
-    if layer.learn == "channel" or isinstance(layer.reparam, WeightNorm):
+        letters = operands.split(",")[1]
+        letters = letters.replace("...", "." * (ndim - len(letters.replace("...", ""))))
+        return tuple(axis for axis, letter in enumerate(letters) if letter in result)
+    if layer.learn == "channel" or (isinstance(layer.reparam, WeightNorm) and layer.reparam.axis is None):
         raise ValueError(f"{_place(layer)}: pass einsum_str to nn.Einsum, not to its call, to tell the output axes.")
     return ()
 

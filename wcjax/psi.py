@@ -110,7 +110,7 @@ def check_number(psi: Psi, field: str, lowest: float, inclusive: bool = False) -
         allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
         raise ValueError(f"{type(psi).__name__}: {field} must be finite and {allowed}, found {field}={x}.")
     if not 1e-8 <= number <= 1e8:  # beyond this, quotients and a step of 1e30, divided by b, overflow in float32
-        raise ValueError(f"{type(psi).__name__}: {field} must be from 1e-8 to 1e8, found {field}={x}.")
+        raise ValueError(f"{type(psi).__name__}: {field} must be from {max(lowest, 1e-8):g} to 1e8, found {field}={x}.")
     vars(psi)[field] = number
 
 

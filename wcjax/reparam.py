@@ -76,7 +76,7 @@ class Arctan(Sigmoid):
       b: the same.
 
     Raises:
-      ValueError: a number is not from 1e-8 to 1e8.
+      ValueError: a or b is a number outside 1e-8 to 1e8, or neither a number nor an array.
 
     Examples:
       >>> import wcjax
@@ -140,7 +140,7 @@ class Erf(Sigmoid):
 
 
 class PowerProp(Elementwise):
-    """Powerpropagation: w = v·|v|^(α−1), unbounded, Ψ′(0) = 0 for α > 1. Raises ValueError for α < 1."""
+    """Powerpropagation: w = v·|v|^(α−1), unbounded, Ψ′(0) = 0 for α > 1. Raises ValueError unless 1 <= α <= 1e8."""
 
     alpha: float | jax.Array = 2.0
     bound = math.inf

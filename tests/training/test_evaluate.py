@@ -64,7 +64,7 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path} ") and "config.json" in line
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=f"^{tmp_path} has no data.json, .* number of classes: pass num_classes.$"):
+    with pytest.raises(InputError, match=f"^{tmp_path} has no data.json, .* number of classes.*load_folded"):
         training.load_folded(tmp_path)
     write_json(tmp_path / "data.json", DATA)
     with pytest.raises(InputError, match="folded does not exist: the run has not ended yet"):

@@ -187,7 +187,7 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
     panels = {
         "below_0.01": "share of |w| < 0.01",
         "below_tenth_of_std": "share of |w| < 0.1·std",
-        "kurtosis": "excess kurtosis (0 for a normal distribution)",
+        "kurtosis": "excess kurtosis (normal: 0)",
     }
     names = list(next(iter(layers.values())))
     figure = Figure(figsize=(max(7, 1.5 + 0.25 * len(names)), 7), layout="constrained")

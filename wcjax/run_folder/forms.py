@@ -72,7 +72,7 @@ CHANNELS = Form(
 CHECKSUM = Form("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
 # The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
-CLASSES = Form("a whole number from 1 to 100,000", lambda x: COUNT.holds(x) and 1 <= x <= 100_000)
+CLASSES = Form("a whole number from 1 to 1,000,000", lambda x: COUNT.holds(x) and 1 <= x <= 1_000_000)
 DATA = {"classes": CLASSES, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
 # Records of checkpoints: at the end of an epoch, and within one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}

@@ -86,6 +86,8 @@ class Trials:
     """The trials of a study, by the number of their point in the grid.
 
     Args:
+      study: from `open_study`.
+      plan: the runs.
       out: the folder of the run folders.
       trials: all trials of the study.
 

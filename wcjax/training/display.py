@@ -21,7 +21,7 @@ class Display:
 
     On a terminal this is one line that is redrawn. Elsewhere it is a plain line for each epoch, and one after each
     minute without a line. progress.json has the same numbers for other processes. If nothing can be shown any more (a
-    terminal was closed, a disk is full), the run continues without this.
+    terminal was closed, a disk is full), the run continues without a display.
     """
 
     def __init__(self, run, stream=None, clock=time.perf_counter):
@@ -133,7 +133,7 @@ class Display:
 
 
 def progress_text(numbers: dict) -> list[str]:
-    """The content of progress.json in words, with the most important words first."""
+    """The numbers of progress.json as short texts, the most important ones first."""
     step = numbers["step"] - (numbers["epoch"] - 1) * numbers["steps_per_epoch"]
     return [
         f"epoch {numbers['epoch']}/{numbers['epochs']}",

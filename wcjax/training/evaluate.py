@@ -55,7 +55,10 @@ def load_folded(run, num_classes: int | None = None):
     config, folder = run_folder.read_config(run), pathlib.Path(run, "folded")
     if num_classes is None:
         if (data := run_folder.read(run, "data.json")) is None:
-            raise InputError(f"{run} has no data.json, which holds the number of classes: pass num_classes.")
+            raise InputError(
+                f"{run} has no data.json, which holds the number of classes. Train in a new folder, or call "
+                "wcjax.training.load_folded(run, num_classes)."
+            )
         num_classes = data["classes"]
     model = make_model(config, num_classes, plain=True)
     images = jax.ShapeDtypeStruct((1, *image_shape(config.dataset, config.image_size)), jnp.float32)

@@ -136,7 +136,8 @@ class Streamed(_Feed):
         self._local_batches, self._batches = local_batches, _placed(local_batches, mesh)
 
     def close(self) -> None:
-        self._local_batches.close()
+        if self._local_batches is not None:
+            self._local_batches.close()
         self._local_batches = self._batches = None  # their __del__ fails when Python exits
 
     def epoch(self, state) -> Iterator:
