@@ -92,13 +92,13 @@ def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
     chex.assert_trees_all_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", LAYERS)
 def test_an_ellipsis_in_the_kernel_of_an_einsum_stands_for_output_axes():
     layer = linen.companded(nn.Einsum)((2, 3, 4), "bd,...d->b...", use_bias=False, reparam=PSI, learn="channel")
     psi = jax.eval_shape(layer.init, KEY, jnp.zeros((2, 4)))["params"]["kernel"].psi
     assert psi.a.shape == psi.b.shape == (2, 3, 1)
 
 
+@pytest.mark.parametrize("name", LAYERS)
 def test_without_reparam_it_is_the_program_of_the_flax_layer(name):
     cls, arguments, shape, _ = LAYERS[name]
     plain, layer = (c(**arguments, **DRAWN) for c in (cls, layer_of(name)))
