@@ -51,6 +51,12 @@ def path_str(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the tree itself)"
 
 
+def instances(tree: PyTree, kinds: type | tuple[type, ...]) -> list[Any]:
+    """The nodes and leaves of a tree that are of one of these classes. Those inside another are omitted."""
+    is_one = lambda x: isinstance(x, kinds)
+    return list(filter(is_one, jax.tree.leaves(tree, is_leaf=is_one)))
+
+
 def check_psi(psi: Any, kind: type[Psi] = Psi) -> None:
     """Raises ValueError if psi is not an instance of kind, for example if it is a class."""
     if isinstance(psi, kind):
@@ -105,8 +111,7 @@ def is_selected(answer: Any, path: jax.tree_util.KeyPath) -> bool:
 
 def check_selection(weights: Weights, params: PyTree, num_reparameterized: int = 0) -> None:
     """Raises ValueError if no weight of params is selected, unless optax.masked or optax.partition hides some of it."""
-    is_hidden = lambda x: isinstance(x, optax.MaskedNode)
-    if weights or any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden))):
+    if weights or instances(params, optax.MaskedNode):
         return
     names = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
@@ -285,14 +290,12 @@ def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = Fal
 
     Warns if it divides each entry of its gradient by its size, and so cancels Ψ′, but adaptive is False.
     """
-    is_search = lambda x: isinstance(x, LINE_SEARCHES)
-    if learned and any(map(is_search, jax.tree.leaves(inner_state, is_leaf=is_search))):
+    if learned and instances(inner_state, LINE_SEARCHES):
         raise ValueError(
             "The inner optimizer is a line search, which cannot step learned a and b: use learn='none', or put the "
             "search after compand: optax.chain(compand(...), search)."
         )
-    kinds = (*KEEPS_WEIGHTS, *CANCELS_SLOPE, optax.LookaheadState)
-    states = [x for x in jax.tree.leaves(inner_state, is_leaf=lambda x: isinstance(x, kinds)) if isinstance(x, kinds)]
+    states = instances(inner_state, (*KEEPS_WEIGHTS, *CANCELS_SLOPE, optax.LookaheadState))
     for x in states:
         if isinstance(x, optax.LookaheadState):
             raise ValueError("wrap compand in lookahead, not lookahead in compand: optax.lookahead(compand(...), ...).")
@@ -302,8 +305,7 @@ def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = Fal
                 f"The inner optimizer keeps weights and returns to them ({type(x).__name__}), but an adaptive step is "
                 "multiplied by Ψ′(v), so that it would miss them. Use compand(..., adaptive=False) around it."
             )
-    is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # optimizers of parts of the tree, perhaps not of weights
-    has_parts = any(map(is_hidden, jax.tree.leaves(inner_state, is_leaf=is_hidden)))
+    has_parts = instances(inner_state, optax.MaskedNode)  # optimizers of parts of the tree, perhaps not of weights
     if states and not adaptive and not has_parts and all(isinstance(x, CANCELS_SLOPE) for x in states):
         warnings.warn(
             f"The inner optimizer divides each entry of its gradient by its size ({type(states[0]).__name__}), which "

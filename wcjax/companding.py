@@ -164,8 +164,7 @@ def compand(
         weights = _inside_bound(start_psis, params)
         inner_params = weights if adaptive else _inverse(start_psis, weights)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
-        is_ours = lambda x: isinstance(x, CompandState)
-        if any(map(is_ours, jax.tree.leaves(inner_state, is_leaf=is_ours))):
+        if checks.instances(inner_state, CompandState):
             raise ValueError("inner is another compand, whose w would be taken for v: pass the optimizer inside it.")
         checks.check_inner(inner_state, adaptive, learned)
         return CompandState(inner_state, decay.init(params), psis, pairs)
@@ -238,8 +237,9 @@ def _initial_psis(params, psi, where, learn):
     if structure.num_nodes == 1 and structure.num_leaves == 0:
         # A tree without leaves, or the placeholder for any tree with which optax.tree.map_params calls init.
         psis = params if isinstance(params, Mapping | Sequence | None) else jnp.zeros(())
-        pairs = {"none": None, "coarse": _pair(psi, jnp.zeros(()), learn)}
-        return psis, pairs.get(learn, psis)
+        if learn == "coarse":
+            return psis, _pair(psi, jnp.zeros(()), learn)
+        return psis, None if learn == "none" else psis
     if any(map(is_weight, jax.tree.leaves(params, is_leaf=is_weight))):
         raise ValueError(
             "compand takes plain weights, but this tree has Reparameterized ones, which hold v: use "
