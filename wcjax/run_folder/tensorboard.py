@@ -27,7 +27,8 @@ class Events:
         hyperparameters, results: the columns of TensorBoard's HPARAMS tab, and the names of numbers shown next to them.
         """
         self._folder = folder
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # a process may resume its run within a second
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
         with saving(folder):
             folder.mkdir(exist_ok=True)
             self._file = RecordWriter(str(folder / name))
