@@ -13,6 +13,7 @@ from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
 from wcjax.compiling import jit_unoptimized
 from wcjax.models import cpu_convolution
+from wcjax.training import sharding
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4
@@ -69,7 +70,7 @@ def init(model, images):
 def train_step(model, tx, images, labels, flags=None):
     """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state).
 
-    flags: of XLA, for the step.
+    flags: of XLA, for the step, besides those of a training step of `wcjax.training`.
     """
     variables = init(model, images)
     state = (variables["params"], variables["batch_stats"], tx.init(variables["params"]))
@@ -86,7 +87,8 @@ def train_step(model, tx, images, labels, flags=None):
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(flags), state
+    options = sharding.compiler_options(sharding.one_device()) | (flags or {})
+    return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(options), state
 
 
 class Stepper:

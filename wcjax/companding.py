@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from wcjax import checks, serialization
-from wcjax.optim import LARGEST, reciprocal_derivative, scale, scale_step
+from wcjax import checks, elementary, serialization
+from wcjax.optim import reciprocal_derivative, scale, scale_step
 from wcjax.params import is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
 from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype
 from wcjax.reparam import Sigmoid
@@ -180,15 +180,15 @@ def compand(
         psis = _current_psis(state.psis, state.pairs, learn)
         weights = _inside_bound(psis, params)
         slopes, v = _slopes(psis, weights), _inverse(psis, weights)
+        inner_params = weights if adaptive else v
 
-        # dL/dw gets λ·w, which is λ·w·Ψ′ in dL/dv. With learned a and b dL/dv gets λ·v, which is λ·v/Ψ′ in dL/dw.
-        if adaptive:
-            grads, inner_params = updates, weights
-            penalized = _scaled(psis, v, _map(reciprocal_derivative, psis, v)) if learned else weights
+        # Decay adds λ·w to dL/dw. With learned a and b it adds λ·v to dL/dv, which is λ·v/Ψ′ in dL/dw.
+        if learned and not adaptive:
+            grads, decay_state = decay.update(_scaled(psis, updates, slopes), state.decay, v)
         else:
-            grads, inner_params = _scaled(psis, updates, slopes), v
-            penalized = v if learned else _scaled(psis, weights, slopes)
-        grads, decay_state = decay.update(grads, state.decay, penalized)
+            penalized = _scaled(psis, v, _map(reciprocal_derivative, psis, v)) if learned else weights
+            grads, decay_state = decay.update(updates, state.decay, penalized)
+            grads = grads if adaptive else _scaled(psis, grads, slopes)
 
         if learned:
             pair_grads = _pair_gradients(state, psis, weights, updates, learn)
@@ -331,8 +331,8 @@ def _change_of_w(psi, u, w, start, new):
     dtype = jnp.asarray(start).dtype
     u, w, start = (jnp.asarray(x, wide_dtype(dtype)) for x in (u, w, start))
     limit = _limit(new, dtype)
-    change = psi.change(w, jnp.clip(u, -LARGEST, LARGEST), None if new is psi else new)
-    return (jnp.clip(change, -limit - w, limit - w) + (w - start)).astype(dtype)
+    change = psi.change(w, u, None if new is psi else new)
+    return (elementary.clip(change, -limit - w, limit - w) + (w - start)).astype(dtype)
 
 
 def _inside(psi, w):

@@ -16,9 +16,7 @@ import optax
 
 from wcjax import checks
 from wcjax.params import is_weight, is_weight_psi_or_none, with_shared_pair
-from wcjax.psi import Elementwise, Psi, PyTree, wide_dtype
-
-LARGEST = 1e30  # a larger step is as good as infinite, and its products would overflow in float32
+from wcjax.psi import LARGEST, Elementwise, Psi, PyTree, wide_dtype
 
 
 def add_decayed_weights(

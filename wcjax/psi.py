@@ -23,6 +23,8 @@ Where = Callable[[jax.tree_util.KeyPath, Any], bool]  # (key path, leaf) -> whet
 LEARN = ("none", "fine", "channel")
 LEARN_NETWORK = (*LEARN, "coarse")
 
+LARGEST = 1e30  # a larger step is as good as infinite, and its products would overflow in float32
+
 IN_FLOAT32 = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
 
 
@@ -145,7 +147,7 @@ class Elementwise(Psi):
         new: a Ψ of the same class with other a and b. Without it they stay, and the change is exactly 0 for u = 0.
         """
         v = self.inverse(w)
-        change = (new or self)(v + u) - self(v)
+        change = (new or self)(v + jnp.clip(u, -LARGEST, LARGEST)) - self(v)
         # Not a constant 0, whose derivative with respect to u would be 0 instead of Ψ′(v).
         return change if new else jnp.where(u == 0, self.derivative(v) * u, change)
 

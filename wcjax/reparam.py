@@ -87,7 +87,7 @@ class Arctan(Sigmoid):
 
     supremum = math.pi / 2
     s = staticmethod(elementary.arctan)
-    s_inverse = staticmethod(lambda x: elementary.sin_cos(x) / elementary.cos_squared(x))
+    s_inverse = staticmethod(lambda x: elementary.sin(x) / elementary.cos(x))
     s_derivative = staticmethod(lambda x: 1 / (1 + jnp.square(x)))
 
     def reciprocal_derivative(self, v: jax.Array) -> jax.Array:
@@ -103,21 +103,23 @@ class Arctan(Sigmoid):
 
     def slope(self, w: jax.Array) -> jax.Array:
         """(a / b)·cos²(w / a)."""
-        return self.a / self.b * elementary.cos_squared(self._angle(w))
+        return self.a / self.b * jnp.square(elementary.cos(self._angle(w)))
 
     def derivative_b(self, w: jax.Array) -> jax.Array:
         """−(a / b)·sin(w / a)·cos(w / a)."""
-        return -self.a / self.b * elementary.sin_cos(self._angle(w))
+        x = self._angle(w)
+        return -self.a / self.b * (elementary.sin(x) * elementary.cos(x))
 
     def change(self, w: jax.Array, u: jax.Array, new: Self | None = None) -> jax.Array:
-        """Ψ_new(Ψ⁻¹(w) + u) − w. Finite for any finite u, and exactly 0 for u = 0 without new."""
-        x, z = self._angle(w), u * (1 / self.b)
-        cos_squared, sin_cos = elementary.cos_squared(x), elementary.sin_cos(x)
+        """Ψ_new(Ψ⁻¹(w) + u) − w. Finite for any u but nan, and exactly 0 for u = 0 without new."""
+        x = self._angle(w)
+        z = elementary.clip(u * (1 / self.b), -1e20, 1e20)  # a larger z changes the angle by less than 1e-20
+        sin, cos = elementary.sin(x), elementary.cos(x)
         if new is None:
-            return self.a * elementary.arctan2(z * cos_squared, 1 + z * sin_cos)
+            return self.a * elementary.arctan2(z * jnp.square(cos), 1 + z * (sin * cos))
         ratio = self.b / new.b
-        across = (ratio - 1) * sin_cos + ratio * z * cos_squared
-        along = cos_squared + ratio * (elementary.sin_squared(x) + z * sin_cos)
+        across = (ratio - 1) * (sin * cos) + ratio * z * jnp.square(cos)
+        along = jnp.square(cos) + ratio * (jnp.square(sin) + z * (sin * cos))
         return (new.a - self.a) / self.a * w + new.a * elementary.arctan2(across, along)
 
 

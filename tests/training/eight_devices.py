@@ -35,7 +35,7 @@ def compare_batches(run, alone):
     jax.tree.map(np.testing.assert_array_equal, batches[:2], batches[2:])
 
 
-def check_collectives(run, alone):
+def check_collectives(run):
     """A step sends the gradients of kernels, the sums of batch norm, two numbers, and each sharded kernel once."""
     # Steps on several CPU devices get an option that XLA does not know, which they report and compile without.
     options = mock.patch.dict(sharding.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
@@ -43,7 +43,6 @@ def check_collectives(run, alone):
         progress = Progress.start(run)
         with feed.training(run, 0) as data:
             step = steps.compile_train_step(run, data, progress.state, progress.totals)
-        assert sharding.compiler_options(alone.mesh) == {}
     assert len(warnings.output) == 1
     assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
     sent = collectives(step.as_text())
@@ -96,7 +95,7 @@ if __name__ == "__main__":
     alone, replicated, sharded = make_run(1, 1), make_run(8, 1), make_run(2, 4)
     if sys.argv[1] == "steps":
         compare_batches(replicated, alone)
-        check_collectives(sharded, alone)
+        check_collectives(sharded)
     else:
         jax.config.update("jax_enable_x64", True)
         for learn in ("channel", "coarse"):
