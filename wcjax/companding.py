@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from wcjax import checks, elementary, serialization
+from wcjax import checks, elementary, optimizer_checks, serialization
 from wcjax.optim import reciprocal_derivative, scale, scale_step
-from wcjax.params import is_weight, is_weight_or_box, is_weight_psi_or_none, selected, unboxed
+from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized_or_box, selected_weights, unboxed
 from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype
 from wcjax.reparam import Sigmoid
+from wcjax.trees import instances
 
 
 class CompandState(NamedTuple):
@@ -104,15 +105,9 @@ def compand(
       step that would reach the bound stops a few roundings short of it.
 
     Raises:
-      ValueError: if inner is not an optimizer, psi is not one of these, learn is unknown or does not suit psi, adaptive
-        is not a bool, weight_decay is neither a number of at least 0 nor a schedule, or mask is a Ψ. By init, if the
-        params hold Reparameterized weights; if nothing is selected; if a selected leaf is not an array of floats; if
-        |w| >= psi.bound (the message has an a that fits); if inner is lookahead, another compand, or, with learned a
-        and b, a line search; or if adaptive=True and inner keeps weights and returns to them (see
-        `wcjax.optim.scale_by_derivative`). By update, if it gets no params, or a state that was made with another learn
-        or with other numbers in psi (its arrays, and which leaves are companded, are those that init saw); or if inner
-        calls a function among the extra arguments (a line search's value_fn), which it would call with v. With
-        adaptive=True and nothing learned it may.
+      ValueError: an argument, the params, the state or the inner optimizer cannot be used. init checks |w| < psi.bound,
+        and its message has an a that fits. Each message says what to do. docs/which_optimizers.md lists the inner
+        optimizers that are refused.
 
     Warns:
       UserWarning: by init, if inner is adam or another optimizer that cancels Ψ′, and adaptive is False.
@@ -146,10 +141,10 @@ def compand(
       Schwarz et al, `Powerpropagation: A sparsity inducing weight reparameterisation
       <https://arxiv.org/abs/2110.00296>`_, 2021
     """
-    checks.check_optimizer(inner)
+    optimizer_checks.check_optimizer(inner)
     checks.check_psi(psi, Elementwise)
     checks.check_learn(psi, learn, LEARN_NETWORK)
-    checks.check_weight_decay(weight_decay)
+    optimizer_checks.check_weight_decay(weight_decay)
     if not isinstance(adaptive, bool):
         raise ValueError(f"adaptive must be True or False, found {adaptive!r}.")
     if isinstance(mask, Psi):  # it is callable, and would pass for a function
@@ -164,30 +159,33 @@ def compand(
         weights = _inside_bound(start_psis, params)
         inner_params = weights if adaptive else _inverse(start_psis, weights)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
-        if checks.instances(inner_state, CompandState):
+        if instances(inner_state, CompandState):
             raise ValueError("inner is another compand, whose w would be taken for v: pass the optimizer inside it.")
-        checks.check_inner(inner_state, adaptive, learned)
+        optimizer_checks.check_inner(inner_state, adaptive, learned)
         return CompandState(inner_state, decay.init(params), psis, pairs)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        checks.check_update(params)
-        checks.check_state(state.psis, state.pairs, psi, learn)
+    def check_update(state, params):
+        optimizer_checks.check_has_params(params)
+        optimizer_checks.check_state(state.psis, state.pairs, psi, learn)
         if learned:
             start_pairs = functools.partial(_initial_pairs, state.psis, psi=psi, learn=learn)
-            checks.check_pairs(state.pairs, jax.eval_shape(start_pairs, params))
+            optimizer_checks.check_pairs(state.pairs, jax.eval_shape(start_pairs, params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        check_update(state, params)
         if not adaptive or learned:
-            extra_args = checks.without_functions(extra_args, updates)
+            extra_args = optimizer_checks.without_functions(extra_args, updates)
         psis = _current_psis(state.psis, state.pairs, learn)
         weights = _inside_bound(psis, params)
         slopes, v = _slopes(psis, weights), _inverse(psis, weights)
         inner_params = weights if adaptive else v
 
-        # Decay adds λ·w to dL/dw. With learned a and b it adds λ·v to dL/dv, which is λ·v/Ψ′ in dL/dw.
+        # The penalty's gradient is λ·w in dL/dw. With learned a and b it is λ·v in dL/dv, which is λ·v/Ψ′ in dL/dw.
         if learned and not adaptive:
             grads, decay_state = decay.update(_scaled(psis, updates, slopes), state.decay, v)
         else:
-            penalized = _scaled(psis, v, _map(reciprocal_derivative, psis, v)) if learned else weights
-            grads, decay_state = decay.update(updates, state.decay, penalized)
+            penalty_gradients = _scaled(psis, v, _map(reciprocal_derivative, psis, v)) if learned else weights
+            grads, decay_state = decay.update(updates, state.decay, penalty_gradients)
             grads = grads if adaptive else _scaled(psis, grads, slopes)
 
         if learned:
@@ -240,12 +238,12 @@ def _initial_psis(params, psi, where, learn):
         if learn == "coarse":
             return psis, _pair(psi, jnp.zeros(()), learn)
         return psis, None if learn == "none" else psis
-    if any(map(is_weight, jax.tree.leaves(params, is_leaf=is_weight))):
+    if instances(params, Reparameterized):
         raise ValueError(
             "compand takes plain weights, but this tree has Reparameterized ones, which hold v: use "
             "wcjax.optim.add_decayed_weights and scale_by_derivative for it, or fold it first."
         )
-    weights = selected(params, where)
+    weights = selected_weights(params, where)
     checks.check_selection(weights, params)
     checks.check_weights(weights, psi)
     without_arrays = jax.tree.map(lambda _: None, psi)
@@ -255,14 +253,14 @@ def _initial_psis(params, psi, where, learn):
             return None
         return psi.for_weight(weights[path], learn, axes=()) if learn == "none" else without_arrays
 
-    psis = jax.tree_util.tree_map_with_path(psi_of, params, is_leaf=is_weight_or_box)
+    psis = jax.tree_util.tree_map_with_path(psi_of, params, is_leaf=is_reparameterized_or_box)
     return psis, None if learn == "none" else _initial_pairs(psis, params, psi, learn)
 
 
 def _initial_pairs(psis, params, psi, learn):
     """The learned pairs of `CompandState` at the start."""
     weights = jax.tree.map(
-        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_weight_psi_or_none
+        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_node_or_none
     )
     if learn == "coarse":
         is_double = any(wide_dtype(w.dtype) == jnp.float64 for w in jax.tree.leaves(weights))
@@ -282,8 +280,8 @@ def _current_psis(psis, pairs, learn):
         return psis
     insert = lambda psi, pair: dataclasses.replace(psi, **pair) if isinstance(psi, Psi) else psi
     if learn == "coarse":
-        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_weight_psi_or_none)
-    return jax.tree.map(insert, psis, pairs, is_leaf=is_weight_psi_or_none)
+        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_node_or_none)
+    return jax.tree.map(insert, psis, pairs, is_leaf=is_node_or_none)
 
 
 def _pair_gradients(state, psis, weights, grads, learn):
@@ -297,7 +295,7 @@ def _pair_gradients(state, psis, weights, grads, learn):
 
     def total(pairs):  # automatic differentiation sums over the weights that share an a and b
         new_psis = _current_psis(state.psis, pairs, learn)
-        terms = jax.tree.map(linear, psis, weights, grads, new_psis, is_leaf=is_weight_psi_or_none)
+        terms = jax.tree.map(linear, psis, weights, grads, new_psis, is_leaf=is_node_or_none)
         return sum(jax.tree.leaves(terms), 0.0)
 
     return jax.grad(total)(state.pairs)
@@ -362,7 +360,7 @@ def _map(f, psis, tree, *trees):
         arrays = [unboxed(y) for y in others]
         return jax.tree.map(lambda x: f(psi, x, *arrays), x)  # x may be None, or in a box
 
-    return jax.tree.map(apply, psis, tree, *trees, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(apply, psis, tree, *trees, is_leaf=is_node_or_none)
 
 
 def _nonzero(x):

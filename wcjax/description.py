@@ -4,8 +4,9 @@ import jax
 import numpy as np
 
 from wcjax import checks
-from wcjax.params import is_weight, is_weight_or_box, selected, unboxed, with_shared_pair
+from wcjax.params import is_reparameterized, is_reparameterized_or_box, selected_weights, unboxed, with_shared_pair
 from wcjax.psi import Elementwise, Psi, PyTree, Where
+from wcjax.trees import path_str
 
 
 def describe(params: PyTree, where: Where | None = None, psi: Psi | None = None) -> None:
@@ -16,20 +17,20 @@ def describe(params: PyTree, where: Where | None = None, psi: Psi | None = None)
       where: (key path, leaf) -> bool, as for `reparameterize` and `compand`; None: `wcjax.is_kernel`.
       psi: the Ψ to be used for the selected leaves. Without it their share of the bound is omitted.
     """
-    weights = selected(params, where)
+    weights = selected_weights(params, where)
     if psi is not None:
         checks.check_psi(psi)
     rows = [("leaf", "shape", "companded", "largest |w|", "share of bound")]
     sizes: dict[bool, list[int]] = {True: [], False: []}
-    for path, x in jax.tree_util.tree_leaves_with_path(with_shared_pair(params), is_leaf=is_weight_or_box):
-        w, own_psi = (unboxed(x.w), x.psi) if is_weight(x) else (unboxed(x), psi)
-        companded = is_weight(x) or path in weights
-        if companded and not is_weight(x):
-            checks.check_float(checks.path_str(path), w)
+    for path, x in jax.tree_util.tree_leaves_with_path(with_shared_pair(params), is_leaf=is_reparameterized_or_box):
+        w, own_psi = (unboxed(x.w), x.psi) if is_reparameterized(x) else (unboxed(x), psi)
+        companded = is_reparameterized(x) or path in weights
+        if companded and not is_reparameterized(x):
+            checks.check_float(path_str(path), w)
         sizes[companded].append(getattr(w, "size", 0))
         largest, share = _largest(w, own_psi) if companded else ("", "")
         shape = str(getattr(w, "shape", ""))
-        rows.append((checks.path_str(path), shape, "yes" if companded else "", largest, share))
+        rows.append((path_str(path), shape, "yes" if companded else "", largest, share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -22,7 +22,7 @@ import numpy as np
 
 from wcjax import checks, serialization
 from wcjax.extras import needs
-from wcjax.params import Reparameterized, is_weight, reparameterized, unboxed
+from wcjax.params import Reparameterized, is_reparameterized, reparameterize_leaf, unboxed
 from wcjax.psi import Psi
 from wcjax.reparam import BY_NAME, Sigmoid, WeightNorm
 
@@ -95,7 +95,7 @@ def companded(cls: type[nn.Module]) -> type[Any]:
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
         if name != "kernel" or self.reparam is None:
             value = super(layer, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
-            if name == "kernel" and is_weight(value):
+            if name == "kernel" and is_reparameterized(value):
                 raise ValueError(f"{_place(self)} is Reparameterized, but the layer has reparam=None: fold the params.")
             return value
         _check_arguments(self)
@@ -105,13 +105,13 @@ def companded(cls: type[nn.Module]) -> type[Any]:
             checks.check_float(_place(self), unboxed(w))
             if isinstance(reparam, SharedPsi):
                 return Reparameterized(jax.tree.map(reparam.psi.inverse, w), None)
-            return reparameterized(w, reparam, self.learn, _output_axes(self, unboxed(w).ndim))
+            return reparameterize_leaf(w, reparam, self.learn, _output_axes(self, unboxed(w).ndim))
 
         init = lambda *args, **kwargs: make(init_fn(*args, **kwargs))
         weight = super(layer, self).param(name, init, *args, unbox=False, **kwargs)
         structure: Any = jax.tree.structure(weight)
-        if not is_weight(weight) or structure != jax.tree.structure(jax.eval_shape(make, weight.v)):
-            kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_weight(weight) else "not Reparameterized"
+        if not is_reparameterized(weight) or structure != jax.tree.structure(jax.eval_shape(make, weight.v)):
+            kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_reparameterized(weight) else "not Reparameterized"
             raise ValueError(
                 f"{_place(self)} is {kind}, but the layer has reparam={self.reparam!r} and learn={self.learn!r}: fold "
                 "the params, and reparameterize them for this layer."
@@ -122,7 +122,7 @@ def companded(cls: type[nn.Module]) -> type[Any]:
     def call(self, *args, **kwargs):
         _check_arguments(self)
         outputs = super(layer, self).__call__(*args, **kwargs)
-        if self.reparam is not None and not is_weight(self.get_variable("params", "kernel")):
+        if self.reparam is not None and not is_reparameterized(self.get_variable("params", "kernel")):
             raise ValueError(f"{cls.__name__} does not have its own parameter 'kernel', so nothing was companded.")
         return outputs
 

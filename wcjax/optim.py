@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wcjax import checks
-from wcjax.params import is_weight, is_weight_psi_or_none, with_shared_pair
+from wcjax import optimizer_checks
+from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized, with_shared_pair
 from wcjax.psi import LARGEST, Elementwise, Psi, PyTree, wide_dtype
+from wcjax.trees import instances
 
 
 def add_decayed_weights(
@@ -61,29 +62,29 @@ def add_decayed_weights(
     for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
         if isinstance(x, Psi):
             raise ValueError(f"add_decayed_weights finds each Ψ in the tree: omit {x!r}.")
-    checks.check_weight_decay(weight_decay)
+    optimizer_checks.check_weight_decay(weight_decay)
     inner = optax.add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):
-        checks.check_update(params)
-        return inner.update(updates, state, _penalized(params))
+        optimizer_checks.check_has_params(params)
+        return inner.update(updates, state, _penalty_gradients(params))
 
     return optax.GradientTransformation(inner.init, update_fn)
 
 
-def _penalized(params):
-    """params with the gradient of 1/2·‖w‖² instead of each leaf."""
+def _penalty_gradients(params):
+    """The gradient of the decay's penalty, without the factor λ, for each leaf of params: see `add_decayed_weights`."""
 
     def gradient(x):
         if isinstance(x, Psi):  # a pair that layers share
             return jax.tree.map(jnp.zeros_like, x)
-        if not is_weight(x) or not isinstance(x.psi, Elementwise | None):
+        if not is_reparameterized(x) or not isinstance(x.psi, Elementwise | None):
             return x
         if x.psi is None or x.psi.learned:
             return dataclasses.replace(x, psi=jax.tree.map(jnp.zeros_like, x.psi))
         return dataclasses.replace(x, v=jax.tree.map(lambda v: x.psi(v) * x.psi.derivative(v), x.v))
 
-    return jax.tree.map(gradient, params, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(gradient, params, is_leaf=is_node_or_none)
 
 
 def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -110,10 +111,8 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
       A transform whose state is the state of inner.
 
     Raises:
-      ValueError: if inner is not an optimizer. By init, if it keeps weights and returns to them. By update, if it gets
-        no params, or plain gradients for Reparameterized weights; if inner calls a function among the extra arguments,
-        which takes v. By both, if a mask or optax.multi_transform gave learned a and b to another optimizer than their
-        v.
+      ValueError: inner is not an optimizer, or it keeps weights and returns to them; the params, the gradients or the
+        extra arguments cannot be used. Each message says what to do.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -130,22 +129,22 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
       Schwarz et al, `Powerpropagation: A sparsity inducing weight reparameterisation
       <https://arxiv.org/abs/2110.00296>`_, 2021
     """
-    checks.check_optimizer(inner)
+    optimizer_checks.check_optimizer(inner)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        state = inner.init(_map_v(lambda psi, v, _: psi(v), _with_psis(params), params))
-        checks.check_inner(state, adaptive=True)
+        state = inner.init(_with_w(_with_psis(params), params))
+        optimizer_checks.check_inner(state, adaptive=True)
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
-        checks.check_update(params)
-        extra_args = checks.without_functions(extra_args, updates)
-        weights = _with_psis(params)
-        grads = _map_v(lambda psi, v, g: scale(g, reciprocal_derivative(psi, v)), weights, updates)
-        w = _map_v(lambda psi, v, _: psi(v), weights, params)
+        optimizer_checks.check_has_params(params)
+        extra_args = optimizer_checks.without_functions(extra_args, updates)
+        reparameterized = _with_psis(params)
+        grads = _map_v(lambda psi, v, g: scale(g, reciprocal_derivative(psi, v)), reparameterized, updates)
+        w = _with_w(reparameterized, params)
         steps, state = inner.update(grads, state, w, **extra_args)
-        return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(v)), weights, steps), state
+        return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(v)), reparameterized, steps), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -153,24 +152,29 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
 def _with_psis(params):
     """params in which every weight holds its Ψ, also a shared one. ValueError if a mask hides a pair from its v."""
     params = with_shared_pair(params)
-    for x in filter(is_weight, jax.tree.leaves(params, is_leaf=is_weight)):
+    for x in instances(params, Reparameterized):
         if x.lacks_pair:
             raise ValueError("A mask hides the learned a and b from their v: give all three to the same optimizer.")
     return params
 
 
-def _map_v(f, weights, tree):
-    """Replaces each x of tree that corresponds to a v of an elementwise Ψ in weights by f(Ψ, v, x)."""
+def _with_w(reparameterized, params):
+    """params with w = Ψ(v) instead of each v of an elementwise Ψ. A pair that layers share stays where it is."""
+    return _map_v(lambda psi, v, _: psi(v), reparameterized, params)
+
+
+def _map_v(f, reparameterized, tree):
+    """Replaces each x of tree that corresponds to a v of an elementwise Ψ in reparameterized by f(Ψ, v, x)."""
 
     def replace_v(weight, x):
-        if not is_weight(weight) or not isinstance(weight.psi, Elementwise) or x is None:
+        if not is_reparameterized(weight) or not isinstance(weight.psi, Elementwise) or x is None:
             return x
-        if not is_weight(x):
+        if not is_reparameterized(x):
             raise ValueError("params are Reparameterized, but updates are plain: differentiate with respect to params.")
         f_of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
-    return jax.tree.map(replace_v, weights, tree, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_node_or_none)
 
 
 def reciprocal_derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
@@ -179,18 +183,18 @@ def reciprocal_derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
     return psi.reciprocal_derivative(v.astype(wide_dtype(v.dtype)))
 
 
-def scale(x: jax.Array, slope: jax.Array) -> jax.Array:
-    """x·slope in the dtype of x. Finite for a finite x and a finite slope."""
+def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """x·factor in the dtype of x. Finite for a finite x and a finite factor."""
     x = jnp.asarray(x)
     wide, largest = wide_dtype(x.dtype), _largest(x.dtype)
-    scaled = x.astype(wide) * slope.astype(wide)
+    scaled = x.astype(wide) * factor.astype(wide)
     return jnp.where(jnp.isfinite(x), jnp.clip(scaled, -largest, largest), scaled).astype(x.dtype)
 
 
-def scale_step(step: jax.Array, slope: jax.Array) -> jax.Array:
-    """step·slope with an infinite step taken as `LARGEST`."""
+def scale_step(step: jax.Array, factor: jax.Array) -> jax.Array:
+    """step·factor with an infinite step taken as `LARGEST`."""
     largest = _largest(step.dtype)
-    return scale(jnp.clip(step, -largest, largest), slope)
+    return scale(jnp.clip(step, -largest, largest), factor)
 
 
 def _largest(dtype):

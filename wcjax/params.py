@@ -16,6 +16,7 @@ import numpy as np
 
 from wcjax import checks, serialization
 from wcjax.psi import Psi, PyTree, Where
+from wcjax.trees import instances
 
 KERNEL_NAMES = ("kernel", "weight", "w")
 
@@ -107,21 +108,20 @@ def reparameterize(params: PyTree, psi: Psi, where: Where | None = None, learn: 
     checks.check_psi(psi)
     checks.check_learn(psi, learn)
     serialization.register(Reparameterized, type(psi))
-    weights = selected(params, where)
-    num_reparameterized = sum(map(is_weight, jax.tree.leaves(params, is_leaf=is_weight)))
-    checks.check_selection(weights, params, num_reparameterized)
+    weights = selected_weights(params, where)
+    checks.check_selection(weights, params, len(instances(params, Reparameterized)))
     checks.check_weights(weights, psi)
 
     def replace(path, leaf):
         if path not in weights:
             return leaf
-        make = lambda leaf: reparameterized(leaf, psi, learn)
+        make = lambda leaf: reparameterize_leaf(leaf, psi, learn)
         return jax.eval_shape(make, leaf) if isinstance(weights[path], jax.ShapeDtypeStruct) else make(leaf)
 
-    return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_weight_or_box)
+    return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_reparameterized_or_box)
 
 
-def reparameterized(leaf: Any, psi: Psi, learn: str, axes: tuple[int, ...] = (-1,)) -> Reparameterized:
+def reparameterize_leaf(leaf: Any, psi: Psi, learn: str, axes: tuple[int, ...] = (-1,)) -> Reparameterized:
     """The weight of a leaf, which may be in a box, as v under psi. axes: its output axes, unless psi names its own."""
     w = unboxed(leaf)
     psi = psi.for_weight(w, learn, np.lib.array_utils.normalize_axis_tuple(axes if w.ndim else (), w.ndim))
@@ -134,9 +134,10 @@ def fold(params: PyTree) -> PyTree:
     Raises:
       ValueError: the tree holds no Reparameterized; layers share a pair, and the tree does not hold exactly one.
     """
-    if not any(map(is_weight, jax.tree.leaves(params, is_leaf=is_weight))):
+    if not instances(params, Reparameterized):
         raise ValueError("fold found no wcjax.Reparameterized in the tree: it is plain already.")
-    plain = jax.tree.map(lambda x: x.w if is_weight(x) else x, with_shared_pair(params), is_leaf=is_weight)
+    w_of = lambda x: x.w if is_reparameterized(x) else x
+    plain = jax.tree.map(w_of, with_shared_pair(params), is_leaf=is_reparameterized)
     return _without_psis(plain) if _shares_pair(params) else plain
 
 
@@ -144,7 +145,7 @@ def with_shared_pair(params: PyTree) -> PyTree:
     """params in which the weights that share a pair hold it as their Ψ. ValueError if there is not exactly one pair."""
     if not _shares_pair(params):
         return params
-    pairs = [x for x in jax.tree.leaves(params, is_leaf=is_weight_psi_or_none) if isinstance(x, Psi)]
+    pairs = [x for x in instances(params, (Reparameterized, Psi)) if isinstance(x, Psi)]
     if len(pairs) != 1:
         raise ValueError(
             f"layers of this tree share one learned pair of a and b, but it holds {len(pairs)} pairs. Keep the pair "
@@ -154,18 +155,18 @@ def with_shared_pair(params: PyTree) -> PyTree:
     def insert(x):
         # In an ensemble made by vmap a scalar has leading axes: append others until it has the rank of v.
         rank = lambda scalar: jnp.reshape(scalar, scalar.shape + (1,) * (unboxed(x.v).ndim - scalar.ndim))
-        return Reparameterized(x.v, jax.tree.map(rank, pairs[0])) if is_weight(x) and x.psi is None else x
+        return Reparameterized(x.v, jax.tree.map(rank, pairs[0])) if is_reparameterized(x) and x.psi is None else x
 
-    return jax.tree.map(insert, params, is_leaf=is_weight)
+    return jax.tree.map(insert, params, is_leaf=is_reparameterized)
 
 
-def selected(params: PyTree, where: Where | None) -> dict[jax.tree_util.KeyPath, Any]:
+def selected_weights(params: PyTree, where: Where | None) -> dict[jax.tree_util.KeyPath, Any]:
     """{key path: w} of the leaves that `where` selects. It is not asked about weights that are Reparameterized."""
     # The default is not is_kernel itself, because optax.inject_hyperparams would call it as a schedule.
     where = is_kernel if where is None else where
     checks.check_where(where)
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight_or_box)
-    plain = {path: unboxed(x) for path, x in leaves if not is_weight(x)}
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_reparameterized_or_box)
+    plain = {path: unboxed(x) for path, x in leaves if not is_reparameterized(x)}
     return {path: w for path, w in plain.items() if checks.is_selected(where(path, w), path)}
 
 
@@ -174,18 +175,18 @@ def unboxed(x: Any) -> Any:
     return jax.tree.leaves(x)[0] if _is_box(x) else x
 
 
-def is_weight(x: Any) -> bool:
+def is_reparameterized(x: Any) -> bool:
     """Whether x is a Reparameterized weight."""
     return isinstance(x, Reparameterized)
 
 
-def is_weight_or_box(x: Any) -> bool:
+def is_reparameterized_or_box(x: Any) -> bool:
     """Whether x is one entry of a tree of parameters: a Reparameterized weight, or a box with an array in it."""
-    return is_weight(x) or _is_box(x)
+    return is_reparameterized(x) or _is_box(x)
 
 
-def is_weight_psi_or_none(x: Any) -> bool:
-    """Whether x is one entry of a tree that holds weights or Ψ, and None where a leaf has neither."""
+def is_node_or_none(x: Any) -> bool:
+    """Whether x is a Reparameterized weight or a Ψ, or the None in the place of a leaf that has neither."""
     return x is None or isinstance(x, Reparameterized | Psi)
 
 
@@ -194,13 +195,13 @@ def _is_box(x):
     is_variable = hasattr(type(x), "get_value") and hasattr(type(x), "get_metadata")
     if not (is_variable or hasattr(type(x), "replace_boxed")):
         return False
-    leaves = jax.tree.leaves(x, is_leaf=is_weight)
-    return len(leaves) == 1 and not is_weight(leaves[0])
+    leaves = jax.tree.leaves(x, is_leaf=is_reparameterized)
+    return len(leaves) == 1 and not is_reparameterized(leaves[0])
 
 
 def _shares_pair(params: PyTree) -> bool:
-    weights = filter(is_weight, jax.tree.leaves(params, is_leaf=is_weight))
-    return any(x.psi is None and jax.tree.leaves(x.v) for x in weights)  # a mask can take v away
+    # v without leaves was taken away by a mask.
+    return any(x.psi is None and jax.tree.leaves(x.v) for x in instances(params, Reparameterized))
 
 
 def _without_psis(tree):

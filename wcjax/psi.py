@@ -25,7 +25,9 @@ LEARN_NETWORK = (*LEARN, "coarse")
 
 LARGEST = 1e30  # a larger step is as good as infinite, and its products would overflow in float32
 
-IN_FLOAT32 = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
+# A subclass defines some of these. `__init_subclass__` wraps each, so that it computes in `wide_dtype` and returns the
+# dtype of its argument.
+WIDENED = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
 
 
 def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
@@ -33,8 +35,8 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     return jnp.float64 if jax.dtypes.canonicalize_dtype(dtype) == jnp.float64 else jnp.float32
 
 
-def _in_float32(compute):
-    """compute(psi, x, ...) in float32, or in float64 if x has that dtype; the result gets the float dtype of x."""
+def _widened(compute):
+    """compute(psi, x, ...) in the `wide_dtype` of x; the result gets the float dtype of x."""
 
     @functools.wraps(compute)
     def wrapper(psi, x, *more, **named):
@@ -66,8 +68,8 @@ class Psi:
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
-        for name in IN_FLOAT32 & vars(cls).keys():
-            setattr(cls, name, _in_float32(getattr(cls, name)))
+        for name in WIDENED & vars(cls).keys():
+            setattr(cls, name, _widened(getattr(cls, name)))
         names = [field.name for field in dataclasses.fields(cls)]
 
         def flatten(psi):
@@ -155,7 +157,7 @@ class Elementwise(Psi):
         """self with an array in each learned field, which has the rank of w and is at least float32.
 
         learn: 'none', only the fields that hold an array already are learned; 'channel', a number for each index of
-        the output axes; any other value, one number for w.
+        the output axes; 'fine' or 'coarse', one number for w.
         """
         shape = [size if learn == "channel" and i in axes else 1 for i, size in enumerate(w.shape)]
 

@@ -8,7 +8,7 @@ import optax
 
 from wcjax import data, models, optim
 from wcjax.errors import InputError
-from wcjax.params import Reparameterized, is_weight
+from wcjax.params import Reparameterized, is_reparameterized
 from wcjax.reparam import BY_NAME
 
 
@@ -67,8 +67,8 @@ def _weights_alone(params):
     """Which leaves decay if biases and batch norm do not: v or the kernel, but not the a, b and g of a v."""
 
     def decays(x):
-        if is_weight(x):
+        if is_reparameterized(x):
             return Reparameterized(jax.tree.map(lambda _: True, x.v), jax.tree.map(lambda _: False, x.psi))
         return jnp.ndim(x) > 1
 
-    return jax.tree.map(decays, params, is_leaf=is_weight)
+    return jax.tree.map(decays, params, is_leaf=is_reparameterized)

@@ -17,7 +17,7 @@ from wcjax.config import check_config
 from wcjax.config.build import load_dataset, make_model
 from wcjax.errors import InitialWeightsError, InputError
 from wcjax.files import check_writable, run_path, saving
-from wcjax.params import fold, is_weight, reparameterize
+from wcjax.params import Reparameterized, fold, reparameterize
 from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.data import check_data
 from wcjax.run_folder.lock import alone_in
@@ -30,6 +30,7 @@ from wcjax.training.preemption import Interrupted, interruption, signals_noticed
 from wcjax.training.progress import MIDWAY, Progress, Saves
 from wcjax.training.run import Run
 from wcjax.training.weights import describe_layers, learned_pairs
+from wcjax.trees import instances
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _announce(run) -> None:
 
 def _check_initial_weights(run, progress) -> None:
     """Raises InputError if no weight is companded, or, naming the weight, if Ψ⁻¹ of an initial weight is not finite."""
-    if run.psi is not None and not any(map(is_weight, jax.tree.leaves(progress.state.params, is_leaf=is_weight))):
+    if run.psi is not None and not instances(progress.state.params, Reparameterized):
         raise InputError(
             f"the network {run.config.model} has no companded layer, but config.reparam.name is "
             f"{run.config.reparam.name}. Make its layers with wcjax.linen, or set config.reparam.name to none."

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wcjax.checks import path_str
 from wcjax.compiling import jit_unoptimized
-from wcjax.params import fold, is_kernel, is_weight
+from wcjax.params import fold, is_kernel, is_reparameterized
 from wcjax.psi import Psi
 from wcjax.run_folder.forms import EDGES, QUANTILES
+from wcjax.trees import path_str
 
 
 def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
@@ -57,7 +57,7 @@ _layer_weights = jit_unoptimized(layer_weights, static_argnames="plain")
 
 def learned_psis(params) -> dict[str, Psi]:
     """{layer: its Ψ} of a network that learns a and b: a weight's own Ψ, or the pair that all share."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_weight(x) or isinstance(x, Psi))
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_reparameterized(x) or isinstance(x, Psi))
     return {path_str(path[:-1]): psi for path, x in leaves if isinstance(psi := getattr(x, "psi", x), Psi)}
 
 
