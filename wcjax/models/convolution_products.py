@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from wcjax.models.window import Window
+from wcjax.models.window import Window, image_gradient_of
 
 # Winograd's transforms for F(3, 2), from the points 0, 1, −1 and ∞. Three taps of a kernel, each a sum over two
 # neighbours, take four products instead of six (Lavin and Gray, arXiv 1509.09308).
@@ -21,11 +21,7 @@ def forward(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     return lax.dot_general(patches, w.reshape(-1, w.shape[3]), (((3,), (0,)), ((), ())))
 
 
-def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
-    """dL/dx by the transpose of `forward`."""
-    x = jax.ShapeDtypeStruct((dy.shape[0], *window.image, w.shape[2]), dy.dtype)
-    (dx,) = jax.linear_transpose(lambda x: forward(window, x, w), x)(dy)
-    return dx
+image_gradient = image_gradient_of(forward)
 
 
 def image_gradient_of_1x1(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:

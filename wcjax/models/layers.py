@@ -21,7 +21,7 @@ KERNEL_INITS = {
 }
 
 
-def shared(module: Any) -> tuple[Reparam, str]:
+def layer_reparam(module: Any) -> tuple[Reparam, str]:
     """The reparam and the learn of all layers of `module`. If its learn is 'coarse', they share one LearnedPair."""
     if module.learn == "coarse":
         return linen.LearnedPair(module.reparam, name="pair"), "none"
@@ -97,7 +97,10 @@ def norm(train: bool, dtype: jax.typing.DTypeLike) -> Callable[..., nn.Module]:
 def dense(
     reparam: Reparam, learn: str, dtype: jax.typing.DTypeLike, kernel_init: str = "kaiming"
 ) -> Callable[..., jax.Array]:
-    """apply(x, features, name=...): a linear layer of x, (..., inputs). Its bias starts at 0, or as in torch."""
+    """apply(x, features, name=...): a linear layer of x, (..., inputs). Its bias starts at 0, or as in torch.
+
+    It applies the layer, unlike `conv`, because the bound of torch's bias needs the number of inputs.
+    """
 
     def apply(x: jax.Array, features: int, *, name: str) -> jax.Array:
         bound = 1 / math.sqrt(x.shape[-1])

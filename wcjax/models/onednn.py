@@ -7,16 +7,66 @@ and so does an array that oneDNN has no code for (float64; bfloat16 on a process
 All arrays are float32.
 """
 
+import functools
 import json
+import logging
+import math
+import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from wcjax.models.window import Window
 
+JAXLIBS = ((0, 10, 2), (0, 13))  # the call is tried from the first of these versions on, and below the second
 SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured from 2**17 to 2**21
 FEWEST_AT_ONCE = 8  # images, however large they are
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def is_usable() -> bool:
+    """Whether the call gives the right values, tried once in a process. If it does not, one line of log says so.
+
+    With several CPU devices it is False without a trial, because XLA does not know how to share the call between them.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    if not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1]:
+        problem = f"jax {jax.__version__} was not tried"
+    else:
+        # jaxlib cannot serialize the call, so JAX's persistent cache stores no program with it, and warns each time.
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
+        try:
+            with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+                problem = "" if _agrees() else "oneDNN gives wrong values"
+        except Exception as error:  # a jaxlib that was built in another way may raise anything
+            problem = (str(error) or repr(error)).splitlines()[0]
+    if problem:
+        log.warning("Convolutions on this CPU are slower than they could be: %s.", problem)
+    return not problem
+
+
+def _agrees() -> bool:
+    """Whether each form of oneDNN gives exactly the values of NumPy's sums. All values are small integers."""
+    window = Window((5, 6), (3, 3), (2, 1), ((1, 1), (0, 2)))
+    shapes = (2, *window.image, 8), (3, 3, 8, 16), (2, *window.result, 16)
+    x, w, dy = ((np.arange(math.prod(shape), dtype=np.float32) * 7 % 5 - 2).reshape(shape) for shape in shapes)
+    padded, y, dw = np.pad(x, ((0, 0), *window.padding, (0, 0))), np.zeros_like(dy), np.zeros_like(w)
+    dx, (height, width) = np.zeros_like(padded), window.result
+    for i, j in np.ndindex(*window.size):
+        pixels = np.s_[:, i : i + 2 * height : 2, j : j + width]
+        y += padded[pixels] @ w[i, j]
+        dx[pixels] += dy @ w[i, j].T
+        dw[i, j] = np.tensordot(padded[pixels], dy, ((0, 1, 2), (0, 1, 2)))
+    forms = forward, image_gradient, kernel_gradient
+    arguments = (x, w), (dy, w), (x, dy)
+    compute = lambda arguments: [form(window, *arrays) for form, arrays in zip(forms, arguments, strict=True)]
+    expected = y, dx[:, 1 : 1 + window.image[0], : window.image[1]], dw
+    return all(map(np.array_equal, jax.jit(compute)(arguments), expected))
 
 
 def forward(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -63,7 +113,7 @@ def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
     SIZE_AT_ONCE.
     """
     n, size = x.shape[0], max(x.size, dy.size) // x.shape[0]
-    at_once = min(n, max(FEWEST_AT_ONCE, 1 << (SIZE_AT_ONCE // size).bit_length() >> 1))
+    at_once = min(n, max(FEWEST_AT_ONCE, _power_of_two(SIZE_AT_ONCE // size)))
     if n == at_once:
         return _kernel_gradient(window, x, dy)
     x, dy = (jnp.pad(array, ((0, -n % at_once), (0, 0), (0, 0), (0, 0))) for array in (x, dy))
@@ -74,6 +124,11 @@ def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
         return dw + _kernel_gradient(window, *images)
 
     return lax.fori_loop(0, -(-n // at_once), add, jnp.zeros((*window.size, x.shape[-1], dy.shape[-1]), x.dtype))
+
+
+def _power_of_two(n):
+    """The largest power of two that is not above n; 0 for 0."""
+    return (1 << n.bit_length()) >> 1
 
 
 def _kernel_gradient(window, x, dy):

@@ -76,7 +76,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        reparam, learn = layers.shared(self)
+        reparam, learn = layers.layer_reparam(self)
         conv = layers.conv(reparam, learn, self.dtype, layers.KERNEL_INITS[self.kernel_init])
         norm = layers.norm(train, self.dtype)
 

@@ -41,7 +41,7 @@ class VGG(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         if min(images.shape[1:3]) < _SMALLEST:
             raise InputError(f"VGG needs images of at least {_SMALLEST}x{_SMALLEST} pixels, found {images.shape[1:3]}.")
-        reparam, learn = layers.shared(self)
+        reparam, learn = layers.layer_reparam(self)
         fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         conv = layers.conv(reparam, learn, self.dtype, fan_out, use_bias=True)
         dense = layers.dense(reparam, learn, self.dtype)

@@ -1,7 +1,10 @@
-"""The window of a two-dimensional convolution."""
+"""The window of a two-dimensional convolution, and the transpose of one."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
+
+import jax
 
 
 class Window(NamedTuple):
@@ -26,3 +29,14 @@ class Window(NamedTuple):
     @property
     def is_1x1(self) -> bool:
         return self.size == (1, 1)
+
+
+def image_gradient_of(forward: Callable[[Window, jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """(window, dy, w) -> dL/dx of the convolution forward(window, x, w), as its transpose."""
+
+    def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
+        x = jax.ShapeDtypeStruct((dy.shape[0], *window.image, w.shape[2]), dy.dtype)
+        (dx,) = jax.linear_transpose(lambda x: forward(window, x, w), x)(dy)
+        return dx
+
+    return image_gradient
