@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from a local path, in either of two formats: .npz or tensorflow_datasets."""
 
-from wcjax.data.dataset import in_order
+from wcjax.data.dataset import sorted_by_content
 from wcjax.data.formats import npz, tfds
 from wcjax.errors import InputError
 from wcjax.files import local_path
@@ -11,13 +11,13 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 def read(name, data_dir):
     """(train, test, num_classes) of 'cifar10' or 'cifar100' (fine labels), images (n, 32, 32, 3).
 
-    train is in the order of `in_order`, test in the order of the file.
+    train is in the order of `sorted_by_content`, test in the order of the file.
 
     Raises:
       InputError: the data do not exist, or cannot be used.
     """
     train, test = _read(name, data_dir)
-    return in_order(train), test, NUM_CLASSES[name]
+    return sorted_by_content(train), test, NUM_CLASSES[name]
 
 
 def _read(name, data_dir):

@@ -100,7 +100,7 @@ def checksum(content) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def in_order(split: Split) -> Split:
+def sorted_by_content(split: Split) -> Split:
     """Sorts the images by their SHA-256, and equal images by their labels.
 
     The result depends on the images alone, and not on the file that they were read from.

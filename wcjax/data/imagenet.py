@@ -1,12 +1,8 @@
 """ImageNet from a local path. It is streamed, and evaluated on its official validation split."""
 
-from pathlib import Path
-
 from wcjax.data.formats import folder, tfds
 from wcjax.data.formats.records import Records
 from wcjax.errors import InputError
-from wcjax.extras import needs
-from wcjax.files import local_path
 
 
 def read(name, data_dir):
@@ -15,7 +11,7 @@ def read(name, data_dir):
     Raises:
       InputError: the data do not exist, or cannot be used.
     """
-    path = check_directory(name, data_dir, _how_to_get)
+    path = folder.streamed_directory(name, data_dir, _how_to_get)
     if version := tfds.newest_version(path / "imagenet2012"):
         train, val = Records(str(version), "train"), Records(str(version), "validation")
         return train, val, train.num_classes
@@ -24,23 +20,6 @@ def read(name, data_dir):
     raise InputError(
         f"{name}: {path} contains neither train/ nor imagenet2012/<version>/dataset_info.json. {_how_to_get(path)}"
     )
-
-
-def check_directory(name, data_dir, how_to_get) -> Path:
-    """The directory of a streamed data set.
-
-    how_to_get: directory -> the sentences that say how to get the data set.
-
-    Raises:
-      InputError: the directory does not exist, or a package that streaming needs is not installed.
-    """
-    needs(name, "stream")
-    if not data_dir:
-        raise InputError(f"{name} needs data_dir. {how_to_get('DIR')}")
-    path = local_path(data_dir, "data_dir")
-    if not path.is_dir():
-        raise InputError(f"{name}: there is no directory {path}. {how_to_get(path)}")
-    return path
 
 
 def _how_to_get(directory):

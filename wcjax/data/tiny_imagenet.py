@@ -2,7 +2,6 @@
 
 import collections
 
-from wcjax.data import imagenet
 from wcjax.data.formats import folder
 from wcjax.errors import InputError
 from wcjax.files import reading
@@ -22,7 +21,7 @@ def read(name, data_dir):
       InputError: one of these is missing or empty, a class is listed twice or not at all, or an image of val is not
         annotated exactly once, with one of the classes.
     """
-    path = imagenet.check_directory(name, data_dir, _how_to_get)
+    path = folder.streamed_directory(name, data_dir, _how_to_get)
     root = next((root for root in (path / FOLDER, path) if (root / "wnids.txt").is_file()), None)
     if root is None:
         raise InputError(f"{name}: {path} does not contain wnids.txt. {_how_to_get(path)}")
@@ -89,7 +88,7 @@ def _annotated_val(root, classes, skipped):
 def _lines(path):
     """The lines of a text file that are not blank. Raises InputError if there are none."""
     try:
-        with reading(path, folder.CHECK_DATA_DIR):
+        with reading(path, folder.DATA_DIR_HINT):
             lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text ({error}). Unpack the archive again.") from error

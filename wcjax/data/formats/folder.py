@@ -12,7 +12,8 @@ import numpy as np
 from wcjax.data.dataset import checksum
 from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
-from wcjax.files import reading
+from wcjax.extras import needs
+from wcjax.files import local_path, reading
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ MAX_BYTES = 2**28  # in an image file: as many as the largest BMP that `wcjax.da
 MAX_SIZES = 2**17  # files of a split whose sizes are compared; only ImageNet's training split has more files
 # Files and folders that systems and programs leave, like every name that begins with a dot.
 STRAY = ("Thumbs.db", "desktop.ini", "__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-_STRAY = "that systems and programs leave"
-CHECK_DATA_DIR, _RESTORE = "Check data_dir.", "Restore the file, or start a new run."
+_STRAY_REASON = "that systems and programs leave"  # the keys of `skipped` complete 'skipping n files ...'
+DATA_DIR_HINT, RESTORE_HINT = "Check data_dir.", "Restore the file, or start a new run."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Files:
         """Covers the names of all files without their folders, the sizes of at most MAX_SIZES, and all labels."""
         content = [file_name(name) for name in self.names]
         for i in range(0, self.num_images, -(-self.num_images // MAX_SIZES)):
-            with reading(self.path(i), _RESTORE):
+            with reading(self.path(i), RESTORE_HINT):
                 content.append(b"%d" % os.stat(self.path(i)).st_size)
         labels = checksum(self.labels.astype("<i4"))
         return {"images": self.num_images, "labels": labels, "content": checksum(b"\0".join(content))}
@@ -74,12 +75,29 @@ def is_stray(name: str) -> bool:
 
 def read(path) -> bytes:
     """The bytes of an image file. Raises InputError if it cannot be read, is not regular, or exceeds MAX_BYTES."""
-    with reading(path, _RESTORE):
+    with reading(path, RESTORE_HINT):
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # reading a pipe would never end
             raise InputError(f"{path}: not a file of at most {MAX_BYTES:,} bytes. Restore it, or remove it.")
         with open(path, "rb") as file:
             return file.read()
+
+
+def streamed_directory(name, data_dir, how_to_get) -> Path:
+    """The directory of a streamed data set.
+
+    how_to_get: directory -> the sentences that say how to get the data set.
+
+    Raises:
+      InputError: the directory does not exist, or a package that streaming needs is not installed.
+    """
+    needs(name, "stream")
+    if not data_dir:
+        raise InputError(f"{name} needs data_dir. {how_to_get('DIR')}")
+    path = local_path(data_dir, "data_dir")
+    if not path.is_dir():
+        raise InputError(f"{name}: there is no directory {path}. {how_to_get(path)}")
+    return path
 
 
 def class_per_folder(root):
@@ -125,12 +143,12 @@ def read_split(root, folders, skipped):
 
 
 def list_images(root, folder, skipped):
-    """The images in a folder, as sorted names relative to root. Adds other files to skipped, {description: names}."""
+    """The images in a folder, as sorted names relative to root. Adds other files to skipped, {reason: names}."""
     images = []
     for entry in _scan(root / folder):
         name = f"{folder}/{entry.name}"
         if is_stray(entry.name):
-            skipped[_STRAY].append(name)
+            skipped[_STRAY_REASON].append(name)
         elif entry.is_dir():
             skipped["in subfolders of a class"] += _below(root, name)
         elif not entry.name.lower().endswith(EXTENSIONS):
@@ -151,12 +169,12 @@ def _below(root, folder):
 
 
 def report_skipped(root, skipped):
-    """Logs one line for each entry of skipped, {description: names}."""
-    for description, names in skipped.items():
+    """Logs one line for each entry of skipped, {reason: names}."""
+    for reason, names in skipped.items():
         if names:
-            level = logging.INFO if description == _STRAY else logging.WARNING
+            level = logging.INFO if reason == _STRAY_REASON else logging.WARNING
             count = "1 file" if len(names) == 1 else f"{len(names):,} files"
-            log.log(level, "%s: skipping %s %s, for example %s.", root, count, description, names[0])
+            log.log(level, "%s: skipping %s %s, for example %s.", root, count, reason, names[0])
 
 
 def make_files(root, names, labels):
@@ -168,7 +186,7 @@ def list_folders(directory, skipped):
     folders = []
     for entry in _scan(directory):
         if is_stray(entry.name):
-            skipped[_STRAY].append(f"{directory.name}/{entry.name}")
+            skipped[_STRAY_REASON].append(f"{directory.name}/{entry.name}")
         elif entry.is_dir():
             folders.append(entry.name)
         elif entry.name.lower().endswith(EXTENSIONS):
@@ -177,5 +195,5 @@ def list_folders(directory, skipped):
 
 
 def _scan(directory):
-    with reading(directory, CHECK_DATA_DIR), os.scandir(directory) as entries:
+    with reading(directory, DATA_DIR_HINT), os.scandir(directory) as entries:
         return sorted(entries, key=lambda entry: entry.name)

@@ -16,7 +16,7 @@ def read(path, num_classes):
     """(train, test) of the .npz file `path`. Nothing is unpickled.
 
     Raises:
-      InputError: the file does not exist, is damaged or lacks an array, or `check` refuses an array.
+      InputError: the file does not exist, is damaged or lacks an array, or `checked_splits` refuses an array.
       PermissionError: the file cannot be read.
     """
     try:
@@ -33,7 +33,7 @@ def read(path, num_classes):
         raise InputError(
             f"{path}: lacks {', '.join(missing)}; found {', '.join(names[:8]) or 'nothing'}. Make it again."
         )
-    return check(arrays, path, num_classes)
+    return checked_splits(arrays, path, num_classes)
 
 
 def _unpack(path):
@@ -46,7 +46,7 @@ def _unpack(path):
         return archive.files, {key: np.asarray(archive[key]) for key in KEYS if key in archive.files}
 
 
-def check(arrays, source, num_classes):
+def checked_splits(arrays, source, num_classes):
     """(train, test) of a dict with KEYS, with labels as int32 (n,).
 
     Args:

@@ -45,7 +45,7 @@ def read(directory, num_classes):
             return npz.read(cache_file, num_classes)
     with open_builder(directory) as builder:
         arrays = _decode(builder, directory)
-    splits = npz.check(arrays, directory, num_classes)
+    splits = npz.checked_splits(arrays, directory, num_classes)
     if cache_file is not None:
         cache.write(cache_file, arrays)
     return splits
