@@ -33,7 +33,7 @@ _HALF_PI = float(np.float32(math.pi / 2))
 _HALF_PI_REST = math.pi / 2 - _HALF_PI
 
 
-def clip(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+def clip(x: jax.Array, low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> jax.Array:
     """x, but at least low and at most high; nan if x is nan.
 
     Selections compile to an instruction each, which is a third of what jnp.clip takes for bounds that may be nan.
