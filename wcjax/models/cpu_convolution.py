@@ -8,7 +8,7 @@ in the form that is fastest for its shape:
 
 - Kernels of 1x1 are matrix products. With AVX-512 so are the forward pass and the gradient of the image if the result
   has at most FEW_PIXELS pixels.
-- Gradients of 3x3 kernels of stride 1 are products after Winograd, from MANY_CHANNELS channels on (with AVX-512 from
+- Gradients of 3x3 kernels of stride 1 are products by Winograd's transforms from MANY_CHANNELS on (with AVX-512 from
   MANY_CHANNELS_AVX512 on).
 - oneDNN does the rest, except for gradients of images where the stride is larger than the kernel, which XLA computes.
 
