@@ -1,4 +1,4 @@
-"""The errors for what cannot be an inner optimizer of the transforms, or reach one. Each says why."""
+"""The errors for optimizers, and for arguments and states of the transforms, that cannot be used. Each says why."""
 
 import functools
 import math
