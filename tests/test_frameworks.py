@@ -15,7 +15,7 @@ from flax import nnx
 import wcjax
 from tests.truth import Psi
 from wcjax import optim
-from wcjax.params import is_weight
+from wcjax.params import is_reparameterized
 
 TRUTH = Psi("arctan", 0.8, 0.7)
 PSI = TRUTH.ours()
@@ -132,8 +132,8 @@ def test_a_model_is_stepped_like_a_dict_of_its_leaves(make, inner, adaptive, lea
 def test_a_model_is_folded_to_exactly_itself(make):
     plain = drawn(make())
     companded = wcjax.reparameterize(plain, PSI, learn="channel")
-    leaves = jax.tree_util.tree_leaves_with_path(companded, is_leaf=is_weight)
-    assert {name_of(path) for path, x in leaves if is_weight(x)} == MODELS[make]
+    leaves = jax.tree_util.tree_leaves_with_path(companded, is_leaf=is_reparameterized)
+    assert {name_of(path) for path, x in leaves if is_reparameterized(x)} == MODELS[make]
     back = wcjax.fold(companded)
     assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)
     chex.assert_trees_all_close(back, plain, rtol=1e-6)

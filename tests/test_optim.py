@@ -18,7 +18,7 @@ import pytest
 import wcjax
 from tests.truth import PSIS
 from wcjax import Arctan, PowerProp, Reparameterized, fold, optim
-from wcjax.params import is_weight
+from wcjax.params import is_reparameterized
 
 PSI = PSIS[0]
 LR, DECAY = 0.05, 0.1
@@ -42,8 +42,10 @@ def network(pair=None):
 
 def frozen(params):
     """params as eqx.partition leaves them if a and b are frozen."""
-    without_pair = lambda x: dataclasses.replace(x, psi=jax.tree.map(lambda _: None, x.psi)) if is_weight(x) else x
-    return jax.tree.map(without_pair, params, is_leaf=is_weight)
+    without_pair = lambda x: (
+        dataclasses.replace(x, psi=jax.tree.map(lambda _: None, x.psi)) if is_reparameterized(x) else x
+    )
+    return jax.tree.map(without_pair, params, is_leaf=is_reparameterized)
 
 
 gradients = lambda params: jax.tree.map(lambda p: jnp.sin(3 * p) + 0.2, params)
@@ -106,8 +108,8 @@ def test_a_float16_v_far_out_has_a_finite_step():  # 1 / Ψ′(200) is 111,112 a
 def test_boxed_params_get_the_updates_of_their_arrays(pair):
     params = network(pair=pair)
     box = lambda p: nn.Partitioned(p, (None,) * p.ndim)
-    box_v = lambda x: dataclasses.replace(x, v=box(x.v)) if is_weight(x) else box(x)
-    boxed = {k: x if k == "pair" else jax.tree.map(box_v, x, is_leaf=is_weight) for k, x in params.items()}
+    box_v = lambda x: dataclasses.replace(x, v=box(x.v)) if is_reparameterized(x) else box(x)
+    boxed = {k: x if k == "pair" else jax.tree.map(box_v, x, is_leaf=is_reparameterized) for k, x in params.items()}
     updates = updates_of(WHOLE, boxed, gradients(boxed), 2)
     assert isinstance(updates["conv"]["kernel"].v, nn.Partitioned)
     chex.assert_trees_all_close(nn.unbox(updates), updates_of(WHOLE, params, gradients(params), 2), rtol=1e-5)

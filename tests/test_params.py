@@ -18,7 +18,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 import wcjax
 from tests.truth import PSIS, Psi
 from wcjax import Arctan, Arsinh, Erf, Reparameterized, WeightNorm, fold, is_kernel, reparameterize
-from wcjax.params import is_weight
+from wcjax.params import is_reparameterized
 
 PSI = PSIS[0]
 LEARNED = Arctan(jnp.float32(-0.4), jnp.float32(2.0))  # a learned a may have crossed zero
@@ -41,8 +41,8 @@ def network():
 
 def names(tree):
     """Of the Reparameterized weights."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
-    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, x in leaves if is_weight(x)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_reparameterized)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, x in leaves if is_reparameterized(x)}
 
 
 FORMS = {  # a, learn: the shapes of the learned a and b of a kernel (3, 3, 2, 4), None for a constant

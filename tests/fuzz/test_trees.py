@@ -11,7 +11,7 @@ import wcjax
 from tests import truth
 from tests.fuzz.ours import only_our_errors
 from wcjax import exchange as io
-from wcjax.params import is_kernel, is_weight
+from wcjax.params import is_kernel, is_reparameterized
 
 PSIS = (*(psi.ours() for psi in truth.PSIS), wcjax.WeightNorm())
 LEARN = ("none", "fine", "channel")
@@ -69,10 +69,10 @@ def test_fold_undoes_reparameterize(tree, psi, learn):
         companded = wcjax.reparameterize(tree, psi, learn=learn)
         folded = wcjax.fold(companded)
         assert jax.tree.structure(folded) == jax.tree.structure(tree)
-        at = jax.tree.leaves(companded, is_leaf=is_weight)
+        at = jax.tree.leaves(companded, is_leaf=is_reparameterized)
         for (path, w), x, y in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(folded), at, strict=True):
-            assert is_weight(y) == is_kernel(path, w)
-            if is_weight(y):
+            assert is_reparameterized(y) == is_kernel(path, w)
+            if is_reparameterized(y):
                 assert all(p.ndim == w.ndim for p in jax.tree.leaves(y.psi))
                 assert (x.shape, x.dtype) == (w.shape, w.dtype)
                 np.testing.assert_allclose(widened(x), widened(w), rtol=4 * eps(w), atol=1e-7)
@@ -86,15 +86,15 @@ def test_weights_that_are_companded_already_stay(tree, psi, learn):
         wcjax.describe(tree, psi=psi)
     with only_our_errors():
         companded = wcjax.reparameterize(tree, psi, learn=learn)
-        before, after = (jax.tree.leaves(x, is_leaf=is_weight) for x in (tree, companded))
+        before, after = (jax.tree.leaves(x, is_leaf=is_reparameterized) for x in (tree, companded))
         for x, y in zip(before, after, strict=True):
-            assert is_weight(y) and (x is y or not is_weight(x)) or x is y
+            assert is_reparameterized(y) and (x is y or not is_reparameterized(x)) or x is y
     with only_our_errors():
         folded = wcjax.fold(tree)
-        assert not any(map(is_weight, jax.tree.leaves(folded, is_leaf=is_weight)))
-        weights = [x for x in jax.tree.leaves(tree, is_leaf=is_weight) if is_weight(x)]
+        assert not any(map(is_reparameterized, jax.tree.leaves(folded, is_leaf=is_reparameterized)))
+        weights = [x for x in jax.tree.leaves(tree, is_leaf=is_reparameterized) if is_reparameterized(x)]
         if all(x.psi for x in weights):
-            expected = jax.tree.map(lambda x: x.w if is_weight(x) else x, tree, is_leaf=is_weight)
+            expected = jax.tree.map(lambda x: x.w if is_reparameterized(x) else x, tree, is_leaf=is_reparameterized)
             jax.tree.map(np.testing.assert_array_equal, folded, expected)
 
 

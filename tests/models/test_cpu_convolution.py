@@ -27,8 +27,8 @@ EPS = np.finfo(np.float32).eps
 by_lax = functools.partial(lax.conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
 ours = functools.partial(conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
 
-JAXLIBS = cpu_convolution.JAXLIBS
-needs_onednn = pytest.mark.skipif(  # has_onednn() would hide the fault if a form gave wrong values
+JAXLIBS = onednn.JAXLIBS
+needs_onednn = pytest.mark.skipif(  # onednn.is_usable() would hide the fault if a form gave wrong values
     jax.default_backend() != "cpu"
     or platform.machine() != "x86_64"
     or not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1],
@@ -141,7 +141,7 @@ def assert_sums(x, w, *shape):
     [pytest.param(True, True, marks=needs_onednn), pytest.param(True, False, marks=needs_onednn), (False, False)],
 )
 def test_a_convolution_and_its_gradients_are_float64_sums(monkeypatch, case, with_onednn, with_avx512):
-    monkeypatch.setattr(cpu_convolution, "has_onednn", lambda: with_onednn)
+    monkeypatch.setattr(onednn, "is_usable", lambda: with_onednn)
     monkeypatch.setattr(cpu_convolution, "has_avx512", lambda: with_avx512)  # which decides the form, not its values
     assert_sums(*arrays(*case))
 
@@ -228,9 +228,9 @@ def test_the_environment_variable_gives_lax_and_so_forward_mode(monkeypatch):
 
 @pytest.fixture
 def not_yet_probed():
-    cpu_convolution.has_onednn.cache_clear()
+    onednn.is_usable.cache_clear()
     yield
-    cpu_convolution.has_onednn.cache_clear()
+    onednn.is_usable.cache_clear()
 
 
 def wrong_values(window, x, w):
@@ -255,7 +255,7 @@ def test_a_failed_probe_is_logged_once_and_values_stay_right(
     monkeypatch.setattr(owner, name, fault)
     for _ in range(2):
         assert_close(values(ours, *arrays(*SMALL)), values(by_lax, *arrays(*SMALL)))
-    assert not cpu_convolution.has_onednn()
+    assert not onednn.is_usable()
     (record,) = caplog.records
     assert re.search(reason, record.getMessage())
 
@@ -278,7 +278,8 @@ def test_every_convolution_of_the_networks_uses_it(name):
 STEPS = """
 import hashlib
 import jax, jax.numpy as jnp, numpy as np
-from wcjax.models.cpu_convolution import LAYOUT, conv_general_dilated, has_onednn
+from wcjax.models import onednn
+from wcjax.models.cpu_convolution import LAYOUT, conv_general_dilated
 
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -300,7 +301,7 @@ for _ in range(5):
     loss, params = step(params)
     losses.append(float(loss))
 bits = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in params)).hexdigest()
-print(repr((has_onednn(), bits, losses)))
+print(repr((onednn.is_usable(), bits, losses)))
 """
 
 
