@@ -35,22 +35,6 @@ def test_the_order_in_a_file_changes_nothing(tmp_path, arrays):
     assert one.fingerprint() == other.fingerprint()
 
 
-@pytest.mark.parametrize("split, other", [("train", "test"), ("test", "train")])
-def test_the_fingerprint_covers_pixels_labels_and_number(cifar_dir, arrays, split, other):
-    fingerprint = data.load("cifar10", cifar_dir).fingerprint()
-    assert (fingerprint["classes"], fingerprint["train"]["images"], fingerprint["test"]["images"]) == (10, 40, 6)
-    images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    for part, changes in (
-        ("content", {f"x_{split}": np.where(np.indices(images.shape).sum(0) == 0, images ^ 1, images)}),
-        ("labels", {f"y_{split}": np.where(np.arange(len(labels)) == 3, (labels + 1) % 10, labels)}),
-        ("images", {f"x_{split}": images[:-1], f"y_{split}": labels[:-1]}),
-    ):
-        np.savez(cifar_dir / "cifar10.npz", **arrays | changes)
-        changed = data.load("cifar10", cifar_dir).fingerprint()
-        assert changed[split][part] != fingerprint[split][part]
-        assert changed[other] == fingerprint[other]
-
-
 @pytest.mark.parametrize("name", ["cifar10", "digits"])  # digits has 1,293 training images, counted in two pieces
 def test_mean_and_std_are_those_of_the_training_split(cifar_dir, name):
     dataset = data.load(name, cifar_dir)

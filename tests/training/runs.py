@@ -47,8 +47,8 @@ def streamed(images, **changes):
 
 
 def cifar(data_dir, **changes):
-    """A run on the 91 training and 10 val images of `write_cifar`, with 11 steps in an epoch."""
-    return tiny(dataset="cifar10", data_dir=str(data_dir), batch_size=8, val_fraction=0.1, **changes)
+    """A run on the 91 training and 10 val images of `write_cifar`, with 5 steps in an epoch."""
+    return tiny(dataset="cifar10", data_dir=str(data_dir), batch_size=16, val_fraction=0.1, **changes)
 
 
 cifar_arrays = functools.partial(sets.cifar_arrays, 101, 21)
