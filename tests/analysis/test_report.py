@@ -17,12 +17,11 @@ PLAIN, WC = [0.9401, 0.9390, 0.9412], [0.9440, 0.9431, 0.9452]
 
 
 @pytest.fixture
-def cifar(tmp_path, write_run):
+def cifar(tmp_path, write_run, write_runs):
     """CIFAR-10 ResNet18: 3 plain, 3 WC with its pair, one other pair, two learned; and on digits, one that failed."""
     cifar = {"dataset": "cifar10", "model": "resnet18"}
-    for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed], **cifar)
-        write_run(f"[a*]?/wc{seed}", "wc", seed, WC[seed], reparam={"b": 0.6}, **cifar)
+    write_runs("plain", "plain", PLAIN, **cifar)
+    write_runs("[a*]?/wc", "wc", WC, reparam={"b": 0.6}, **cifar)
     write_run("other", "wc", 0, 0.95, val_accuracy=0.99, reparam={"b": 0.9}, **cifar)
     write_run("learned", "learned", 0, 0.942, **cifar)
     write_run("channel", "channel", 0, 0.943, **cifar)
@@ -82,11 +81,10 @@ def test_runs_whose_settings_differ_are_not_mixed(tmp_path, write_run, write_rep
     assert "| momentum | 0.5 | 0.7 | 0.9 |\n| runs | 2 | 1 | 1 |" in text
 
 
-def test_runs_on_different_data_are_in_different_tables(write_run, write_report):
-    for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed])
-        write_run(f"wc{seed}", "wc", seed, WC[seed])
-        write_run(f"few{seed}", "wc", seed, 0.5, train_images=99)
+def test_runs_on_different_data_are_in_different_tables(write_run, write_runs, write_report):
+    write_runs("plain", "plain", PLAIN)
+    write_runs("wc", "wc", WC)
+    write_runs("few", "wc", [0.5] * 3, train_images=99)
     write_run("old", "plain", 3, 0.99, train_images=None)
     text = write_report()
     table = {part.split("\n")[0]: part for part in text.split("## Test accuracy on ")[1:]}
@@ -98,13 +96,12 @@ def test_runs_on_different_data_are_in_different_tables(write_run, write_report)
     assert "| runs | 3 | 6 | 1 |" in text
 
 
-def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run, write_report):
-    for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed], val_accuracy=0.93)
-        write_run(f"wc{seed}", "wc", seed, WC[seed], weight_decay=0.001)
-        write_run(f"tuned{seed}", "plain", seed, 0.95 + seed / 1e3, val_accuracy=0.94, learning_rate=0.3)
-        write_run(f"smooth{seed}", "plain", seed, 0.96, label_smoothing=0.1)
-    write_run("other", "plain", 0, 0.99, val_accuracy=0.99, weight_decay=0.01)
+def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_runs, write_report):
+    write_runs("plain", "plain", PLAIN, val_accuracy=0.93)
+    write_runs("wc", "wc", WC, weight_decay=0.001)
+    write_runs("tuned", "plain", [0.95, 0.951, 0.952], val_accuracy=0.94, learning_rate=0.3)
+    write_runs("smooth", "plain", [0.96] * 3, label_smoothing=0.1)
+    write_runs("other", "plain", [0.99], val_accuracy=0.99, weight_decay=0.01)
     groups = settings(find_runs([tmp_path / "runs"]))
     assert [len(setting.runs) for setting in groups] == [13]
     default, tuned, wc, smooth = tables.table(groups)
@@ -119,18 +116,17 @@ def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run
     assert "## Settings that differ" not in text
 
 
-def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_run):
-    accuracies = {"plain": [0.9 + seed / 100 for seed in range(8)], "wc": [0.905 + seed / 90 for seed in range(8)]}
-    for variant, values in accuracies.items():
-        for seed in range(8):
-            write_run(f"{variant}{seed}", variant, seed, values[seed])
+def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_runs):
+    ours, plain = ([start + seed / step for seed in range(8)] for start, step in ((0.905, 90), (0.9, 100)))
+    write_runs("plain", "plain", plain)
+    write_runs("wc", "wc", ours)
     (setting,) = settings(find_runs([tmp_path / "runs"]))
     _, wc = tables.table([setting])
-    interval = stats.ttest_rel(accuracies["wc"], accuracies["plain"]).confidence_interval()
+    interval = stats.ttest_rel(ours, plain).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
     assert wc.paired and tables.format_difference(wc).endswith(", paired)")
     _, wc = tables.table([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
-    interval = stats.ttest_ind(accuracies["wc"][:7], accuracies["plain"], equal_var=False).confidence_interval()
+    interval = stats.ttest_ind(ours[:7], plain, equal_var=False).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high], [100 * interval.low, 100 * interval.high])
     assert not wc.paired
 

@@ -23,8 +23,8 @@ STEPS = N // BATCH
 MEAN, STD = np.float32([0.4]), np.float32([0.2])
 
 
-def on_device(images, labels, batch_size=BATCH, **augment):
-    config = types.SimpleNamespace(batch_size=batch_size, dtype="float32", augment=augment)
+def on_device(images, labels, **augment):
+    config = types.SimpleNamespace(batch_size=BATCH, dtype="float32", augment=augment)
     dataset = types.SimpleNamespace(mean=MEAN, std=STD)
     return feed.OnDevice(Split(images, np.int32(labels)), dataset, config, sharding.one_device())
 
