@@ -63,15 +63,6 @@ WRONG = [
 ]
 
 
-def nested(changes):
-    """{'reparam': {'a': 1, 'b': 2}} for {'reparam.a': 1, 'reparam.b': 2}."""
-    config = {}
-    for key, value in changes.items():
-        outer, _, inner = key.partition(".")
-        config[outer] = config.get(outer, {}) | {inner: value} if inner else value
-    return config
-
-
 class Own(nn.Module):
     num_classes: int
     reparam: object
@@ -87,7 +78,7 @@ class Own(nn.Module):
 def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path, monkeypatch):
     runs.register_tiny()
     monkeypatch.setitem(models.NETWORKS, "own", Own)
-    config = {"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")} | nested(changes)
+    config = runs.changed({"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")}, changes)
     with pytest.raises(InputError, match=re.escape(message)):
         training.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -106,8 +97,8 @@ def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path, mo
 )
 def test_a_config_is_completed_and_numbers_take_their_type(changes, expected):
     config, changed = default_config(), default_config()
-    config.update(nested(expected))
-    checked = check_config(nested(changes))
+    config.update(runs.changed({}, expected))
+    checked = check_config(runs.changed({}, changes))
     assert json.dumps(checked.to_dict()) == json.dumps(config.to_dict())
     checked.epochs = 99
     assert check_config(config) == config, "it is copied"
