@@ -46,5 +46,16 @@ def write_run(tmp_path):
     return write
 
 
+@pytest.fixture
+def write_runs(write_run):
+    """write_runs(name, variant, accuracies, ...) makes name0, name1, ..., whose seeds are 0, 1, ..."""
+
+    def write(name, variant, accuracies, **options):
+        for seed, accuracy in enumerate(accuracies):
+            write_run(f"{name}{seed}", variant, seed, accuracy, **options)
+
+    return write
+
+
 def write_lines(path, *values):
     path.write_text("".join(json.dumps(value) + "\n" for value in values))

@@ -49,24 +49,3 @@ def test_the_command_prints_the_table_and_plots_the_weights(run, tmp_path, capsy
     assert pixels.std() > 0.05  # something is drawn
     kernels = 9 * (16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 16 * 32 + 32 * 64 + 64 * 10
     assert compare.all_weights(run).shape == (kernels,)  # of all layers, and no bias
-
-
-@pytest.mark.parametrize(
-    "path, png, message",
-    [
-        ("{}", "{}/w.png", "{} holds no config.json: give the folder of a run."),
-        ("{}/runs/unfinished", "{}/w.png", "{}/runs/unfinished holds no summary.json: give the folder of a finished"),
-        ("gs://bucket/run", "{}/w.png", "RUN gs://bucket/run: gs:// is not a local path"),
-        ("{}/runs/$_$", "", "--png is empty: give a path."),
-        ("{}/runs/$_$", "{}/runs", "--png {}/runs is a folder; the picture is a PNG: give a FILE.png."),
-        ("{}/runs/$_$", "{}/w.jpg", "--png {}/w.jpg is a file with the ending '.jpg'; the picture is a PNG: give a"),
-    ],
-)
-def test_a_path_that_cannot_be_used_is_named_before_any_work(run, tmp_path, write_run, capsys, path, png, message):
-    write_run("unfinished", "wc")
-    before = sorted(tmp_path.rglob("*"))
-    assert compare.main([path.format(tmp_path), "--png", png.format(tmp_path)]) == 2
-    output, errors = capsys.readouterr()
-    assert errors.startswith(f"error: {message.format(tmp_path)}") and errors.count("\n") == 1
-    assert output == ""
-    assert sorted(tmp_path.rglob("*")) == before

@@ -17,18 +17,18 @@ PLAIN, WC = [0.9401, 0.9390, 0.9412], [0.9440, 0.9431, 0.9452]
 
 
 @pytest.fixture
-def cifar(tmp_path, write_run):
+def cifar(tmp_path, write_run, write_runs):
     """CIFAR-10 ResNet18: 3 plain, 3 WC with its pair, one other pair, two learned; and on digits, one that failed."""
     cifar = {"dataset": "cifar10", "model": "resnet18"}
-    for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed], **cifar)
-        write_run(f"[a*]?/wc{seed}", "wc", seed, WC[seed], reparam={"b": 0.6}, **cifar)
+    write_runs("plain", "plain", PLAIN, **cifar)
+    write_runs("[a*]?/wc", "wc", WC, reparam={"b": 0.6}, **cifar)
     write_run("other", "wc", 0, 0.95, val_accuracy=0.99, reparam={"b": 0.9}, **cifar)
     write_run("learned", "learned", 0, 0.942, **cifar)
     write_run("channel", "channel", 0, 0.943, **cifar)
-    config = (write_run("failed", "wc", train_images=None) / "config.json").rename(tmp_path / "config.json")
-    failure = {"reason": "it does not fit", "config": json.loads(config.read_text())}
-    (tmp_path / "runs" / "failed" / "failed.json").write_text(json.dumps(failure))
+    failed = write_run("failed", "wc", train_images=None)
+    failure = {"reason": "it does not fit", "config": json.loads((failed / "config.json").read_text())}
+    (failed / "config.json").unlink()
+    (failed / "failed.json").write_text(json.dumps(failure))
     return tmp_path / "runs"
 
 
@@ -81,11 +81,10 @@ def test_runs_whose_settings_differ_are_not_mixed(tmp_path, write_run, write_rep
     assert "| momentum | 0.5 | 0.7 | 0.9 |\n| runs | 2 | 1 | 1 |" in text
 
 
-def test_runs_on_different_data_are_in_different_tables(write_run, write_report):
-    for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed])
-        write_run(f"wc{seed}", "wc", seed, WC[seed])
-        write_run(f"few{seed}", "wc", seed, 0.5, train_images=99)
+def test_runs_on_different_data_are_in_different_tables(write_run, write_runs, write_report):
+    write_runs("plain", "plain", PLAIN)
+    write_runs("wc", "wc", WC)
+    write_runs("few", "wc", [0.5] * 3, train_images=99)
     write_run("old", "plain", 3, 0.99, train_images=None)
     text = write_report()
     table = {part.split("\n")[0]: part for part in text.split("## Test accuracy on ")[1:]}
@@ -97,13 +96,12 @@ def test_runs_on_different_data_are_in_different_tables(write_run, write_report)
     assert "| runs | 3 | 6 | 1 |" in text
 
 
-def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run, write_report):
-    for seed in range(3):
-        write_run(f"plain{seed}", "plain", seed, PLAIN[seed], val_accuracy=0.93)
-        write_run(f"wc{seed}", "wc", seed, WC[seed], weight_decay=0.001)
-        write_run(f"tuned{seed}", "plain", seed, 0.95 + seed / 1e3, val_accuracy=0.94, learning_rate=0.3)
-        write_run(f"smooth{seed}", "plain", seed, 0.96, label_smoothing=0.1)
-    write_run("other", "plain", 0, 0.99, val_accuracy=0.99, weight_decay=0.01)
+def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_runs, write_report):
+    write_runs("plain", "plain", PLAIN, val_accuracy=0.93)
+    write_runs("wc", "wc", WC, weight_decay=0.001)
+    write_runs("tuned", "plain", [0.95, 0.951, 0.952], val_accuracy=0.94, learning_rate=0.3)
+    write_runs("smooth", "plain", [0.96] * 3, label_smoothing=0.1)
+    write_runs("other", "plain", [0.99], val_accuracy=0.99, weight_decay=0.01)
     groups = settings(find_runs([tmp_path / "runs"]))
     assert [len(setting.runs) for setting in groups] == [13]
     default, tuned, wc, smooth = tables.table(groups)
@@ -118,32 +116,39 @@ def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run
     assert "## Settings that differ" not in text
 
 
-def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_run):
-    accuracies = {"plain": [0.9 + seed / 100 for seed in range(8)], "wc": [0.905 + seed / 90 for seed in range(8)]}
-    for variant, values in accuracies.items():
-        for seed in range(8):
-            write_run(f"{variant}{seed}", variant, seed, values[seed])
+def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_runs):
+    ours, plain = ([start + seed / step for seed in range(8)] for start, step in ((0.905, 90), (0.9, 100)))
+    write_runs("plain", "plain", plain)
+    write_runs("wc", "wc", ours)
     (setting,) = settings(find_runs([tmp_path / "runs"]))
     _, wc = tables.table([setting])
-    interval = stats.ttest_rel(accuracies["wc"], accuracies["plain"]).confidence_interval()
+    interval = stats.ttest_rel(ours, plain).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
     assert wc.paired and tables.format_difference(wc).endswith(", paired)")
     _, wc = tables.table([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
-    interval = stats.ttest_ind(accuracies["wc"][:7], accuracies["plain"], equal_var=False).confidence_interval()
+    interval = stats.ttest_ind(ours[:7], plain, equal_var=False).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high], [100 * interval.low, 100 * interval.high])
     assert not wc.paired
 
 
-def test_robustness_is_compared_over_the_levels_of_a_change(tmp_path, write_run, write_report):
+@pytest.fixture
+def write_measured(write_run):
+    """Makes the folder of a run whose robustness was measured."""
+
+    def write(variant, seed, curves, images=100):
+        measured = {"images": images, "accuracy": 0.8, "curves": curves}
+        (write_run(f"{variant}{seed}", variant, seed, 0.8) / "robustness.json").write_text(json.dumps(measured))
+
+    return write
+
+
+def test_robustness_is_compared_over_the_levels_of_a_change(tmp_path, write_measured, write_report):
+    blur = {"image_blur": [[1, 0.7]]}
     for seed in range(8):
         for variant, gain in (("plain", 0), ("wc", 0.02)):
-            curves = {"weight_bits": [[8, 0.8], [4, 0.5 + gain * (0.7 if seed % 2 else 1.3) + seed / 999]]}
-            curves |= {"image_blur": [[1, 0.7]]}
-            measured = {"images": 100, "accuracy": 0.8, "curves": curves}
-            folder = write_run(f"{variant}{seed}", variant, seed, 0.8)
-            (folder / "robustness.json").write_text(json.dumps(measured))
-    measured["images"] = 50
-    (write_run("few", "erf", 0, 0.8) / "robustness.json").write_text(json.dumps(measured))
+            accuracy = 0.5 + gain * (0.7 if seed % 2 else 1.3) + seed / 999
+            write_measured(variant, seed, blur | {"weight_bits": [[8, 0.8], [4, accuracy]]})
+    write_measured("erf", 0, blur, images=50)
     text = write_report()
     assert (tmp_path / "out" / "digits_resnet8_robustness.png").exists()
     assert "| weight bits | plain | 8 | 65.18 | 14.82 |  |  |" in text
@@ -152,13 +157,10 @@ def test_robustness_is_compared_over_the_levels_of_a_change(tmp_path, write_run,
     assert "| WC erf | 1 |" not in text  # measured on fewer images
 
 
-def test_curves_of_other_changes_or_levels_are_not_mixed(tmp_path, write_run, write_report):
-    good, poor, blur = {"weight_bits": [[8, 0.8]]}, {"weight_bits": [[8, 0.6]]}, {"image_blur": [[1, 0.7]]}
-    for seed, curves in enumerate([good, poor | blur, {"weight_bits": [[4, 0.1], [3, 0.1]]}]):
-        folder = write_run(f"plain{seed}", "plain", seed, 0.8)
-        (folder / "robustness.json").write_text(json.dumps({"images": 100, "accuracy": 0.8, "curves": curves}))
+def test_curves_of_other_changes_or_levels_are_not_mixed(write_measured, write_report):
+    for seed, levels in enumerate(([[8, 0.8]], [[8, 0.6]], [[4, 0.1], [3, 0.1]])):
+        write_measured("plain", seed, {"weight_bits": levels} | ({"image_blur": [[1, 0.7]]} if seed == 1 else {}))
     text = write_report()
-    assert (tmp_path / "out" / "digits_resnet8_robustness.png").exists()
     assert "| weight bits | plain | 2 | 70.00 | 10.00 |" in text
     assert "| image blur | plain | 1 | 70.00 | 10.00 |" in text
 
@@ -237,40 +239,23 @@ def test_curves_of_equal_runs_are_drawn_without_a_warning(tmp_path):
     assert image.imread(path)[..., :3].std() > 0.05
 
 
-def test_links_are_omitted_and_named_with_their_target(tmp_path, write_run, write_report):
-    elsewhere = write_run("b", "plain", 1, 0.95).rename(tmp_path / "elsewhere")
-    (tmp_path / "runs" / "link").symlink_to(elsewhere)
-    with pytest.raises(InputError, match=f"no run in .*runs/link was omitted: a link to {elsewhere}; give that folder"):
+def test_what_holds_no_run_is_omitted_and_named(tmp_path, write_run, write_report, caplog):
+    runs, elsewhere = tmp_path / "runs", write_run("b", "plain", 1, 0.95).rename(tmp_path / "elsewhere")
+    (runs / "link").symlink_to(elsewhere)
+    fault = f"{runs}/link: a link to {elsewhere}; give that folder too"
+    with pytest.raises(InputError, match=f"no run in .* {fault.replace(':', ' was omitted:')}"):
         write_report()
     write_run("a", "plain", 0, 0.94)
-    (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "gone")
-    for folders, count in (((), 1), ((tmp_path / "runs", tmp_path / "runs" / "link"), 2)):
+    (runs / "dangling").symlink_to("gone")
+    (runs / "a_model").mkdir()
+    (runs / "a_model" / "config.json").write_text('{"architectures": ["Bert"]}')
+    others = f"{runs}/dangling: a link to gone; give", f"{runs}/a_model: unknown config key 'architectures'."
+    for folders, count in (([], 1), ([runs, runs / "link"], 2)):
+        caplog.clear()
         text = write_report(*folders)
         assert f"- runs: {count}, of them {count} finished" in text
-        assert f"- {tmp_path / 'runs' / 'dangling'}: a link to {tmp_path / 'gone'}; give that folder too" in text
-        assert (f"- {tmp_path / 'runs' / 'link'}: a link to {elsewhere}; give that" in text) == (count == 1)
-
-
-@pytest.mark.parametrize(
-    "folder, out, message",
-    [
-        ("{}/nowhere", "{}/out", "{}/nowhere is not a folder; give folders of runs."),
-        ("{}/empty", "{}/out", "no run in {}/empty: a run folder holds a config.json."),
-        ("{}/runs", "gs://bucket/report", "--out gs://bucket/report: gs:// is not a local path"),
-        ("{}/runs", "{}/file/out", "--out {}/file/out: {}/file is a file; give a folder."),
-        ("{}/runs", "{}/empty", "{}/empty/psi.png cannot be written ("),
-    ],
-)
-def test_a_path_that_cannot_be_used_is_one_line(tmp_path, write_run, capsys, monkeypatch, folder, out, message):
-    write_run("a", "plain", 0, 0.94)
-    (tmp_path / "empty" / "psi.png").mkdir(parents=True)
-    (tmp_path / "file").write_text("mine")
-    monkeypatch.chdir(tmp_path)
-    assert report.main([folder.format(tmp_path), "--out", out.format(tmp_path)]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith(f"error: {message.replace('{}', str(tmp_path))}") and errors.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"runs", "empty", "file"}
-    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["psi.png"]
+        assert all(f"- {other}" in text and f"omitted: {other}" in caplog.text for other in others)
+        assert (f"- {fault}" in text) == (count == 1), "the folder that a link leads to may be given too"
 
 
 @pytest.mark.parametrize(
@@ -290,12 +275,3 @@ def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, variant, file, o
     with pytest.raises(InputError, match=re.escape(message)):
         report.write_report([good, path.parent], tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} <= {"runs", "out"}
-
-
-def test_a_folder_below_that_holds_no_run_is_omitted_and_named(tmp_path, write_run, write_report, caplog):
-    write_run("a", "plain", 0, 0.94)
-    (model := tmp_path / "runs" / "a_model").mkdir()
-    (model / "config.json").write_text('{"architectures": ["Bert"]}')
-    text, fault = write_report(), f"{model}: unknown config key 'architectures'."
-    assert "- runs: 1, of them 1 finished" in text and f"- {fault}" in text
-    assert f"omitted: {fault}" in caplog.text

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from wcjax import commands
-from wcjax.analysis import compare
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import InputError, use_plain_letters
 
@@ -50,6 +49,41 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, config
     line = str(end.value)  # Python prints it to stderr and exits with 1
     assert line.startswith(f"error: {message}") and "\n" not in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("compare .", ". holds no config.json: give the folder of a run."),
+        ("compare runs/half --png=w.png", "runs/half holds no summary.json: give the folder of a finished"),
+        ("compare gs://bucket/run", "RUN gs://bucket/run: gs:// is not a local path"),
+        ("compare runs/$_$ --png=", "--png is empty: give a path."),
+        ("compare runs/$_$ --png=runs", "--png runs is a folder; the picture is a PNG: give a FILE.png."),
+        ("compare runs/$_$ --png=w.jpg", "--png w.jpg is a file with the ending '.jpg'; the picture is a PNG"),
+        ("report nowhere --out=out", "nowhere is not a folder; give folders of runs."),
+        ("report empty --out=out", "no run in empty: a run folder holds a config.json."),
+        ("report runs --out=gs://bucket/out", "--out gs://bucket/out: gs:// is not a local path"),
+        ("report runs --out=file/out", "--out file/out: "),
+        ("report runs --out=empty", "empty/psi.png cannot be written ("),
+        ("robustness runs/half", "no run is finished; give folders"),
+        ("robustness runs --images=-1", "--images must be at least 0, found -1."),
+        ("evaluate .", ". is not a run folder: it has no config.json."),
+        ("data_check empty", "empty contains no images; allowed are .jpeg"),
+        ("data_check no", "no is not a folder;"),
+    ],
+)
+def test_what_a_command_cannot_use_is_one_line(tmp_path, write_run, capsys, monkeypatch, command, message):
+    write_run("$_$", "plain", 0, 0.94)
+    write_run("half", "plain")
+    (tmp_path / "empty" / "psi.png").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    name, *arguments = command.split()
+    assert getattr(commands, name)(arguments) == 2
+    output, line = capsys.readouterr()
+    assert line.startswith(f"error: {message}") and line.count("\n") == 1
+    assert (output, sorted(tmp_path.rglob("*"))) == ("", before), "before any work"
 
 
 def config_file(folder, text):
@@ -111,6 +145,6 @@ def test_letters_that_a_terminal_lacks_are_spelt_out(tmp_path, monkeypatch, enco
         print("Ψ′(v) 1 ± 2 α × ü 日 \udcff", file=stream, flush=True)
         assert stream.buffer.getvalue().decode(encoding) == text + "\n"
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert compare.main([str(tmp_path / "Ψ")]) == 2, "as every command does"
+    assert commands.compare([str(tmp_path / "Ψ")]) == 2, "as every command does"
     sys.stderr.flush()
     assert sys.stderr.buffer.getvalue().startswith(f"error: {tmp_path}/Psi holds no config.json".encode())

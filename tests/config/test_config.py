@@ -3,12 +3,13 @@
 import json
 import re
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
 from tests.run_folder.examples import SUMMARY
 from tests.training import runs
-from wcjax import training
+from wcjax import models, training
 from wcjax.config import check_config, default_config
 from wcjax.errors import InputError
 
@@ -56,24 +57,28 @@ WRONG = [
     ({"schedule.milestones": (1.5,)}, f"{MILESTONES}(1.5,)."),
     (TINY | {"batch_size": 1294}, "config.batch_size is 1294, but digits has 1293 training images."),
     ({"data_dir": ""}, "cifar10 needs data_dir. Prepare it once"),
+    (TINY | {"model": "own"}, "the network own has no companded layer, but config.reparam.name is arctan"),
     # Kaiming's uniform weights of the head, whose fan-in is 8, reach √(6/8).
     (TINY | {"reparam.a": 0.4, "reparam.learn": "coarse"}, "initial weights: head/kernel: largest |w| is 0.86"),
 ]
 
 
-def nested(changes):
-    """{'reparam': {'a': 1, 'b': 2}} for {'reparam.a': 1, 'reparam.b': 2}."""
-    config = {}
-    for key, value in changes.items():
-        outer, _, inner = key.partition(".")
-        config[outer] = config.get(outer, {}) | {inner: value} if inner else value
-    return config
+class Own(nn.Module):
+    num_classes: int
+    reparam: object
+    learn: str
+    dtype: object
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
 
 
 @pytest.mark.parametrize("changes, message", WRONG, ids=[str(changes)[:60] for changes, _ in WRONG])
-def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path):
+def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path, monkeypatch):
     runs.register_tiny()
-    config = {"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")} | nested(changes)
+    monkeypatch.setitem(models.NETWORKS, "own", Own)
+    config = runs.changed({"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")}, changes)
     with pytest.raises(InputError, match=re.escape(message)):
         training.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -92,8 +97,8 @@ def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path):
 )
 def test_a_config_is_completed_and_numbers_take_their_type(changes, expected):
     config, changed = default_config(), default_config()
-    config.update(nested(expected))
-    checked = check_config(nested(changes))
+    config.update(runs.changed({}, expected))
+    checked = check_config(runs.changed({}, changes))
     assert json.dumps(checked.to_dict()) == json.dumps(config.to_dict())
     checked.epochs = 99
     assert check_config(config) == config, "it is copied"
@@ -101,34 +106,37 @@ def test_a_config_is_completed_and_numbers_take_their_type(changes, expected):
     assert json.dumps(changed.to_dict()) == json.dumps(config.to_dict())
 
 
-def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    config = {"dataset": "cifar10", "data_dir": "gone", "reparam": {"a": 1.0}}
-    stored = check_config(config).to_dict()
+GONE = {"dataset": "cifar10", "data_dir": "gone"}
+
+
+def modified(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["config.json", "failed.json"])  # a run that could not start has no config.json
+def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path, name):
+    stored = check_config(GONE).to_dict()
     del stored["label_smoothing"]  # as if that key were younger than the run
-    (run / "config.json").write_text(json.dumps(stored))
+    (tmp_path / name).write_text(json.dumps(stored if name == "config.json" else {"reason": "", "config": stored}))
     changes = {"seed": 7, "learning_rate": 0.2, "reparam": {"a": 0.9}, "data_dir": "moved"}
     with pytest.raises(InputError) as error:
-        training.train(config | changes, run)
+        training.train(GONE | changes, tmp_path)
     assert str(error.value).splitlines() == [
-        f"workdir {run} holds a run with another config:",
+        f"workdir {tmp_path} holds a run with another config:",
         "  learning_rate: 0.1 in the folder, 0.2 asked for",
         "  reparam.a: 1.0 in the folder, 0.9 asked for",
         "  seed: 0 in the folder, 7 asked for",
         "Give a new folder, or that config.",
     ]
-    assert [path.name for path in run.iterdir()] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
-    (run / "config.json").rename(run / "failed.json")  # a run that could not start has no config.json
-    (run / "failed.json").write_text(json.dumps({"reason": "|w| is too large", "config": stored}))
-    with pytest.raises(InputError, match="holds a run with another config:\n  learning_rate"):
-        training.train(config | changes, run)
-    (run / "failed.json").unlink()
-    (run / "config.json").write_text(json.dumps(stored))
 
-    (run / "summary.json").write_text(json.dumps(SUMMARY))
-    assert training.train(config | {"data_dir": "moved"}, run) == SUMMARY, "the data of a run may have moved"
+def test_a_finished_run_returns_its_summary_without_its_data(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(check_config(GONE).to_dict()))
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    before = modified(tmp_path)
+    assert training.train(GONE | {"data_dir": "moved"}, tmp_path) == SUMMARY, "the data of a run may have moved"
+    assert modified(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -143,11 +151,11 @@ def test_a_workdir_that_cannot_be_used_is_named_and_kept(tmp_path, text, message
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     if text:
         (tmp_path / "config.json").write_text(text)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = modified(tmp_path)
     message = re.escape(message.replace("{}", str(tmp_path)))
     with pytest.raises(InputError, match=message):
-        training.train({"dataset": "cifar10", "data_dir": "gone"}, tmp_path)
+        training.train(GONE, tmp_path)
     if text:
         with pytest.raises(InputError, match=message):
             training.evaluate_folded(tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert modified(tmp_path) == before

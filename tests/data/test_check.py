@@ -50,14 +50,6 @@ def test_every_bad_image_is_named_with_its_reason(root, capsys):
     assert summary == "good: 13, bad: 7, stray: 0, other: 0"
 
 
-@pytest.mark.parametrize("name, message", [("", "contains no images; allowed are .jpeg"), ("no", "is not a folder;")])
-def test_without_images_there_is_an_error_of_one_line(tmp_path, capsys, name, message):
-    (tmp_path / "notes.txt").write_text("")
-    assert check.main([str(tmp_path / name)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / name} {message}")
-
-
 def refuses(function, *args):
     try:
         function(*args)

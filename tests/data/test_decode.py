@@ -140,7 +140,7 @@ def repeat_scans(content, count):
     return content[:-2] + last * (count - content.count(b"\xff\xda")) + content[-2:]
 
 
-JPEG, PROGRESSIVE = pictures.encode(PIXELS), pictures.encode(IMAGE, progressive=True)
+JPEG, PROGRESSIVE = KINDS["JPEG"], KINDS["progressive JPEG"]
 ANIMATED = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
 BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BMP. "
 

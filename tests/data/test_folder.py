@@ -56,24 +56,6 @@ def test_other_files_are_skipped_and_counted_by_kind(root, caplog):
     }
 
 
-def test_the_fingerprint_covers_names_sizes_and_classes(root):
-    fingerprint = lambda: data.load("imagenet", root).fingerprint()
-    first = fingerprint()
-    assert fingerprint() == first
-    assert (first["classes"], first["train"]["images"], first["test"]["images"]) == (3, 42, 15)
-    image = root / "train" / "n00000001" / "train_13.JPEG"
-    image.write_bytes(b"another size")
-    second = fingerprint()
-    assert second["train"]["content"] != first["train"]["content"] and second["test"] == first["test"]
-    image = image.rename(image.with_name("train_14.JPEG"))
-    third = fingerprint()
-    assert third["train"]["content"] != second["train"]["content"]
-    image = image.rename(root / "train" / "n00000002" / "train_14.JPEG")
-    assert fingerprint()["train"]["labels"] != third["train"]["labels"]
-    image.unlink()
-    assert fingerprint()["train"]["images"] == 41
-
-
 def test_files_that_cannot_be_read_are_named(root):
     source = data.load("imagenet", root).train
     lost, device, large = paths = [Path(source[i].name) for i in range(3)]

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -67,6 +68,14 @@ class Attempt:
             self.process.kill()
             raise AssertionError(f"it hangs:\n{self.output()}")
         return self.process.exitcode
+
+    def failed_with(self, pattern) -> bool:
+        """Whether the process ended with this error: False if it had done its work before the fault."""
+        if self.end() == 0:
+            return False
+        assert self.process.exitcode == 1, self.output()
+        assert re.match(f"error: {pattern}", self.error()), self.output()
+        return True
 
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from tests.models import numpy_networks
-from wcjax import Arctan, PowerProp, WeightNorm, fold, models
+from wcjax import Arctan, WeightNorm, fold, models
 from wcjax.models import layers, resnet, vgg, wide_resnet
 
 PSI = Arctan(0.8, 0.6)
@@ -228,7 +228,6 @@ ERRORS = [  # test_config.py has those of wrong values
     ({"steam": "cifar"}, "unknown option of resnet8 'steam'. Did you mean 'stem'? Known: stem, kernel_init."),
     ({"name": "vgg16_bn"}, "VGG needs images of at least 32x32 pixels, found (8, 8)"),
     ({"reparam": PSI, "learn": "all"}, "learn must be one of 'none', 'fine', 'channel', 'coarse', found 'all'."),
-    ({"reparam": PowerProp(2.0), "learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
 ]
 
 

@@ -7,26 +7,13 @@ import re
 
 import pytest
 
-from tests.run_folder.examples import DATA, LAYER, PAIRS, SUMMARY
+from tests.run_folder.examples import DATA, LAYER, SUMMARY
 from wcjax.errors import InputError
 from wcjax.run_folder import forms, read, read_lines
-
-WEIGHTS = [{"epoch": epoch, "layers": {"stem": LAYER, "block1_0/conv1": LAYER}} for epoch in (0, 1)]
-METRICS = [{"epoch": epoch, "val_accuracy": 1, "pairs": PAIRS} for epoch in (1, 2)]
 
 
 def text(*values):
     return "".join(json.dumps(value) + "\n" for value in values)
-
-
-def test_the_files_of_a_run_are_read_as_they_are(tmp_path):
-    contents = {"summary.json": text(SUMMARY), "data.json": text(DATA), "weights.jsonl": text(*WEIGHTS)}
-    contents["metrics.jsonl"] = text(*METRICS) + '{"epoch": 3, "torn'
-    for name, content in contents.items():
-        (tmp_path / name).write_text(content)
-    assert (read(tmp_path, "summary.json"), read(tmp_path, "data.json")) == (SUMMARY, DATA)
-    assert (read_lines(tmp_path, "weights.jsonl"), read_lines(tmp_path)) == (WEIGHTS, METRICS)
-    assert (read(tmp_path, "failed.json"), read_lines(tmp_path / "none")) == (None, [])
 
 
 def summary(name, value, needed):

@@ -24,6 +24,14 @@ def register_tiny() -> None:
     models.NETWORKS["tiny"] = functools.partial(resnet.ResNet, stages=(), block=resnet.BasicBlock, width=8)
 
 
+def changed(config, changes):
+    """A config with the values of keys like 'reparam.a'."""
+    for key, value in changes.items():
+        outer, _, inner = key.partition(".")
+        config = config | {outer: config.get(outer, {}) | {inner: value} if inner else value}
+    return config
+
+
 def tiny(**changes):
     """A run of a second on 719 training and 718 val images. reparam__a=0.5 stands for the key reparam.a."""
     config = {
@@ -35,10 +43,7 @@ def tiny(**changes):
         "schedule": {"milestones": (2, 3), "factor": 0.5},
         "reparam": {},
     }
-    for key, value in changes.items():
-        outer, _, inner = key.partition("__")
-        config |= {outer: config.get(outer, {}) | {inner: value} if inner else value}
-    return config
+    return changed(config, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def streamed(images, **changes):
@@ -47,8 +52,8 @@ def streamed(images, **changes):
 
 
 def cifar(data_dir, **changes):
-    """A run on the 91 training and 10 val images of `write_cifar`, with 11 steps in an epoch."""
-    return tiny(dataset="cifar10", data_dir=str(data_dir), batch_size=8, val_fraction=0.1, **changes)
+    """A run on the 91 training and 10 val images of `write_cifar`, with 5 steps in an epoch."""
+    return tiny(dataset="cifar10", data_dir=str(data_dir), batch_size=16, val_fraction=0.1, **changes)
 
 
 cifar_arrays = functools.partial(sets.cifar_arrays, 101, 21)

@@ -30,15 +30,18 @@ class Means:
         return np.float32([0.4321, 0.852])
 
 
+def run_in(folder):
+    config = types.SimpleNamespace(epochs=3, batch_size=64)
+    return types.SimpleNamespace(config=config, steps_per_epoch=100, folder=folder)
+
+
 def show(stream, folder):
     """Shows 2 of 3 epochs of 100 steps, which take a second, and of validations, which take 20.
 
     Returns what the stream had got after each step, and how often the numbers were read from the device.
     """
     seconds, texts, means = 0, {}, Means()
-    config = types.SimpleNamespace(epochs=3, batch_size=64)
-    run = types.SimpleNamespace(config=config, steps_per_epoch=100, folder=folder)
-    display, progress = Display(run, stream, clock=lambda: seconds), Progress(None, None)
+    display, progress = Display(run_in(folder), stream, clock=lambda: seconds), Progress(None, None)
     for epoch in range(2):
         progress.epoch, progress.step = epoch, 100 * epoch
         display.begin_epoch(progress)
@@ -93,10 +96,7 @@ def test_a_run_continues_if_nothing_can_be_shown_any_more(tmp_path, is_live):
 
 
 def test_numbers_that_a_reader_refuses_are_not_recorded(tmp_path):
-    run = types.SimpleNamespace(
-        config=types.SimpleNamespace(epochs=1, batch_size=1), steps_per_epoch=1, folder=tmp_path
-    )
-    display = Display(run, io.StringIO())
+    display = Display(run_in(tmp_path), io.StringIO())
     display.begin_epoch(Progress(None, None))
     display.finish_step(Means())
     for loss in (float("nan"), 1e31):

@@ -1,4 +1,4 @@
-"""Which images a step gets: in which order, augmented how, and each of them once in an evaluation."""
+"""Which images a step gets: in which order, and augmented how."""
 
 import functools
 import re
@@ -16,15 +16,15 @@ import pytest
 from tests.data import pictures
 from wcjax.config import default_config
 from wcjax.data import Split
-from wcjax.training import evaluate, feed, sharding, steps
+from wcjax.training import feed, sharding, steps
 
 N, BATCH = 23, 5  # four batches in an epoch, and three images left over
 STEPS = N // BATCH
 MEAN, STD = np.float32([0.4]), np.float32([0.2])
 
 
-def on_device(images, labels, batch_size=BATCH, **augment):
-    config = types.SimpleNamespace(batch_size=batch_size, dtype="float32", augment=augment)
+def on_device(images, labels, **augment):
+    config = types.SimpleNamespace(batch_size=BATCH, dtype="float32", augment=augment)
     dataset = types.SimpleNamespace(mean=MEAN, std=STD)
     return feed.OnDevice(Split(images, np.int32(labels)), dataset, config, sharding.one_device())
 
@@ -91,27 +91,6 @@ def test_augmentation_is_drawn_anew_in_each_step():
     batches = [shown(*case) for case in cases]
     assert len(set(batches)) == len(cases)
     assert batches == [shown(*case) for case in cases], "seed and step alone decide it"
-
-
-class Lookup(nn.Module):
-    """Takes its logits from the pixels: an arbitrary network whose answers are known."""
-
-    @nn.compact
-    def __call__(self, images, train):
-        return images[:, 0, :, 0] * 5
-
-
-@pytest.mark.parametrize("batch_size", [5, 64])
-def test_evaluation_counts_every_image_once(batch_size):
-    rng = np.random.default_rng(0)
-    pixels, labels = rng.integers(0, 256, (N, 1, 4, 1), np.uint8), rng.integers(0, 4, N)
-    split = on_device(pixels, labels, batch_size)
-    program = steps.compile_eval_step(Lookup(), split, {}, {})
-    numbers = evaluate.evaluate(program, {}, {}, split)
-    logits = 5 * np.float64(normalized(pixels[:, 0, :, 0]))
-    losses = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(N), labels]
-    assert numbers["accuracy"] == np.mean(logits.argmax(1) == labels)
-    np.testing.assert_allclose(numbers["loss"], np.mean(losses), rtol=1e-5)
 
 
 READ_ALL = """

@@ -4,17 +4,16 @@ import math
 import runpy
 import shutil
 
-import flax.linen as nn
 import pytest
 
 from tests.training import runs
 from tests.training.runs import EPOCHS, STEPS
-from wcjax import models, training
+from wcjax import training
 from wcjax.config import check_config, default_config
 from wcjax.errors import InputError
 from wcjax.run_folder import read, read_lines
 from wcjax.run_folder.checkpoints import load_tree
-from wcjax.training import loop, steps
+from wcjax.training import loop
 
 FOLDER = "checkpoints config.json data.json folded .lock metrics.jsonl summary.json tensorboard weights.jsonl"
 METRICS = "epoch step train_loss train_accuracy val_loss val_accuracy learning_rate images_per_second seconds"
@@ -69,14 +68,6 @@ def test_on_step_and_on_epoch_follow_each_step_and_epoch(tmp_path):
     assert rows == read_lines(tmp_path / "run") and len(rows) == 2
 
 
-def test_a_finished_run_returns_its_summary_and_does_nothing(tiny_run, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")}
-    monkeypatch.setattr(loop, "load_dataset", lambda config: pytest.fail("it looked at the data"))
-    monkeypatch.setattr(steps, "init_state", lambda *args: pytest.fail("it made a network"))
-    assert training.train(runs.tiny(), tiny_run[0]) == read(tiny_run[0], "summary.json")
-    assert {path: path.stat().st_mtime_ns for path in tiny_run[0].rglob("*")} == before
-
-
 def test_a_run_that_began_here_before_the_lock_is_not_mixed_up_with(tiny_run, tmp_path, monkeypatch):
     def load(config, real=loop.load_dataset):
         shutil.copytree(tiny_run[0], tmp_path / "run")  # another process trains here while this one reads the data
@@ -92,24 +83,6 @@ def test_a_run_that_began_here_before_the_lock_is_not_mixed_up_with(tiny_run, tm
 def test_milestones_that_the_run_does_not_reach_are_named(tmp_path, caplog):
     training.train(runs.tiny(epochs=2), tmp_path / "run")
     assert "The run ends after epoch 2, before schedule.milestones [2, 3]." in caplog.text
-
-
-class Own(nn.Module):
-    num_classes: int
-    reparam: object
-    learn: str
-    dtype: object
-
-    @nn.compact
-    def __call__(self, images, train):
-        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
-
-
-def test_a_network_without_companded_layers_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(models.NETWORKS, "own", Own)
-    with pytest.raises(InputError, match="the network own has no companded layer, but config.reparam.name is arctan"):
-        training.train(runs.tiny(model="own"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

@@ -56,11 +56,3 @@ def test_streamed_runs_of_several_image_sizes_are_measured_together(tmp_path):
         training.train(runs.streamed(images, image_size=size, epochs=1), tmp_path / "runs" / str(size))
     assert robustness.main([str(tmp_path / "runs")]) == 0
     assert [read(tmp_path / "runs" / size, "robustness.json")["images"] for size in ("16", "24")] == [15, 15]
-
-
-def test_runs_that_cannot_be_measured_are_one_line(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
-    for images, line in (("0", "no run is finished; give folders"), ("-1", "--images must be at least 0, found -1.")):
-        assert robustness.main([str(tmp_path), "--images", images]) == 2
-        errors = capsys.readouterr().err
-        assert errors.startswith(f"error: {line}") and errors.count("\n") == 1

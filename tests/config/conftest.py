@@ -1,0 +1,1 @@
+from tests.analysis.conftest import write_run  # noqa: F401
