@@ -29,6 +29,15 @@ def test_flax_serialization_restores_to_the_bit_or_refuses():
     for learn in ("none", "channel", "coarse"):
         tx = compand(optax.adam(0.1), PSI, adaptive=True, learn=learn)
         trees.append(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1])
+    psi = Arctan(np.full((1, 1), 0.6, np.float32), 0.7)
+    trees.append(
+        compand(optax.sgd(0.1), psi, learn="fine").init(PARAMS)
+    )  # its Ψ are without the arrays that are learned
+    for weight_norm in (False, True):
+        params = reparameterize(PARAMS, WeightNorm() if weight_norm else PSI, learn="none" if weight_norm else "fine")
+        frozen = jax.tree.map(lambda _: "frozen", params)
+        some = {"train": optax.sgd(0.1, momentum=0.9), "frozen": optax.set_to_zero()}
+        trees.append(optax.multi_transform(some, frozen).init(params))
     for tree in trees:
         blank = jax.tree.map(jnp.zeros_like, tree)
         chex.assert_trees_all_equal(flax.serialization.from_bytes(blank, flax.serialization.to_bytes(tree)), tree)

@@ -64,6 +64,9 @@ def check_selection(weights: Weights, params: PyTree, num_reparameterized: int =
     names = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
     message = f"`where` selects no leaf of the {len(names)} ({shown}): see wcjax.describe(params, where)."
+    keys = (key for path, _ in jax.tree_util.tree_leaves_with_path(params) for key in path)
+    if any(isinstance(key, jax.tree_util.FlattenedIndexKey) for key in keys):
+        message += " It has containers that do not name their entries: convert them to dicts."
     if num_reparameterized:
         message += f" Weights that are Reparameterized already: {num_reparameterized}; fold the tree to change their Ψ."
     raise ValueError(message)

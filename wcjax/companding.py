@@ -86,7 +86,7 @@ def compand(
     inside.
 
     Args:
-      inner: an optax optimizer. Its update is the step u in v.
+      inner: an optax optimizer with its learning rate. Its update is the step u in v.
       psi: Arctan, Arsinh, Erf or PowerProp.
       adaptive: whether inner normalizes gradients (adam, lion, rmsprop, lamb, muon). If so, it sees dL/dw and w, and u
         is its step times Ψ′(v): see `wcjax.optim.scale_by_derivative`. If not, it sees dL/dv = Ψ′(v)·dL/dw and v.
@@ -98,7 +98,8 @@ def compand(
       learn: 'fine', a learned (a, b) for each companded leaf; 'channel', one for each index of its last axis; 'coarse',
         one for all. They start at psi's a and b, are stored in the state and stepped by inner, which then sees the
         tuple (params, pairs); w follows them. Masks and labels of inner must have the structure of that tuple, and
-        inner's own decay (as in adamw) acts on the pairs too.
+        inner's own decay (as in adamw) acts on the pairs too, also under a mask by rank, because a and b have the rank
+        of their weight.
 
     Returns:
       A transform with a `wcjax.companding.CompandState`. Updates of companded leaves have the dtype of their leaf. A

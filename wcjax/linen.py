@@ -10,6 +10,9 @@
 The parameter 'kernel' is a `wcjax.Reparameterized`. The initial w is the one that the plain layer would draw from the
 same key, up to the rounding of Ψ(Ψ⁻¹(w)). If a drawn w is beyond the bound of Ψ, its v is nan, because no error can be
 raised inside jit. `wcjax.reparameterize` raises one.
+
+Flax's modules that transform the parameters of others (nn.WeightNorm, nn.SpectralNorm, nn.map_variables) get v. For
+them, take the plain layer and `wcjax.compand`.
 """
 
 import copyreg

@@ -6,6 +6,7 @@
 any pytree: dicts, lists, named tuples, the parameters of Flax Linen and Haiku, NNX states, Equinox modules.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -212,7 +213,13 @@ def _without_psis(tree):
             return x
         rest = {name: _without_psis(y) for name, y in x.items() if not isinstance(y, Psi)}
         is_emptied = lambda name: isinstance(rest[name], Mapping) and not rest[name] and x[name]
-        mapping_type: Any = type(x)
-        return mapping_type({name: y for name, y in rest.items() if not is_emptied(name)})
+        rest = {name: y for name, y in rest.items() if not is_emptied(name)}
+        if not isinstance(x, dict):
+            mapping_type: Any = type(x)
+            return mapping_type(rest)
+        mapping = copy.copy(x)  # a defaultdict keeps its factory
+        mapping.clear()
+        mapping.update(rest)
+        return mapping
 
     return jax.tree.map(remove, tree, is_leaf=lambda x: isinstance(x, Mapping))

@@ -1,5 +1,6 @@
 """Reparameterized weights and their Ψ in flax.serialization: to_bytes, from_bytes and state dicts."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,10 @@ def register(*classes: type) -> None:
         if state["is"] != _constants(x):
             raise ValueError(f"the state holds {state['is']}, but the target has {_constants(x)}.")
         leaves = {name: serialization.from_state_dict(getattr(x, name), state[name]) for name in _leaves(x)}
-        return dataclasses.replace(x, **leaves)
+        # Not dataclasses.replace, which checks numbers and refuses the None of a mask in the place of an array.
+        restored = copy.copy(x)
+        vars(restored).update(leaves)
+        return restored
 
     for cls in classes:
         serialization.register_serialization_state(cls, to_state_dict, from_state_dict, override=True)
