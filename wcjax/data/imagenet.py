@@ -6,7 +6,7 @@ from wcjax.data.formats import folder, tfds
 from wcjax.data.formats.records import Records
 from wcjax.errors import InputError
 from wcjax.extras import needs
-from wcjax.files import local_path
+from wcjax.paths import local_path
 
 
 def read(name, data_dir):
