@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from wcjax.compiling import jit_unoptimized
 from wcjax.data import augment
@@ -32,7 +33,7 @@ def training(run: Run, first_step: int) -> "Feed":
     return Streamed(split, run.dataset, config, run.mesh, local_batches)
 
 
-def evaluation(split: Split | Source, dataset: Dataset, config, mesh: Mesh) -> "Feed":
+def evaluation(split: Split | Source, dataset: Dataset, config: ConfigDict, mesh: Mesh) -> "Feed":
     """A split of dataset for evaluation on the devices of mesh. `with` closes it."""
     if isinstance(split, Split):
         return OnDevice(split, dataset, config, mesh)
@@ -55,7 +56,7 @@ class Feed(abc.ABC):
     sharded by rows.
     """
 
-    def __init__(self, split: Split | Source, dataset: Dataset, config, mesh: Mesh):
+    def __init__(self, split: Split | Source, dataset: Dataset, config: ConfigDict, mesh: Mesh):
         self.mesh, self._config = mesh, config
         self.num_images = split.num_images
         self._num_batches = num_batches(split.num_images, config.batch_size)  # in one pass

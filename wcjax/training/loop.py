@@ -2,14 +2,16 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from wcjax import processes, run_folder
 from wcjax.config import check_config
@@ -35,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config,
-    workdir,
+    config: Mapping | ConfigDict,
+    workdir: str | os.PathLike,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[dict], None] = lambda row: None,
 ) -> dict:
@@ -120,7 +122,9 @@ def _write_config(run: Run, data_record: dict) -> None:
         run_folder.write(run.folder, "config.json", run.config.to_dict())
 
 
-def _train(run: Run, progress: Progress, on_step, on_epoch, signals: Signals | SharedSignals) -> dict:
+def _train(
+    run: Run, progress: Progress, on_step: Callable, on_epoch: Callable, signals: Signals | SharedSignals
+) -> dict:
     """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
     with contextlib.closing(RunCheckpoints(run)) as checkpoints:
         checkpoints.restore_into(progress)

@@ -85,7 +85,7 @@ class RunCheckpoints:
     def restore_into(self, progress: Progress) -> None:
         """Moves progress from the beginning of the run to its newest checkpoint, if it has one.
 
-        In place, so that each state is freed before the next one is read. Raises InputError if there are checkpoints of
+        In place, so that the devices never hold more than two states. Raises InputError if there are checkpoints of
         epochs and none can be read.
         """
         if newest := self._epochs.restore_newest(progress.state):
