@@ -168,7 +168,7 @@ class _Session(NamedTuple):
 
 
 @contextlib.contextmanager
-def _saved_on_signal(session: _Session):
+def _saved_on_signal(session: _Session) -> Iterator[None]:
     """Turns StopRequested into Preempted or KeyboardInterrupt, after the run is saved."""
     run, progress = session.run, session.progress
     try:
@@ -280,8 +280,8 @@ def _finish(session: _Session, best: steps.TrainState, compile_seconds: float) -
     if processes.is_first():
         shutil.rmtree(run.folder / MIDWAY, ignore_errors=True)
         (run.folder / "progress.json").unlink(missing_ok=True)
-    options = {"splits": ("test",), "mesh": run.mesh, "after_batch": session.check_stop}
-    test = evaluate_folded(run.folder, run.dataset, **options)["test"]
+    results = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=session.check_stop)
+    test = results["test"]
     summary = {
         "best_epoch": progress.best_epoch,
         "best_val_accuracy": progress.best_val_accuracy,
