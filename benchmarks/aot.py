@@ -22,7 +22,7 @@ from unittest import mock
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from benchmarks import hlo, report
 from benchmarks.runs import VARIANTS
@@ -32,6 +32,7 @@ from wcjax.data import Dataset, Split, image_shape
 from wcjax.data.dataset import streamed_dataset
 from wcjax.files import write_json
 from wcjax.training import feed, sharding, steps
+from wcjax.training.run import Run
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 MEMORY = {"v5e": 16 * 2**30, "v6e": 32 * 2**30}  # bytes of a chip
@@ -62,17 +63,28 @@ def make_dataset(config) -> Dataset:
     return Dataset(split, split, split, num_classes, *np.full((2, shape[-1]), 0.5, np.float32))
 
 
-def compile_step(target: str, config, run_class):
-    """(the compiled training step of config for the devices of target, the number of donated arrays)."""
-    mesh, dataset = make_mesh(target, config.mesh.fsdp), make_dataset(config)
+def compile_step(config, mesh: Mesh, run_class: type[Run] = Run):
+    """(the compiled training step of config for the devices of mesh, the arguments that it takes over: state, totals).
+
+    The arguments are shapes, dtypes and shardings. Nothing is drawn, and no memory is used.
+    """
+    dataset = make_dataset(config)
     run = run_class(config, None, mesh, dataset)
     if isinstance(dataset.train, Split):
-        data = feed.OnDevice(dataset.train, dataset, config, mesh)
+        train_feed = feed.OnDevice(dataset.train, dataset, config, mesh)
     else:
-        data = feed.Streamed(dataset.train, dataset, config, mesh, iter(()))
-    state = steps.abstract_state(run.model, run.tx, run.image_shape, mesh)
-    totals = sharding.abstract(jax.eval_shape(steps.Totals.zero), sharding.replicated(mesh))
-    return steps.compile_train_step(run, data, state, totals), len(jax.tree.leaves((state, totals)))
+        train_feed = feed.Streamed(dataset.train, dataset, config, mesh, iter(()))
+    shapes = jax.eval_shape(steps.initializer(run.model, run.tx, run.image_shape), jax.random.key(0))
+    state = abstract(shapes, sharding.state_sharding(mesh, shapes))
+    totals = abstract(jax.eval_shape(steps.Totals.zero), sharding.replicated(mesh))
+    return steps.compile_train_step(run, train_feed, state, totals), (state, totals)
+
+
+def abstract(shapes, shardings):
+    """Shapes and dtypes with these shardings: a tree of them, or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def measure(step, num_donated: int, memory_size: int) -> dict:
@@ -107,7 +119,7 @@ def main():
     args = parser.parse_args(arguments)
     if args.target.partition(":")[0] not in MEMORY:
         parser.error(f"--target must begin with one of {', '.join(MEMORY)}, found {args.target!r}.")
-    jax.config.update("jax_platforms", "cpu")  # of this process; the compilers need no device
+    jax.config.update("jax_platforms", "cpu")  # for this process only; the compilers need no device
     omitted = (
         mock.patch.dict(sharding.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
     )
@@ -118,11 +130,11 @@ def main():
         case = {"target": args.target, "model": config.model, "batch": config.batch_size, "dtype": config.dtype}
         case |= {"fsdp": config.mesh.fsdp, "options": not args.without_options, "variant": variant}
         with omitted:
-            step, num_donated = compile_step(args.target, config, run_class)
+            step, donated = compile_step(config, make_mesh(args.target, config.mesh.fsdp), run_class)
         if args.hlo:
             args.hlo.mkdir(parents=True, exist_ok=True)
             (args.hlo / f"{'-'.join(map(str, case.values()))}.txt").write_text(step.as_text())
-        records.append({"group": "aot", **case, **measure(step, num_donated, memory_size)})
+        records.append({"group": "aot", **case, **measure(step, len(jax.tree.leaves(donated)), memory_size)})
         print(json.dumps(records[-1]), flush=True)
         if args.out:
             add(args.out, case, records[-1])

@@ -5,7 +5,12 @@ import math
 import re
 from typing import NamedTuple
 
-from benchmarks.collectives import ARRAY, BYTES, OPERATION
+BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1}
+OPERATION = re.compile(
+    r"= (?P<result>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|"
+    r"collective-permute|collective-broadcast)(?:-start)?\("
+)
+ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<shape>[\d,]*)\]")
 
 NOT_KERNELS = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id"}
 NOT_KERNELS |= {"copy-start", "slice-start"}  # a TPU fetches operands into its fast memory while it computes
@@ -88,6 +93,32 @@ def _computes_meanwhile(program, start):
         if kernel.does == "convolutions":
             return True
     return False
+
+
+def collective_arrays(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """{(kind, what): (arrays, bytes of the results on one device)} of a compiled program.
+
+    what: 'kernels' for arrays of two axes and more; for those of one axis, which are batch norm's but for the bias of
+    the head, 'vectors, forward' (sums for mean and variance) or 'backward'; 'numbers' for the loss and what is counted.
+    """
+    totals = collections.defaultdict(lambda: (0, 0))
+    for line in hlo.splitlines():
+        if not (operation := OPERATION.search(line)):
+            continue
+        backward = "transpose(" in line.partition("op_name=")[2]
+        for array in ARRAY.finditer(operation["result"]):
+            shape = [int(n) for n in array["shape"].split(",") if n]
+            what = "kernels" if len(shape) > 1 else f"vectors, {'backward' if backward else 'forward'}"
+            what = what if shape else "numbers"
+            count, size = totals[operation["kind"], what]
+            totals[operation["kind"], what] = (count + 1, size + math.prod(shape) * BYTES[array["dtype"]])
+    return dict(totals)
+
+
+def largest_arctan(hlo: str) -> int:
+    """Elements of the largest array of which a device computes the arctan: under fsdp that of a shard."""
+    shapes = re.findall(r"= f32\[([\d,]*)\]\S* atan2\(", hlo)
+    return max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
 
 
 def size(result: str) -> int:

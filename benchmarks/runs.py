@@ -87,16 +87,15 @@ class BareSteps:
         self.run = run = run_class(config, None, sharding.make_mesh(config), load_dataset(config))
         progress = Progress.start(run)
         self.steps_per_epoch, self.state, self.totals = run.steps_per_epoch, progress.state, progress.totals
-        with feed.training(run, 0) as self.data:
-            pass  # small sets stay on the device
-        self.inputs = next(self.data.epoch(self.state))
+        self.feed = feed.OnDevice(run.dataset.train, run.dataset, config, run.mesh)
+        self.inputs = next(self.feed.epoch(self.state))
         if several == 1:
-            self.step = steps.compile_train_step(run, self.data, self.state, self.totals)
+            self.step = steps.compile_train_step(run, self.feed, self.state, self.totals)
             self.state = jax.device_put(self.state, self.step.input_formats[0][0])
         else:
 
             def scanned(state, totals, inputs):
-                body = lambda carry, _: (steps.train_step(run, self.data, *carry, inputs)[:2], None)
+                body = lambda carry, _: (steps.train_step(run, self.feed, *carry, inputs)[:2], None)
                 (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
                 return state, totals, totals.loss
 
@@ -109,10 +108,10 @@ class BareSteps:
 
     @functools.cached_property
     def eval_step(self):
-        return steps.compile_eval_step(self.run.model, self.data, self.state.params, self.state.batch_stats)
+        return steps.compile_eval_step(self.run.model, self.feed, self.state.params, self.state.batch_stats)
 
     def evaluate(self):
-        evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.data)
+        evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.feed)
 
 
 def measure_run_steps(model, batch, dtype, repeats):
@@ -129,7 +128,7 @@ def measure_run_steps(model, batch, dtype, repeats):
 
 
 def measure_epoch(model, batch, dtype, steps):
-    """Images/s of the steps in the fastest epoch of a run but the first, of bare steps, and of evaluation."""
+    """Images/s of bare steps, of the fastest epoch of a run after its first, and of evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(model, batch, dtype, folder, round(batch * steps / 0.9) + 1)
         bare = BareSteps(config)
@@ -151,7 +150,7 @@ def measure_epoch(model, batch, dtype, steps):
         images = bare.steps_per_epoch * batch
         began = time.perf_counter()
         bare.evaluate()  # which waits for the result
-        evaluation = bare.data.num_images / (time.perf_counter() - began)
+        evaluation = bare.feed.num_images / (time.perf_counter() - began)
     case = {"group": "epoch", "model": model, "batch": batch, "dtype": dtype, "steps": bare.steps_per_epoch}
     in_run = max(line["images_per_second"] for line in lines[1:])
     rates = {"bare steps": images / min(seconds), "run": in_run, "evaluation": evaluation}
@@ -205,7 +204,7 @@ def measure_growth(models, batches, dtype, repeats):
 
 
 def measure_start(model):
-    """Seconds of a run on digits but for its training steps, in fresh processes: without and with a cache."""
+    """Seconds that a run on digits takes outside its training steps, in fresh processes: without and with a cache."""
     code = f"""
 import time; began = time.perf_counter()
 from wcjax.config import default_config

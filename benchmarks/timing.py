@@ -72,12 +72,13 @@ def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict
     A ratio is of two measurements of the same repeat. base: the first by default.
     """
     base = base or next(iter(seconds))
-    found = {}
-    for name, of in seconds.items():
-        ratios = [x / y for x, y in zip(of, seconds[base], strict=True)]
+    statistics_by_name = {}
+    for name, times in seconds.items():
+        ratios = [x / y for x, y in zip(times, seconds[base], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        found[name] = {"seconds": statistics.median(of), "ratio": middle, "low": low, "high": high, "repeats": len(of)}
-    return found
+        quartiles = {"ratio": middle, "low": low, "high": high}
+        statistics_by_name[name] = {"seconds": statistics.median(times), **quartiles, "repeats": len(times)}
+    return statistics_by_name
 
 
 def _processor() -> str:

@@ -11,7 +11,8 @@ import pytest
 from tests.permissions import denied
 from wcjax import training
 from wcjax.errors import InputError, SaveError
-from wcjax.files import local_path, replacing, run_path, saving, write_json
+from wcjax.files import atomic_write, saving, write_json
+from wcjax.paths import local_path, run_path
 from wcjax.run_folder.checkpoints import load_tree, save_tree
 
 CONFIG = {"dataset": "cifar10"}  # it lacks data_dir, so that a path that is not refused leads to another error
@@ -80,7 +81,7 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
 
 
 def replace(path, content=b"new", before_end=lambda: None):
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
         file.flush()
         before_end()

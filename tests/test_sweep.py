@@ -27,13 +27,14 @@ import optuna
 
 from tests.run_folder.examples import SUMMARY
 from wcjax import run_folder, training
+from wcjax.commands import command
 from wcjax.config import default_config
-from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted, command
+from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
 from wcjax.files import write_json
 from wcjax.sweep import __main__ as sweep
 from wcjax.sweep import plan, process, study
 from wcjax.sweep.table import LiveTable, table_rows
-from wcjax.training.preemption import START_AGAIN
+from wcjax.training.start import EXIT_PREEMPTED
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -143,7 +144,7 @@ def test_every_run_is_trained_once_with_two_jobs_at_a_time(trainer, tmp_path):
         ("largest |w| does not fit", 0, r"failed | 0/10 |  | largest \|w\| does not fit", 1),
         (-9, 1, "lost | 0/10 |  | killed by signal 9; run the same command to resume", 2),
         (4, 1, "lost | 0/10 |  | exit code 4, see {}/logs/resnet8_wc_seed7.log: ; run the same command to resume", 2),
-        ([None, START_AGAIN, START_AGAIN], 0, "finished | 0/10 | 30.00% | ", 3),
+        ([None, EXIT_PREEMPTED, EXIT_PREEMPTED], 0, "finished | 0/10 | 30.00% | ", 3),
     ],
 )
 def test_how_a_run_ends_decides_if_it_is_tried_again(trainer, tmp_path, capsys, end, code, row, times):
@@ -157,9 +158,9 @@ def test_how_a_run_ends_decides_if_it_is_tried_again(trainer, tmp_path, capsys, 
 
 
 def test_a_run_that_is_in_use_is_started_again_after_a_pause_unless_the_sweep_stops(trainer, tmp_path):
-    trainer.ends = dict.fromkeys(NAMES, START_AGAIN)
+    trainer.ends = dict.fromkeys(NAMES, EXIT_PREEMPTED)
     trainer.during = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    assert trainer.sweep(*RUNS, "--out", tmp_path, pause=1000.0) == START_AGAIN
+    assert trainer.sweep(*RUNS, "--out", tmp_path, pause=1000.0) == EXIT_PREEMPTED
     assert len(trainer.trained) == 1
 
 
@@ -313,8 +314,8 @@ def test_seeds_are_numbers_and_ranges():
     [
         (DivergedError("it became nan"), process.CANNOT_FINISH),
         (InitialWeightsError("it does not fit"), process.CANNOT_FINISH),
-        (InUseError("another process is at it"), START_AGAIN),
-        (Preempted("SIGTERM came"), START_AGAIN),
+        (InUseError("another process is at it"), EXIT_PREEMPTED),
+        (Preempted("SIGTERM came"), EXIT_PREEMPTED),
         (InputError("the data set is not there"), None),  # another start may fix it
     ],
 )
@@ -393,7 +394,7 @@ def wait_for(process, condition):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, START_AGAIN), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, EXIT_PREEMPTED), (signal.SIGINT, 130)])
 def test_a_sweep_that_is_stopped_saves_its_runs(tmp_path, number, code):
     started = start_sweep(tmp_path, "--seeds", "0", "--config.epochs=1000")  # more than it trains until it is stopped
     run = tmp_path / "resnet8_plain_seed0"

@@ -1,11 +1,68 @@
-"""The console scripts. Each imports its module when it runs, so that a missing extra is an error of one line."""
+"""Command lines: how they report an error that the user can fix, and the console scripts."""
 
+import codecs
+import functools
 import importlib
+import pathlib
+import sys
 
-from wcjax.errors import command
+from wcjax.errors import InputError, LoaderError, SaveError, cause
+
+
+def user_message(error: Exception) -> str | None:
+    """The line to print instead of a traceback if the user can fix the error, None for any other error."""
+    if isinstance(error, InputError | LoaderError | SaveError):
+        return str(error)
+    if isinstance(error, OSError):
+        return cause(error)
+    return None
+
+
+def command(main):
+    """Decorates main(argv) -> exit code or None: an error that the user can fix becomes one line and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None) -> int:
+        use_plain_letters()
+        try:
+            return main(argv) or 0
+        except Exception as error:
+            if (line := user_message(error)) is None:
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+    return wrapper
+
+
+def program(module: str) -> str:
+    """The command that a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
+    name = pathlib.Path(sys.argv[0]).name
+    return name if name.startswith("wcjax-") or name == "train.py" else f"python -m {module}"
+
+
+PLAIN_LETTERS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}
+PLAIN_LETTERS |= {"′": "'", "…": "...", "⁻": "^-", "¹": "1", "⁴": "^4", "≥": ">="}
+
+
+def use_plain_letters() -> None:
+    """Makes a terminal or log that cannot show Ψ show Psi, and an escape for any other letter that it cannot show."""
+
+    def plain(error):
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        letters = error.object[error.start : error.end]
+        return "".join(PLAIN_LETTERS.get(x, ascii(x)[1:-1]) for x in letters), error.end
+
+    codecs.register_error("plain letters", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # the streams of a notebook lack it
+            stream.reconfigure(errors="plain letters")
 
 
 def _main_of(module: str):
+    """The main of a module, which is imported when it runs, so that a missing extra is an error of one line."""
+
     @command
     def run(argv=None):
         return importlib.import_module(module).main(argv)

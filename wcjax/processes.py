@@ -10,7 +10,7 @@ def wait_for_all(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def first_says(value: bool) -> bool:
+def broadcast_from_first(value: bool) -> bool:
     """The value of the first process."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 

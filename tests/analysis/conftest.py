@@ -7,7 +7,7 @@ import pytest
 
 from tests.run_folder.examples import DATA, LAYER, SUMMARY
 from wcjax.config import default_config, with_variant
-from wcjax.run_folder.forms import EDGES
+from wcjax.run_folder.schema import EDGES
 
 LAYERS = ("stem", "block1_0/conv1", "block10_0/conv1", "head")
 UNIFORM = np.bincount(np.searchsorted(EDGES, np.random.default_rng(0).uniform(-1, 1, 2000)), minlength=len(EDGES) + 1)

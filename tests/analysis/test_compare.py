@@ -18,7 +18,7 @@ def run(write_run):
 
 def test_the_table_has_a_row_with_the_numbers_of_each_run(run, write_run):
     folders = [run, run, write_run("pp", "pp", 0, 0.5), write_run("wn", "wn", 0, 0.5), write_run("erf", "erf", 0, 0.5)]
-    _, _, row, same, *others = compare.table(folders).splitlines()
+    _, _, row, same, *others = compare.comparison_markdown(folders).splitlines()
     cells = ["resnet8", "arctan(a=0.6, b=1, learned fine)", "97.22%", "96.11%", "2 of 2", "4 s", "100"]
     assert row == same == f"| {run} | {' | '.join(cells)} |"
     assert [line.split(" | ")[2] for line in others] == ["powerprop(α=2)", "weightnorm", "erf(a=1, b=1)"]
@@ -30,7 +30,7 @@ def test_runs_on_different_data_are_in_different_tables(write_run):
         name: write_run(name, "wc", 0, 0.9, train_images=images, dataset=dataset)
         for name, (images, dataset) in sets.items()
     }
-    paragraphs = compare.table(folders.values()).split("\n\n")
+    paragraphs = compare.comparison_markdown(folders.values()).split("\n\n")
     assert paragraphs[::2] == ["digits, train.images 99:", "digits, train.images 98:", "cifar10, train.images 99:"]
     rows = [[row.split(" | ")[0] for row in table.splitlines()[2:]] for table in paragraphs[1::2]]
     assert rows == [[f"| {folders[name]}" for name in names] for names in ("ac", "b", "d")]
@@ -42,7 +42,7 @@ def test_the_command_prints_the_table_and_plots_the_weights(run, tmp_path, capsy
     rng = np.random.default_rng(0)
     save_tree(run / "folded", jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes))
     assert compare.main([str(run), "--png", "~/plots/FIRST.PNG"]) == 0
-    assert compare.table([run]) in capsys.readouterr().out
+    assert compare.comparison_markdown([run]) in capsys.readouterr().out
     (path,) = (tmp_path / "plots").iterdir()
     pixels = image.imread(path, format="png")[..., :3]
     assert min(pixels.shape[:2]) > 300

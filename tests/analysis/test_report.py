@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 from scipy import stats
 
-from wcjax.analysis import course, paper, plots, report, tables
+from wcjax.analysis import history, paper, plots, report, tables
 from wcjax.analysis.runs import differences, find_runs, settings
 from wcjax.errors import InputError
 
@@ -45,7 +45,7 @@ def write_report(tmp_path):
 
 
 def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
-    rows = tables.table([setting for setting in settings(find_runs([cifar])) if setting.dataset == "cifar10"])
+    rows = tables.result_rows([setting for setting in settings(find_runs([cifar])[0]) if setting.dataset == "cifar10"])
     by_name = {(row.model, row.method): row for row in rows}
     assert len(by_name) == len(rows)
     wc = by_name["resnet18", "WC"]
@@ -60,7 +60,9 @@ def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
     channel = by_name["resnet18", "WC learned channel"]  # which the paper does not have
     assert (channel.mean, channel.reparam) == (94.3, "arctan(a=0.5, b=1, learned channel)")
     assert channel.paper_mean is None
-    assert "| vgg19_bn | WC |  |  | 0 |  | 93.33 ± 0.25 |  |  |  |" in tables.as_table(rows).markdown().splitlines()
+    assert (
+        "| vgg19_bn | WC |  |  | 0 |  | 93.33 ± 0.25 |  |  |  |" in tables.results_table(rows).markdown().splitlines()
+    )
     for model, methods in paper.ACCURACY["cifar10"].items():
         for method, cell in methods.items():
             assert (by_name[model, method].paper_mean, by_name[model, method].paper_std) == cell
@@ -72,7 +74,7 @@ def test_runs_whose_settings_differ_are_not_mixed(tmp_path, write_run, write_rep
     write_run("b", "plain", 1, 0.95, momentum=0.5)
     write_run("c", "wc", 1, 0.96, momentum=0.5, data_dir="elsewhere")
     write_run("d", "plain", 1, 0.97, momentum=0.7, learning_rate=0.3)
-    groups = settings(find_runs([tmp_path / "runs"]))
+    groups = settings(find_runs([tmp_path / "runs"])[0])
     assert sorted([run.method for run in setting.runs] for setting in groups) == [["plain"], ["plain"], ["plain", "WC"]]
     assert differences(groups) == {"momentum": ["0.5", "0.7", "0.9"]}
     text = write_report()
@@ -102,9 +104,9 @@ def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run
     write_runs("tuned", "plain", [0.95, 0.951, 0.952], val_accuracy=0.94, learning_rate=0.3)
     write_runs("smooth", "plain", [0.96] * 3, label_smoothing=0.1)
     write_runs("other", "plain", [0.99], val_accuracy=0.99, weight_decay=0.01)
-    groups = settings(find_runs([tmp_path / "runs"]))
+    groups = settings(find_runs([tmp_path / "runs"])[0])
     assert [len(setting.runs) for setting in groups] == [13]
-    default, tuned, wc, smooth = tables.table(groups)
+    default, tuned, wc, smooth = tables.result_rows(groups)
     assert [row.tuning for row in (default, tuned, wc)] == ["0.1, 0.0001", "0.3, 0.0001", "0.1, 0.001"]
     assert (smooth.method, smooth.tuning) == ("plain, label smoothing", "0.1, 0.0001, smoothing 0.1")
     np.testing.assert_allclose(default.difference, 100 * np.mean(PLAIN) - 95.1)
@@ -120,12 +122,12 @@ def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_runs):
     ours, plain = ([start + seed / step for seed in range(8)] for start, step in ((0.905, 90), (0.9, 100)))
     write_runs("plain", "plain", plain)
     write_runs("wc", "wc", ours)
-    (setting,) = settings(find_runs([tmp_path / "runs"]))
-    _, wc = tables.table([setting])
+    (setting,) = settings(find_runs([tmp_path / "runs"])[0])
+    _, wc = tables.result_rows([setting])
     interval = stats.ttest_rel(ours, plain).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
     assert wc.paired and tables.format_difference(wc).endswith(", paired)")
-    _, wc = tables.table([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
+    _, wc = tables.result_rows([setting._replace(runs=[run for run in setting.runs if run.path.name != "wc7"])])
     interval = stats.ttest_ind(ours[:7], plain, equal_var=False).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high], [100 * interval.low, 100 * interval.high])
     assert not wc.paired
@@ -169,7 +171,7 @@ def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_repo
     for name in "abc":
         write_run(name, "plain", int(name == "c"), 0.94)
     write_run("failed before it saw its data", "wc", 0, train_images=None)
-    (setting,) = settings(find_runs([tmp_path / "runs", tmp_path / "runs" / "a"]))
+    (setting,) = settings(find_runs([tmp_path / "runs", tmp_path / "runs" / "a"])[0])
     assert (setting.dataset, len(setting.runs)) == ("digits", 4)
     assert len(tables.chosen_runs(setting.runs)[0]) == 2
     text = write_report()
@@ -213,7 +215,7 @@ def test_curves_have_a_gap_where_a_run_has_no_number(tmp_path, write_run):
     lines = [{"epoch": 1, "train_loss": 2.5, "val_loss": 1e31}, {"epoch": 3, "train_loss": "2", "learning_rate": 0.1}]
     metrics.write_text("".join(json.dumps(line | {"val_accuracy": 0.5}) + "\n" for line in lines))
     write_run("b", "plain", 1, 0.94)
-    curves = course.curves(find_runs([tmp_path / "runs"]))
+    curves = history.curves(find_runs([tmp_path / "runs"])[0])
     np.testing.assert_array_equal(curves["epoch"], [1, 2, 3])
     np.testing.assert_array_equal(curves["train_loss"], [[2.5, np.nan, np.nan], [0.5, 0.5, np.nan]])
     np.testing.assert_array_equal(curves["val_loss"], [[np.nan, np.nan, np.nan], [0.6, 0.6, np.nan]])
@@ -221,20 +223,20 @@ def test_curves_have_a_gap_where_a_run_has_no_number(tmp_path, write_run):
 
 
 def test_a_course_has_the_bound_and_the_density_of_weights(cifar):
-    wc, *_ = [run for run in find_runs([cifar]) if run.method == "WC"]
-    weights = course.first_layer_course(wc)
+    wc, *_ = [run for run in find_runs([cifar])[0] if run.method == "WC"]
+    weights = history.first_layer_history(wc)
     np.testing.assert_allclose(weights.bound, np.pi / 2)
     assert list(weights.epochs) == [0, 1, 2]
     density = weights.density(np.array([-2, -1.2, 0, 1.2, 2]))  # of weights that are drawn from (−1, 1)
     np.testing.assert_allclose(density * [0.8, 1.2, 1.2, 0.8], [[0, 0.5, 0.5, 0]] * 3, atol=0.05)
     names = ["block10_0/conv1", "block2_0/conv1", "block2_0/conv0", "head", "stem"]
-    assert course.layers_in_order(names) == ["stem", "block2_0/conv0", "block2_0/conv1", "block10_0/conv1", "head"]
+    assert history.layers_in_order(names) == ["stem", "block2_0/conv0", "block2_0/conv1", "block10_0/conv1", "head"]
 
 
 @pytest.mark.filterwarnings("error")
 def test_curves_of_equal_runs_are_drawn_without_a_warning(tmp_path):
     # The mean of eight times 0.1 differs from 0.1 in the last bit.
-    curves = {"epoch": np.array([1, 2])} | {name: np.full((8, 2), 0.1) for name in course.CURVES}
+    curves = {"epoch": np.array([1, 2])} | {name: np.full((8, 2), 0.1) for name in history.CURVES}
     path = plots.plot_curves(tmp_path / "curves.png", {"plain (n = 8)": curves}, "eight runs")
     assert image.imread(path)[..., :3].std() > 0.05
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from wcjax import commands
+from wcjax.commands import use_plain_letters
 from wcjax.config.command_line import read_config_file, split_overrides
-from wcjax.errors import InputError, use_plain_letters
+from wcjax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tests.fuzz.ours import mutated, only_our_errors
 from tests.run_folder.examples import DATA, LAYER, PAIRS, SUMMARY
 from wcjax import models
-from wcjax.analysis import compare, course, report, runs, tables
+from wcjax.analysis import compare, history, report, runs, tables
 from wcjax.config import default_config
 from wcjax.run_folder import read, read_lines
 from wcjax.run_folder.checkpoints import save_tree
-from wcjax.run_folder.forms import EDGES
+from wcjax.run_folder.schema import EDGES
 from wcjax.training import load_folded
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
@@ -29,7 +29,7 @@ RUN = {
     "data.json": [DATA],
     "config.json": [default_config().to_dict() | {"reparam": {"name": "arctan", "a": 1.0, "learn": "fine"}}],
     "summary.json": [SUMMARY],
-    "metrics.jsonl": [{"epoch": epoch, **dict.fromkeys(course.CURVES, 0.5), "pairs": PAIRS} for epoch in (1, 2)],
+    "metrics.jsonl": [{"epoch": epoch, **dict.fromkeys(history.CURVES, 0.5), "pairs": PAIRS} for epoch in (1, 2)],
     "weights.jsonl": [{"epoch": epoch, "layers": {"stem": LAYER, "head": LAYER}} for epoch in (0, 1, 2)],
     "failed.json": [{"reason": "it diverged", "config": {"model": "resnet8"}}],
 }
@@ -85,17 +85,17 @@ def test_the_files_of_a_run_are_read_for_tables_and_courses(tmp_path_factory, fi
         with only_our_errors():
             read_lines(folder, name) if name.endswith("l") else read(folder, name)
     with only_our_errors():
-        compare.table([folder])
+        compare.comparison_markdown([folder])
     with only_our_errors():
-        found = runs.find_runs([folder])
-        tables.as_table(tables.table(runs.settings(found))).markdown()
-        if first := course.first_layer_course(found[0]):
+        found = runs.find_runs([folder])[0]
+        tables.results_table(tables.result_rows(runs.settings(found))).markdown()
+        if first := history.first_layer_history(found[0]):
             assert first.counts.shape == (len(first.epochs), len(EDGES) + 1)
-            layers = course.last_layers({"": found})[""]
+            layers = history.last_layers({"": found})[""]
             assert all(np.isfinite(list(numbers.values())).all() for numbers in layers.values())
-        course.pair_history(found[0])
-        if curves := course.curves(found):
-            assert {curves[name].dtype for name in course.CURVES} == {np.dtype(float)}
+        history.pair_history(found[0])
+        if curves := history.curves(found):
+            assert {curves[name].dtype for name in history.CURVES} == {np.dtype(float)}
 
 
 @FEW

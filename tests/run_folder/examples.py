@@ -1,6 +1,6 @@
 """What is in the JSON files of a run folder."""
 
-from wcjax.run_folder.forms import EDGES
+from wcjax.run_folder.schema import EDGES
 
 LAYER = {"histogram": [1] * (len(EDGES) + 1), "mean": 0.0, "std": 1.0, "max": 3.0, "kurtosis": 0.1}
 LAYER |= {"below_0.01": 0.1, "below_tenth_of_std": 0.2}

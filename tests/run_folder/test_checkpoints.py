@@ -13,7 +13,7 @@ import pytest
 from tests.training.runs import assert_same_bits
 from wcjax.errors import InputError
 from wcjax.run_folder.checkpoints import Checkpoints, fingerprint, load_tree, save_tree
-from wcjax.run_folder.forms import COUNT, POSITIVE
+from wcjax.run_folder.schema import COUNT, POSITIVE
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -96,7 +96,7 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         ([0.9, 0.8, 0.3, 0.4, 0.5], {}, [1, 2, 4, 5]),
         ([0.5, 0.5, 0.5, 0.5, 0.5, 0.5], {}, [1, 2, 5, 6]),  # the first of equals is the best
         ([0.9, 0.8, 0.3, 0.4, 0.5, 0.6], {"keep": 3}, [1, 2, 4, 5, 6]),
-        ([None] * 4, {"unit": "step"}, [3, 4]),
+        ([None] * 4, {"unit": "step", "keep_best": 0}, [3, 4]),
     ],
 )
 def test_the_newest_and_the_two_best_are_kept(tmp_path, accuracies, options, expected):
@@ -173,7 +173,7 @@ def test_a_readable_checkpoint_that_was_not_saved_is_passed_over(copy, change):
 def test_a_record_of_another_form_is_refused(copy):
     message = "the record of the checkpoint of epoch 3, seconds: expected a finite number of at least 0"
     with (
-        opened(copy, form={"epoch": COUNT, "seconds": POSITIVE}) as checkpoints,
+        opened(copy, schema={"epoch": COUNT, "seconds": POSITIVE}) as checkpoints,
         pytest.raises(InputError, match=message),
     ):
         checkpoints.restore(3, LIKE)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.run_folder.examples import DATA, LAYER, SUMMARY
 from wcjax.errors import InputError
-from wcjax.run_folder import forms, read, read_lines
+from wcjax.run_folder import json_files, read, read_lines
 
 
 def text(*values):
@@ -79,7 +79,7 @@ def test_only_text_files_of_a_reasonable_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bytes").write_bytes(b"\xff")
     with (tmp_path / "huge").open("wb") as file:
-        file.truncate(forms.MAX_BYTES + 1)
+        file.truncate(json_files.MAX_BYTES + 1)
     for name, message in {"pipe": "not a regular", "bytes": "not UTF-8", "huge": "at most 268,435,456 are"}.items():
         with pytest.raises(InputError, match=f"{name} .*{message}"):
-            forms.read_json(tmp_path / name)
+            json_files.read_json(tmp_path / name)

@@ -6,14 +6,14 @@ import os
 import pytest
 
 from wcjax.errors import InUseError
-from wcjax.run_folder.lock import alone_in
+from wcjax.run_folder.lock import run_lock
 
 
 def test_a_folder_is_locked_by_one_run_and_free_after_an_error(tmp_path):
     for _ in range(2):
-        with pytest.raises(KeyError), alone_in(tmp_path):
+        with pytest.raises(KeyError), run_lock(tmp_path):
             with pytest.raises(InUseError, match=rf"workdir {tmp_path} is in use by process {os.getpid()} on "):
-                alone_in(tmp_path).__enter__()
+                run_lock(tmp_path).__enter__()
             raise KeyError
 
 
@@ -22,5 +22,5 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         assert "cannot be locked ([Errno 37] No locks available)" in caplog.text

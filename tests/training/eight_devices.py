@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import wcjax
-from benchmarks.collectives import collectives
+from benchmarks.hlo import collective_arrays
 from tests.training import runs
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset
@@ -45,7 +45,7 @@ def check_collectives(run):
             step = steps.compile_train_step(run, data, progress.state, progress.totals)
     assert len(warnings.output) == 1
     assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
-    sent = collectives(step.as_text())
+    sent = collective_arrays(step.as_text())
     _, size = sent.pop(("all-reduce", "vectors, backward"))
     # Scale, bias and the head's bias; XLA may send a sum on its own that is part of two gradients.
     assert 4 * (2 * 8 + 10) <= size <= 4 * (4 * 8 + 10)

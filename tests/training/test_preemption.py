@@ -39,12 +39,14 @@ def test_a_signal_loses_no_step(tiny_run, tmp_path, monkeypatch, number, moment,
 def test_handlers_are_restored_and_a_second_ctrl_c_raises():
     signal.signal(INT, signal.default_int_handler)  # a job in the background of a shell ignores Ctrl-C
     before = [signal.getsignal(number) for number in ERRORS]
-    with signals_noticed() as stop:
-        assert stop() == ""
+    with signals_noticed() as signals:
+        signals.arm()
+        assert signals.pending() == ""
         signal.raise_signal(TERM)
-        assert stop() == "SIGTERM"
-    with pytest.raises(KeyboardInterrupt), signals_noticed() as stop:
+        assert signals.pending() == "SIGTERM"
+    with pytest.raises(KeyboardInterrupt), signals_noticed() as signals:
+        signals.arm()
         signal.raise_signal(INT)
-        assert stop() == "SIGINT"
+        assert signals.pending() == "SIGINT"
         signal.raise_signal(INT)
     assert [signal.getsignal(number) for number in ERRORS] == before

@@ -39,8 +39,8 @@ def test_a_step_takes_over_the_buffers_of_the_state_before(tmp_path):
 
 
 def test_no_number_moves_to_the_host_in_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(display, "RECORD", math.inf)  # which reads numbers that are there already, every ten seconds
-    monkeypatch.setattr(display, "LINE", math.inf)
+    monkeypatch.setattr(display, "RECORD_SECONDS", math.inf)  # reads what is there already
+    monkeypatch.setattr(display, "LINE_SECONDS", math.inf)
 
     def refuse(array):
         raise AssertionError("a number is read back within an epoch")

@@ -11,7 +11,7 @@ from wcjax import training
 from wcjax.config import check_config, with_variant
 from wcjax.run_folder import read_lines
 from wcjax.run_folder.checkpoints import load_tree
-from wcjax.run_folder.forms import EDGES
+from wcjax.run_folder.schema import EDGES
 from wcjax.training import weights
 
 

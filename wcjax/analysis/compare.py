@@ -12,8 +12,9 @@ import sys
 import numpy as np
 
 from wcjax.analysis.runs import RunRecord, data_differences, read_run
-from wcjax.errors import InputError, command, program
-from wcjax.files import check_writable, local_path
+from wcjax.commands import command, program
+from wcjax.errors import InputError
+from wcjax.paths import check_writable, local_path
 
 
 @command
@@ -24,7 +25,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     folders = [local_path(run, "RUN") for run in args.runs]
     png = None if args.png is None else picture_path(args.png)
-    print(table(folders))
+    print(comparison_markdown(folders))
     if png:
         from wcjax.analysis.plots import plot_weights
 
@@ -43,7 +44,7 @@ def picture_path(path) -> pathlib.Path:
     return path
 
 
-def table(folders) -> str:
+def comparison_markdown(folders) -> str:
     """Markdown table of the accuracy and time of finished runs, one row for each folder.
 
     Runs on different data get a table each, under a line that says how the data differ.
@@ -89,7 +90,7 @@ def all_weights(folder) -> np.ndarray:
     """The weights of all layers of the folded network of a run, in one row: (n,)."""
     from wcjax.training import load_folded, sharding, weights  # here, because they import Orbax and optax
 
-    sharding.devices()
+    sharding.check_devices()
     layers = weights.layer_weights(load_folded(folder)[1]["params"], plain=True)
     return np.concatenate([np.ravel(w) for w in layers.values()])
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from wcjax.analysis.course import Course
+from wcjax.analysis.history import WeightHistory
 from wcjax.files import saving
 from wcjax.reparam import Arctan, PowerProp
 
@@ -76,7 +76,7 @@ def _formula(psi):
 
 
 def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> pathlib.Path:
-    """Loss, accuracy and learning rate over the epochs. curves: {label: from `course.curves`}.
+    """Loss, accuracy and learning rate over the epochs. curves: {label: from `history.curves`}.
 
     The thick line of a label is the mean of its runs, which are thin lines.
     """
@@ -139,42 +139,42 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
     return _save(figure, path)
 
 
-def plot_course(path, courses: Mapping[str, Course], title: str) -> pathlib.Path:
+def plot_weight_history(path, histories: Mapping[str, WeightHistory], title: str) -> pathlib.Path:
     """Distribution of the weights of one layer over the epochs, a heat map for each run: figure 3 of the paper."""
-    bounds = [course.bound for course in courses.values() if math.isfinite(course.bound)]
-    reach = 1.1 * max([*bounds, *(np.max(course.largest) for course in courses.values())]) or 1
+    bounds = [history.bound for history in histories.values() if math.isfinite(history.bound)]
+    reach = 1.1 * max([*bounds, *(np.max(history.largest) for history in histories.values())]) or 1
     bins = np.linspace(-reach, reach, 41)
-    densities = {label: course.density(bins) for label, course in courses.items()}
+    densities = {label: history.density(bins) for label, history in histories.items()}
     highest = max(density.max() for density in densities.values()) or 1
-    columns = min(4, len(courses))
-    rows = math.ceil(len(courses) / columns)
+    columns = min(4, len(histories))
+    rows = math.ceil(len(histories) / columns)
     figure = Figure(figsize=(max(7, 1.5 + 3 * columns), 0.5 + 3 * rows), layout="constrained")
     all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for axes, (label, course) in zip(all_axes, courses.items(), strict=False):
+    for axes, (label, history) in zip(all_axes, histories.items(), strict=False):
         density = np.where(densities[label] > 0, densities[label], np.nan)  # empty bins stay white
-        sides = np.append(course.epochs - 0.5, course.epochs[-1] + 0.5)
+        sides = np.append(history.epochs - 0.5, history.epochs[-1] + 0.5)
         norm = LogNorm(vmin=highest / 1e3, vmax=highest)
         mesh = axes.pcolormesh(sides, bins, density.T, norm=norm, cmap="viridis")
-        if math.isfinite(course.bound):
+        if math.isfinite(history.bound):
             for sign in (-1, 1):
-                axes.axhline(sign * course.bound, color=COLOURS[1], linestyle="--", linewidth=1)
+                axes.axhline(sign * history.bound, color=COLOURS[1], linestyle="--", linewidth=1)
         axes.set(xlabel="epoch (0: before training)", ylabel="w", ylim=(-reach, reach))
         axes.set_title(label, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in all_axes[len(courses) :]:
+    for axes in all_axes[len(histories) :]:
         axes.remove()
-    figure.colorbar(mesh, ax=list(all_axes[: len(courses)]), label="density (1 / unit of w)")
+    figure.colorbar(mesh, ax=list(all_axes[: len(histories)]), label="density (1 / unit of w)")
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
-def plot_near_zero(path, courses: Mapping[str, Course], title: str, reach: float = 0.1) -> pathlib.Path:
+def plot_near_zero(path, histories: Mapping[str, WeightHistory], title: str, reach: float = 0.1) -> pathlib.Path:
     """Distribution after the last epoch for |w| < reach: figure 4 of the paper."""
     bins = np.linspace(-reach, reach, 21)
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    for (label, course), style in _styled(courses.items()):
-        axes.stairs(course.density(bins)[-1], bins, label=label, **style, linewidth=1.5)
+    for (label, history), style in _styled(histories.items()):
+        axes.stairs(history.density(bins)[-1], bins, label=label, **style, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set(xlabel="w", ylabel="density (1 / unit of w)")
     figure.suptitle(title, fontsize=10)
@@ -208,7 +208,7 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
 
 
 def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], title: str) -> pathlib.Path:
-    """Learned a and b of each layer after each epoch. pairs: from `course.pair_history`.
+    """Learned a and b of each layer after each epoch. pairs: from `history.pair_history`.
 
     If a value is a list of quantiles over channels, the line is at their median and the band between their quartiles.
     """

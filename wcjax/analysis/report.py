@@ -12,23 +12,24 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import wcjax
-from wcjax.analysis import course, paper, plots, robustness
+from wcjax.analysis import history, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from wcjax.analysis.runs import Setting, data_differences, differences, search, settings, without_repeats
+from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, settings, without_repeats
 from wcjax.analysis.tables import (
     PAIRS,
     Row,
-    as_table,
     baseline_of,
     chosen_runs,
     labels,
+    result_rows,
+    results_table,
     setting_letters,
-    table,
     val_accuracy,
     write_csv,
 )
-from wcjax.errors import command, program
-from wcjax.files import check_writable, folder_path, saving, write_text
+from wcjax.commands import command, program
+from wcjax.files import saving, write_text
+from wcjax.paths import check_writable, folder_path
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import sharding
 
@@ -50,7 +51,7 @@ def main(argv=None):
         "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.html and .md, and its files"
     )
     args = parser.parse_args(argv)
-    sharding.devices()  # the plots of Ψ need a device
+    sharding.check_devices()  # the plots of Ψ need a device
     print(write_report(args.runs, args.out).with_suffix(".html"))
 
 
@@ -59,7 +60,7 @@ def write_report(folders, out) -> pathlib.Path:
 
     folders: run folders, or folders that contain them. Raises InputError if there are no runs, or a file is damaged.
     """
-    runs, omitted = search(folders)
+    runs, omitted = find_runs(folders)
     groups = settings(runs)
     out = folder_path(out, "--out")
     check_writable(out, "--out")
@@ -69,8 +70,8 @@ def write_report(folders, out) -> pathlib.Path:
     parts, results = [Heading("Weight compander: a report", 1), _header(groups)], []
     for dataset, members in itertools.groupby(groups, key=lambda s: s.dataset):
         members = list(members)
-        rows = table(members)
-        parts += [Heading(f"Test accuracy on {dataset}"), as_table(rows)]
+        rows = result_rows(members)
+        parts += [Heading(f"Test accuracy on {dataset}"), results_table(rows)]
         results += rows
     parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Errata in the paper: " + " ".join(paper.ERRATA))]
     parts += _data_that_differ(groups) + _other_variants(groups) + _settings_that_differ(groups)
@@ -176,56 +177,59 @@ def _figures(setting: Setting, letter: str, out) -> list:
     variants = chosen_runs(setting.runs)
     runs = dict(zip(labels(variants), variants, strict=True))
     stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
-    place = Place(_name(setting, letter), out / stem)
-    parts = [part for figure in (_curves, _courses, _robustness, _layers, _pairs) for part in figure(place, runs)]
-    return [Heading(place.name, 3), *parts] if parts else []
+    figures = FigureFiles(_name(setting, letter), out / stem)
+    kinds = (_curves, _weight_history, _robustness, _layers, _pairs)
+    parts = [part for write in kinds for part in write(figures, runs)]
+    return [Heading(figures.title, 3), *parts] if parts else []
 
 
-class Place(NamedTuple):
+class FigureFiles(NamedTuple):
     """Where the figures of a setting are, and what they are called."""
 
-    name: str  # of the setting, for titles
+    title: str  # of the setting
     stem: pathlib.Path  # what the paths of the files begin with
 
     def file(self, kind: str) -> pathlib.Path:
         return self.stem.with_name(f"{self.stem.name}_{kind}.png")
 
 
-def _curves(place, runs):
+def _curves(figures, runs):
     curves = {
         f"{label} (n = {len(members)})": numbers
         for label, members in runs.items()
-        if (numbers := course.curves(members))
+        if (numbers := history.curves(members))
     }
     if not curves:
         return []
-    path = plots.plot_curves(place.file("curves"), curves, f"{place.name}: mean over n runs; thin lines: single runs")
+    title = f"{figures.title}: mean over n runs; thin lines: single runs"
+    path = plots.plot_curves(figures.file("curves"), curves, title)
     caption = "Loss and accuracy on the training images (while the weights change) and on val; learning rate."
     return [Picture(path.name, caption)]
 
 
-def _courses(place, runs):
-    courses = {
+def _weight_history(figures, runs):
+    histories = {
         f"{run.method}\n{run.reparam}, {run.tuning}, seed {run.config['seed']}": weights
         for run in map(_first_seed, runs.values())
-        if (weights := course.first_layer_course(run))
+        if (weights := history.first_layer_history(run))
     }
-    if not courses:
+    if not histories:
         return []
-    title = f"{place.name}: weights of the first layer, one run each (n = 1)"
-    over_epochs = plots.plot_course(place.file("course"), courses, title)
+    title = f"{figures.title}: weights of the first layer, one run each (n = 1)"
+    over_epochs = plots.plot_weight_history(figures.file("course"), histories, title)
     caption = "Distribution of the first layer's weights over the epochs (figure 3). Dashed: the bound of Ψ."
-    near_zero = plots.plot_near_zero(place.file("near_zero"), courses, title + ", after the last epoch")
+    near_zero = plots.plot_near_zero(figures.file("near_zero"), histories, title + ", after the last epoch")
     caption_near_zero = "The first layer's weights around zero after training (figure 4)."
     return [Picture(over_epochs.name, caption), Picture(near_zero.name, caption_near_zero)]
 
 
-def _robustness(place, runs):
+def _robustness(figures, runs):
     measurements = robustness.read_measurements([run for members in runs.values() for run in members])
     if not measurements:
         return []
     curves = {label: x for label, members in runs.items() if (x := robustness.curves(members, measurements))}
-    path = plots.plot_robustness(place.file("robustness"), curves, f"{place.name}: test accuracy after a change (%)")
+    title = f"{figures.title}: test accuracy after a change (%)"
+    path = plots.plot_robustness(figures.file("robustness"), curves, title)
     caption = (
         "Test accuracy after changes of the weights and of the images, which `wcjax.analysis.robustness` measures. "
         "Lines: means over runs. Bands: 95 % intervals of the mean."
@@ -235,23 +239,23 @@ def _robustness(place, runs):
     return [Picture(path.name, caption), Paragraph(text), table_of_changes]
 
 
-def _layers(place, runs):
-    layers = course.last_layers({f"{label} (n = {len(members)})": members for label, members in runs.items()})
+def _layers(figures, runs):
+    layers = history.last_layers({f"{label} (n = {len(members)})": members for label, members in runs.items()})
     if not layers:
         return []
-    path = plots.plot_layers(
-        place.file("layers"), layers, f"{place.name}: weights after the last epoch, mean over n runs"
-    )
+    title = f"{figures.title}: weights after the last epoch, mean over n runs"
+    path = plots.plot_layers(figures.file("layers"), layers, title)
     caption = "Share of near-zero weights, by two measures, and kurtosis of each layer's w after training."
     return [Picture(path.name, caption)]
 
 
-def _pairs(place, runs):
+def _pairs(figures, runs):
     parts = []
     for label, run in zip(runs, map(_first_seed, runs.values()), strict=True):
-        if history := course.pair_history(run):
-            file = place.file("_".join([*re.findall(r"[\w.]+", label), "pairs"]))
-            plots.plot_pairs(file, *history, f"{place.name}: a and b of {label}, seed {run.config['seed']} (n = 1)")
+        if pair_history := history.pair_history(run):
+            file = figures.file("_".join([*re.findall(r"[\w.]+", label), "pairs"]))
+            title = f"{figures.title}: a and b of {label}, seed {run.config['seed']} (n = 1)"
+            plots.plot_pairs(file, *pair_history, title)
             parts.append(Picture(file.name, f"The learned a and b after each epoch, {label}, from input to output."))
     return parts
 

@@ -16,11 +16,12 @@ from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, find_runs
 from wcjax.analysis.significance import holm
 from wcjax.analysis.tables import Comparison, compare, format_difference
+from wcjax.commands import command, program
 from wcjax.config.build import load_dataset
 from wcjax.data import Split
-from wcjax.errors import InputError, command, program
-from wcjax.files import check_writable
-from wcjax.run_folder.data import check_data
+from wcjax.errors import InputError
+from wcjax.paths import check_writable
+from wcjax.run_folder.fingerprint import dataset_of_run
 from wcjax.training import feed, sharding, steps
 from wcjax.training.evaluate import evaluate, load_folded
 
@@ -38,8 +39,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.images < 0:
         raise InputError(f"--images must be at least 0, found {args.images}.")
-    sharding.devices()
-    measure_runs([run for run in find_runs(args.runs) if run.summary], args.images, args.data_dir)
+    sharding.check_devices()
+    runs, _ = find_runs(args.runs)
+    measure_runs([run for run in runs if run.summary], args.images, args.data_dir)
 
 
 def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | None = None) -> None:
@@ -82,20 +84,20 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
       images of a streamed data set are not changed.
     """
     config, programs = run_folder.read_config(run), {} if programs is None else programs
-    dataset, _ = check_data(run, dataset, ("test",))
+    dataset, _ = dataset_of_run(run, dataset, ("test",))
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
     mesh = sharding.one_device()
     test = _first(dataset.test, num_images)
 
     def accuracy(params, split):
-        with feed.evaluation(split, dataset, config, mesh) as data:
-            shapes = str(data.eval_input_shapes())
-            key = model, data.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
+        with feed.evaluation(split, dataset, config, mesh) as split_feed:
+            shapes = str(split_feed.eval_input_shapes())
+            key = model, split_feed.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
             on_device = sharding.replicate(mesh, (params, variables["batch_stats"]))
             if key not in programs:
-                programs[key] = steps.compile_eval_step(model, data, *on_device)
-            return evaluate(programs[key], *on_device, data)["accuracy"]
+                programs[key] = steps.compile_eval_step(model, split_feed, *on_device)
+            return evaluate(programs[key], *on_device, split_feed)["accuracy"]
 
     draws = lambda level: np.random.default_rng((config.seed, round(100 * level)))
     curves = {}

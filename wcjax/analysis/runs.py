@@ -13,7 +13,8 @@ from flax import traverse_util
 from wcjax import run_folder
 from wcjax.config.keys import MAY_DIFFER
 from wcjax.errors import InputError
-from wcjax.files import local_path, reading
+from wcjax.files import reading
+from wcjax.paths import local_path
 from wcjax.reparam import BY_NAME
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,7 @@ class Setting(NamedTuple):
     runs: list[RunRecord]
 
 
-def find_runs(folders) -> list[RunRecord]:
-    """The runs of `search`."""
-    return search(folders)[0]
-
-
-def search(folders) -> tuple[list[RunRecord], dict[pathlib.Path, str]]:
+def find_runs(folders) -> tuple[list[RunRecord], dict[pathlib.Path, str]]:
     """(the runs in folders and their subfolders, sorted by path, {omitted path: why}).
 
     A run folder is not searched further. Links and unreadable paths are omitted and logged, and subfolders whose files

@@ -112,7 +112,7 @@ def labels(variants: list[list[RunRecord]]) -> list[str]:
     ]
 
 
-def table(settings: list[Setting]) -> list[Row]:
+def result_rows(settings: list[Setting]) -> list[Row]:
     """The rows of the settings of one data set: each network and method that was run or that the paper has."""
     dataset = settings[0].dataset
     reported = paper.ACCURACY.get(settings[0].runs[0].config["dataset"], {})
@@ -148,7 +148,7 @@ def _row(place, runs, paper_number, baseline):
     return Row(*place, *variant, *numbers, *paper_number, *comparison, None)
 
 
-def as_table(rows: list[Row]) -> Table:
+def results_table(rows: list[Row]) -> Table:
     """The table of a report."""
     columns = ["network", "method", "Ψ", "learning rate, decay", "n", "accuracy (%)", "paper (%)"]
     columns += ["difference to plain (95 % interval)", "p", "p (Holm)"]

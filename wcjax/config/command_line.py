@@ -96,11 +96,11 @@ def _load(file: str) -> ConfigDict:
                 f"[Errno {error.errno}] {error.strerror}: {path!r}. wcjax comes with {', '.join(_shipped())}."
             ) from error
         raise InputError(
-            f"{_place(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
+            f"{_location(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
         ) from error
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         kind = "None" if config is None else f"a {type(config).__name__}"
-        raise InputError(f"{_place(path, line)}: get_config() returned {kind}. {EXPECTED}")
+        raise InputError(f"{_location(path, line)}: get_config() returned {kind}. {EXPECTED}")
     return config.lock()
 
 
@@ -109,5 +109,5 @@ def _shipped() -> dict[str, str]:
     return {path.stem: str(path) for path in sorted(CONFIGS.glob("*.py"))}
 
 
-def _place(path, line) -> str:
+def _location(path, line) -> str:
     return f"{path}, line {line}" if line else path

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 
+from wcjax.commands import command, program
 from wcjax.data.formats import folder
-from wcjax.errors import InputError, command, program
+from wcjax.errors import InputError
 from wcjax.extras import needs
 
 DESCRIPTION = """Decodes every image in a folder and below, as training does, and prints one line for each that is

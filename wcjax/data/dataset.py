@@ -49,6 +49,11 @@ class Dataset(NamedTuple):
     unused: Split | None = None
 
     @property
+    def splits(self) -> tuple[Split | Source, Split | Source, Split | Source]:
+        """(train, val, test)"""
+        return self.train, self.val, self.test
+
+    @property
     def streamed(self) -> bool:
         """Whether images are decoded during training (`wcjax.data.streaming`) instead of stored in arrays."""
         return not isinstance(self.train, Split)

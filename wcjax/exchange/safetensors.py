@@ -5,7 +5,7 @@ import numpy as np
 from wcjax.errors import InputError
 from wcjax.exchange.mappings import check_like, flatten, unflatten
 from wcjax.extras import needs
-from wcjax.files import replacing
+from wcjax.files import atomic_write
 
 # The dtypes that both the format and its NumPy loader know.
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -30,7 +30,7 @@ def save_safetensors(path, variables) -> None:
         content = safetensors.numpy.save(arrays)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} cannot be written: {error}") from error
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

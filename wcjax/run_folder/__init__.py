@@ -8,7 +8,11 @@
     summary.json     the result, once the run is finished
     failed.json      the reason, if the run can never finish; written by sweeps
     robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
-    checkpoints/, midway/, folded/    see `wcjax.run_folder.checkpoints`
+    checkpoints/     the training state after each epoch, see `wcjax.run_folder.checkpoints`
+    midway/          checkpoints within an epoch, see `wcjax.training.progress`
+    folded/          the best weights as plain w
+    tensorboard/     the numbers of each epoch for TensorBoard
+    .lock            held by the process that trains, see `wcjax.run_folder.lock`
 
 A run folder may come from anyone, so that each file is checked when it is read.
 """
@@ -22,29 +26,29 @@ from wcjax.config.checks import check_config
 from wcjax.config.keys import MAY_DIFFER, default_config
 from wcjax.errors import InputError
 from wcjax.files import reading, write_json
-from wcjax.run_folder import forms
+from wcjax.run_folder import json_files, schema
 
 _JSON = {
-    "config.json": forms.OBJECT,
-    "data.json": forms.DATA,
-    "progress.json": forms.PROGRESS,
-    "summary.json": forms.SUMMARY,
-    "failed.json": forms.FAILED,
-    "robustness.json": forms.ROBUSTNESS,
+    "config.json": schema.OBJECT,
+    "data.json": schema.DATA,
+    "progress.json": schema.PROGRESS,
+    "summary.json": schema.SUMMARY,
+    "failed.json": schema.FAILED,
+    "robustness.json": schema.ROBUSTNESS,
 }
-_LINES = {"metrics.jsonl": forms.METRICS, "weights.jsonl": forms.WEIGHTS}
+_LINES = {"metrics.jsonl": schema.METRICS, "weights.jsonl": schema.WEIGHTS}
 
 
 def read(run, name: str) -> dict | None:
     """The content of a JSON file of a run folder, None if there is no such file. Raises InputError."""
     path = pathlib.Path(run, name)
-    return forms.read_json(path, _JSON[name]) if _exists(path) else None
+    return json_files.read_json(path, _JSON[name]) if _exists(path) else None
 
 
 def read_lines(run, name: str = "metrics.jsonl") -> list[dict]:
     """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A last line that was cut off is omitted."""
     path = pathlib.Path(run, name)
-    return forms.read_lines(path, _LINES[name]) if _exists(path) else []
+    return json_files.read_epochs(path, _LINES[name]) if _exists(path) else []
 
 
 def read_config(run):

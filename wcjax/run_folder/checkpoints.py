@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 from wcjax.compiling import jit_unoptimized
 from wcjax.errors import InputError, cause
 from wcjax.exchange import check_like
-from wcjax.files import check_readable, reading, saving
-from wcjax.run_folder.forms import OBJECT, check_form
+from wcjax.files import reading, saving
+from wcjax.paths import check_readable
+from wcjax.run_folder.schema import OBJECT, check_schema
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +26,26 @@ IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False
 
 
 class Checkpoints:
-    """The checkpoints in one folder, one for each finished epoch. It keeps the newest `keep` and the two best on val.
-
-    With unit="step" the checkpoints are within an epoch and numbered by steps, and the folder keeps the newest `keep`.
+    """The checkpoints in one folder, numbered by epochs or steps. It keeps the newest `keep` and the best `keep_best`.
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
-    rename after everything in it is written, and carries a fingerprint of both that is checked when it is read. The
-    record must have `form`, see `wcjax.run_folder.forms`.
+    rename after everything in it is written, and carries a fingerprint of both that is checked when it is read.
 
     A checkpoint that cannot be written raises SaveError, at the latest when the next one is saved or the folder is
     closed. Missing permission to read raises InputError at once, because Orbax would report the checkpoint as damaged,
     and damaged checkpoints are deleted.
     """
 
-    def __init__(self, folder, unit: str = "epoch", keep: int = 2, form=OBJECT):
+    def __init__(self, folder, unit: str = "epoch", keep: int = 2, keep_best: int = 2, schema=OBJECT):
+        """unit: what messages call a number. keep_best: how many of the best on val are kept, and the first of equals.
+
+        schema: of a record, see `wcjax.run_folder.schema`.
+        """
         policies = ocp.checkpoint_managers
         rules = [policies.LatestN(n=keep)]
-        if unit == "epoch":
-            rules.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=2))
-        self._unit, self._folder, self._form = unit, pathlib.Path(folder).absolute(), form
+        if keep_best:
+            rules.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=keep_best))
+        self._unit, self._folder, self._schema = unit, pathlib.Path(folder).absolute(), schema
         check_readable(self._folder)
         with saving(self._folder, WRITE_ERRORS):
             self._manager = _Manager(
@@ -81,7 +83,7 @@ class Checkpoints:
             checkpoint = self._manager.restore(number, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
             raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {cause(error)}") from error
-        check_form(checkpoint.record, self._form, f"the record of the checkpoint of {self._unit} {number}", then="")
+        check_schema(checkpoint.record, self._schema, f"the record of the checkpoint of {self._unit} {number}", hint="")
         record = dict(checkpoint.record)
         if record.pop("fingerprint", None) != _fingerprint_of_both(checkpoint.state, record):
             raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it differs from what was saved.")
@@ -104,8 +106,7 @@ class Checkpoints:
         """(state, record) of the newest checkpoint that can be read, or None if there is no checkpoint yet.
 
         A damaged checkpoint is reported, and the one before it is tried. Once one can be read, the damaged ones are
-        deleted. If all are damaged, none is deleted: this raises InputError, or, for checkpoints within an epoch, which
-        are no loss, returns None.
+        deleted. Raises InputError if all are damaged; then none is deleted.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for i, number in enumerate(numbers):
@@ -117,7 +118,7 @@ class Checkpoints:
             for damaged in numbers[:i]:
                 self._manager.delete(damaged)
             return checkpoint
-        if numbers and self._unit == "epoch":
+        if numbers:
             raise InputError(f"none of the checkpoints in {self._folder} can be read. Start in a new workdir.")
         return None
 

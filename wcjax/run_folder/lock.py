@@ -16,7 +16,7 @@ NAME = ".lock"
 
 
 @contextlib.contextmanager
-def alone_in(workdir):
+def run_lock(workdir):
     """Holds the lock of a run folder, which the system releases however this process ends.
 
     If several processes share a run, the first one holds the lock. If another run holds it, all raise InUseError.
@@ -25,7 +25,7 @@ def alone_in(workdir):
         file = (workdir / NAME).open("a+b", buffering=0)
     with file:
         holder = _lock(file) if processes.is_first() else None
-        if processes.first_says(holder is not None):
+        if processes.broadcast_from_first(holder is not None):
             raise InUseError(
                 f"workdir {workdir} is in use by {holder or 'another run'}. Wait until it has ended, or give another "
                 "folder."

@@ -7,7 +7,7 @@ import pathlib
 
 from flax import traverse_util
 
-from wcjax import run_folder
+from wcjax import processes, run_folder
 from wcjax.config.keys import MAY_DIFFER
 from wcjax.files import saving, write_text
 
@@ -21,14 +21,20 @@ RESULTS = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "best_val
 
 
 class MetricsWriter:
-    """Appends one line for each epoch to metrics.jsonl and weights.jsonl, and the numbers to TensorBoard."""
+    """Appends one line for each epoch to metrics.jsonl and weights.jsonl, and the numbers to TensorBoard.
+
+    Only the first process writes anything.
+    """
 
     def __init__(self, workdir, config, done_epochs: int):
         """Removes the lines of epochs after done_epochs, which an interrupted run left; with -1, all lines.
 
         config: its keys are the hyperparameters that TensorBoard shows.
         """
-        self._workdir = pathlib.Path(workdir)
+        self._workdir, self._events = pathlib.Path(workdir), None
+        self._is_first = processes.is_first()
+        if not self._is_first:
+            return
         for name in ("metrics.jsonl", "weights.jsonl"):
             lines = [line for line in run_folder.read_lines(workdir, name) if line["epoch"] <= done_epochs]
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
@@ -41,7 +47,7 @@ class MetricsWriter:
         self._show(numbers, line["epoch"])
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
-        """layers: from `weights.describe_layers`. TensorBoard gets the numbers without the histograms."""
+        """layers: from `weights.layer_statistics`. TensorBoard gets the numbers without the histograms."""
         self._append("weights.jsonl", {"epoch": epoch, "layers": layers})
         shown = {
             f"{name}/{layer}": x
@@ -58,6 +64,8 @@ class MetricsWriter:
             self._events.end_session()
 
     def _append(self, name, line):
+        if not self._is_first:
+            return
         path = self._workdir / name
         with saving(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -93,19 +101,3 @@ def _events(folder, first_epoch, config):
         log.info("No events for TensorBoard: tensorboardX is not installed.")
         return None
     return Events(folder, first_epoch, _hyperparameters(config), RESULTS.values())
-
-
-class NoMetrics:
-    """A MetricsWriter that writes nothing, for all processes but the first."""
-
-    def write(self, line: dict) -> None:
-        pass
-
-    def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
-        pass
-
-    def write_summary(self, summary: dict) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -5,7 +5,7 @@
 
 `grid` trains every (a, b), or every point of --over, with the first seed. Then it trains the point with the highest val
 accuracy with the other seeds. A sweep may be stopped or killed at any moment. Run the same command to resume; finished
-runs are not repeated. After SIGTERM the runs save within their epoch, and the exit code is START_AGAIN, 75. With
+runs are not repeated. After SIGTERM the runs save within their epoch, and the exit code is 75. With
 --storage, the address of a database such as postgresql://..., several machines that run the same command share the
 work. They must all see the folder DIR.
 """
@@ -20,12 +20,14 @@ import sys
 
 import jax
 
+from wcjax.commands import command, program
 from wcjax.config.command_line import overridden, split_overrides
-from wcjax.errors import InputError, Preempted, command, program
-from wcjax.files import run_path
+from wcjax.errors import InputError, Preempted
+from wcjax.paths import run_path
 from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
 from wcjax.sweep.process import check_devices, start_run, train_one
-from wcjax.training.preemption import INTERRUPTED, START_AGAIN, leave_at_once
+from wcjax.training.preemption import leave_at_once
+from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 
 @command
@@ -57,10 +59,10 @@ def run_command(argv=None, start=start_run, **times) -> int:
         return sweep(args, overrides, options, start)
     except Preempted:
         print("stopped by SIGTERM; run the same command to resume.", file=sys.stderr)
-        return START_AGAIN
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("stopped; run the same command to resume.", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,7 +125,7 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     """Trains the runs that have not ended yet. Returns the exit code: 0 if every run has finished or cannot finish."""
     from wcjax.sweep import workers  # here, because Optuna takes a second
 
-    # Of this process: a TPU can be held by one process only, and that is a run.
+    # For this process only: one process at a time can hold a TPU, and the runs need it.
     jax.config.update("jax_platforms", "cpu")
     check_arguments(args, overrides)
     plan = plan_grid(args, overrides) if args.command == "grid" else plan_runs(args, overrides)

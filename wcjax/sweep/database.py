@@ -60,10 +60,10 @@ def database_error(options: SweepOptions, error) -> InputError:
             f"another process has locked the sweep's database {storage} for {options.patience / 60:g} minutes. End "
             "that process and run the same command to resume."
         )
-    fix = "Give an address such as sqlite:///FILE."
+    hint = "Give an address such as sqlite:///FILE."
     if re.search("unable to open|readonly", reason(error)):
-        fix = "Check that its folder exists, and the permissions of both."
-    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {fix}")
+        hint = "Check that its folder exists, and the permissions of both."
+    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {hint}")
 
 
 def reason(error) -> str:

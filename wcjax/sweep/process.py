@@ -9,17 +9,17 @@ import sys
 
 from wcjax import run_folder
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
-from wcjax.training.start import HUGE_PAGES, START_AGAIN
+from wcjax.training.start import EXIT_PREEMPTED, HUGE_PAGES
 
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
 
 FIND_DEVICES = """import sys
-from wcjax.errors import command
+from wcjax.commands import command
 from wcjax.training import sharding
 
 @command
 def main(argv):
-    sharding.devices()
+    sharding.check_devices()
 
 sys.exit(main())"""
 
@@ -52,7 +52,7 @@ def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) 
 def train_one(folder: pathlib.Path, config: dict) -> int:
     """Trains a run in this process and returns its exit code.
 
-    START_AGAIN: the run was stopped, or another process trains in the folder, which may yet be killed.
+    EXIT_PREEMPTED: the run was stopped, or another process is training in the folder and may still be killed.
     """
     from wcjax.training import train
 
@@ -63,5 +63,5 @@ def train_one(folder: pathlib.Path, config: dict) -> int:
         run_folder.write(folder, "failed.json", {"reason": str(error), "config": config})
         return CANNOT_FINISH
     except (InUseError, Preempted, KeyboardInterrupt):
-        return START_AGAIN
+        return EXIT_PREEMPTED
     return 0

@@ -53,7 +53,10 @@ def open_study(name: str, plan: Plan, options: SweepOptions) -> optuna.Study:
 
 
 def identity(out: pathlib.Path) -> str:
-    """The random text in the file .sweep of a folder, which is made if it is missing: the same by every path to it."""
+    """The random text in the file .sweep of a folder, which is made if it is missing.
+
+    It does not depend on the path by which the folder is reached.
+    """
     path, new = out / ".sweep", out / f".sweep.{uuid.uuid4().hex}"
     with saving(path):
         if not path.exists():

@@ -8,7 +8,7 @@ import time
 
 from wcjax import run_folder
 from wcjax.errors import InputError
-from wcjax.training.display import LINE, progress_text
+from wcjax.training.display import LINE_SECONDS, progress_text
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")
 ORDER = ("running", "lost", "failed", "finished", "to do")
@@ -53,7 +53,7 @@ class LiveTable:
 
     def __init__(self, names, stream=None, clock=time.monotonic):
         self._stream, self._clock = stream or sys.stdout, clock
-        self._printed = dict.fromkeys(names, (("to do",), -LINE))  # {name: (row, time)} of the last lines
+        self._printed = dict.fromkeys(names, (("to do",), -LINE_SECONDS))  # {name: (row, time)} of the last lines
         self._drawn = 0  # lines on the terminal that the next table replaces
         self._waiting = False
 
@@ -65,7 +65,7 @@ class LiveTable:
         else:
             for name, row in rows.items():
                 (printed, then), now = self._printed[name], self._clock()
-                if row[0] != printed[0] or (row != printed and row[0] == "running" and now - then >= LINE):
+                if row[0] != printed[0] or (row != printed and row[0] == "running" and now - then >= LINE_SECONDS):
                     self._print(f"{name}: {', '.join(cell for cell in row if cell)}")
                     self._printed[name] = row, now
 

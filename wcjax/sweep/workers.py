@@ -10,13 +10,15 @@ from optuna.trial import TrialState
 
 from wcjax import run_folder
 from wcjax.config.build import load_dataset
-from wcjax.files import check_writable, run_path, saving
+from wcjax.files import saving
+from wcjax.paths import check_writable, run_path
 from wcjax.sweep import database
 from wcjax.sweep.plan import Plan, SweepOptions
 from wcjax.sweep.process import start_run
 from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
-from wcjax.training.preemption import START_AGAIN, interruption, signals_noticed
+from wcjax.training.preemption import SharedSignals, Signals, interruption, signals_noticed
+from wcjax.training.start import EXIT_PREEMPTED
 
 
 def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
@@ -33,17 +35,17 @@ def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outc
     with saving(options.out):
         (options.out / "logs").mkdir(parents=True, exist_ok=True)
     table = LiveTable(plan.configs)
-    with signals_noticed() as stop, futures.ThreadPoolExecutor(options.jobs + 1) as pool:
+    with signals_noticed() as signals, futures.ThreadPoolExecutor(options.jobs + 1) as pool:
 
-        def ask(function, *args, stop=stop):
+        def ask(function, *args):
             """The result of a call that uses the database. It may be locked, so a thread waits for it."""
-            return wait_for(pool.submit(function, *args), table, options.slow, stop)
+            return wait_for(pool.submit(function, *args), table, options.slow, signals)
 
-        study = ask(open_study, study_name(plan, options), plan, options, stop=lambda: "")
+        study = ask(open_study, study_name(plan, options), plan, options)
         try:
-            trials = Trials(study, plan, options.out, ask(study.get_trials, False, stop=lambda: ""))
+            trials = Trials(study, plan, options.out, ask(study.get_trials, False))
             workers = Workers(trials, options, start)
-            stop()  # from here on there are processes to stop
+            signals.arm()  # from here on there are processes to stop
             with contextlib.closing(workers):
                 threads = [pool.submit(workers.work) for _ in range(options.jobs)]
                 while threads:
@@ -68,14 +70,14 @@ def check(plan: Plan, options: SweepOptions) -> None:
     check_writable(options.out, "--out")
 
 
-def wait_for(future, table: LiveTable, slow: float, stop: Callable[[], str]):
+def wait_for(future, table: LiveTable, slow: float, signals: Signals | SharedSignals):
     """The result of a future. If it takes longer than `slow` seconds, the table says so.
 
-    stop: from `signals_noticed`. If it returns a signal, `interruption` is raised.
+    After a signal it raises `interruption`.
     """
     while True:
         ended, _ = futures.wait([future], timeout=slow)
-        if name := stop():
+        if name := signals.pending():
             raise interruption(name, "a sweep")
         if ended:
             return future.result()
@@ -122,7 +124,7 @@ class Workers:
             if is_running(twin) and twin.number < trial.number:
                 raise optuna.TrialPruned
         folder, code = self.options.out / name, self.train(name)
-        while code == START_AGAIN:
+        while code == EXIT_PREEMPTED:
             self.stopping.wait(self.options.pause)
             code = self.train(name)
         if summary := run_folder.read(folder, "summary.json"):

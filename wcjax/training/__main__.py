@@ -14,7 +14,8 @@ import logging
 import os
 import sys
 
-from wcjax.errors import DivergedError, InputError, Preempted, program, use_plain_letters, user_message
+from wcjax.commands import program, use_plain_letters, user_message
+from wcjax.errors import DivergedError, InputError, Preempted
 from wcjax.training import start
 
 
@@ -28,10 +29,10 @@ def main(argv=None) -> None:
         sys.exit(f"diverged: {error}")
     except Preempted as notice:
         print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
-        sys.exit(start.START_AGAIN)
+        sys.exit(start.EXIT_PREEMPTED)
     except KeyboardInterrupt as notice:
         print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
-        sys.exit(start.INTERRUPTED)
+        sys.exit(start.EXIT_INTERRUPTED)
     except Exception as error:
         if (line := user_message(error)) is None:
             raise
@@ -90,7 +91,7 @@ def run(args, config) -> None:
     leave_at_once()
     if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
-    sharding.devices()
+    sharding.check_devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
     summary = train(config, args.workdir)
     if processes.is_first():

@@ -11,9 +11,11 @@ import numpy as np
 
 from wcjax import processes, run_folder
 from wcjax.errors import SaveError
-from wcjax.run_folder.forms import PROGRESS
+from wcjax.run_folder.schema import PROGRESS
 
-REDRAW, RECORD, LINE = 0.2, 10, 60  # seconds between two live lines, two versions of progress.json, two plain lines
+REDRAW_SECONDS = 0.2  # between two live lines
+RECORD_SECONDS = 10  # between two versions of progress.json
+LINE_SECONDS = 60  # between two plain lines
 
 
 class Display:
@@ -49,10 +51,10 @@ class Display:
         self._trained_at = now = self._clock()
         if not self._is_first:
             return
-        shown_at, interval = (self._drawn_at, REDRAW) if self._is_live else (self._line_at, LINE)
-        show, record = now - shown_at >= interval, now - self._recorded_at >= RECORD
+        shown_at, interval = (self._drawn_at, REDRAW_SECONDS) if self._is_live else (self._line_at, LINE_SECONDS)
+        show, record = now - shown_at >= interval, now - self._recorded_at >= RECORD_SECONDS
         if show or record:
-            numbers = self._numbers(*np.asarray(means).tolist())
+            numbers = self._progress_record(*np.asarray(means).tolist())
             if show and self._is_live:
                 self._draw(progress_text(numbers))
                 self._drawn_at = now
@@ -70,7 +72,7 @@ class Display:
         """Shows the numbers of an epoch. row: its line of metrics.jsonl."""
         if not self._is_first:
             return
-        numbers = self._numbers(row["train_loss"], row["train_accuracy"])
+        numbers = self._progress_record(row["train_loss"], row["train_accuracy"])
         self.say(
             f"epoch {row['epoch']}/{self._run.config.epochs}   "
             f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}   "
@@ -88,7 +90,7 @@ class Display:
     def close(self) -> None:
         self._clear()
 
-    def _numbers(self, loss, accuracy) -> dict:
+    def _progress_record(self, loss, accuracy) -> dict:
         """The content of progress.json."""
         config, steps_per_epoch = self._run.config, self._run.steps_per_epoch
         done = self._step - self._epoch * steps_per_epoch
@@ -110,7 +112,7 @@ class Display:
 
     def _record(self, numbers):
         self._recorded_at = self._clock()
-        if all(PROGRESS[name].holds(x) for name, x in numbers.items()):  # else the run is about to diverge
+        if all(PROGRESS[name].accepts(x) for name, x in numbers.items()):  # else the run is about to diverge
             with contextlib.suppress(SaveError):  # nothing is lost, and a checkpoint that cannot be written raises it
                 run_folder.write(self._run.folder, "progress.json", numbers)
 

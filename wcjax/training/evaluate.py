@@ -6,34 +6,34 @@ python -m wcjax.training.evaluate RUN [--data_dir DIR]
 import argparse
 import pathlib
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from wcjax import run_folder
+from wcjax.commands import command, program
 from wcjax.config.build import load_dataset, make_model
-from wcjax.data import image_shape
-from wcjax.errors import InputError, command, program
-from wcjax.files import local_path
+from wcjax.data import Dataset, image_shape
+from wcjax.errors import InputError
+from wcjax.paths import local_path
 from wcjax.run_folder.checkpoints import load_tree
-from wcjax.run_folder.data import check_data
+from wcjax.run_folder.fingerprint import dataset_of_run
 from wcjax.training import feed, sharding, steps
 from wcjax.training.in_flight import InFlight
 
 
-def evaluate(program, params, batch_stats, data, after_batch=None) -> dict:
+def evaluate(program, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
     """{'loss', 'accuracy'} over all images of a split, each counted once.
 
     program: from `steps.compile_eval_step`.
-    data: a feed, see `wcjax.training.feed`.
     after_batch: called after each batch.
     """
-    totals, in_flight = steps.zero_totals(data.mesh), InFlight()
-    for inputs in data.one_pass():
+    totals, in_flight = steps.zero_totals(split_feed.mesh), InFlight()
+    for inputs in split_feed.one_pass():
         totals = program(params, batch_stats, totals, inputs)
         in_flight.add(totals.seen)
-        if after_batch is not None:
-            after_batch()
+        after_batch()
     return totals.means()
 
 
@@ -54,19 +54,24 @@ def load_folded(run, num_classes: int | None = None):
     """
     config, folder = run_folder.read_config(run), pathlib.Path(run, "folded")
     if num_classes is None:
-        if (data := run_folder.read(run, "data.json")) is None:
+        if (data_record := run_folder.read(run, "data.json")) is None:
             raise InputError(
                 f"{run} has no data.json, which holds the number of classes. Train in a new folder, or call "
                 "wcjax.training.load_folded(run, num_classes)."
             )
-        num_classes = data["classes"]
+        num_classes = data_record["classes"]
     model = make_model(config, num_classes, plain=True)
     images = jax.ShapeDtypeStruct((1, *image_shape(config.dataset, config.image_size)), jnp.float32)
     return model, load_tree(folder, like=jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 def evaluate_folded(
-    run, dataset=None, data_dir: str | None = None, splits=("val", "test"), mesh=None, after_batch=None
+    run,
+    dataset: Dataset | None = None,
+    data_dir: str | None = None,
+    splits=("val", "test"),
+    mesh: jax.sharding.Mesh | None = None,
+    after_batch: Callable = lambda: None,
 ) -> dict:
     """{'val': {'loss', 'accuracy'}, 'test': {...}} of the folded network of a finished run.
 
@@ -86,7 +91,7 @@ def evaluate_folded(
     config = run_folder.read_config(run)
     if data_dir is not None:
         config.data_dir = data_dir
-    dataset, _ = check_data(run, dataset or load_dataset(config), splits)
+    dataset, _ = dataset_of_run(run, dataset or load_dataset(config), splits)
     model, variables = load_folded(run, dataset.num_classes)
     mesh = mesh or sharding.one_device()
     variables = sharding.replicate(mesh, variables)
@@ -97,9 +102,9 @@ def evaluate_folded(
         if name == "test" and split is dataset.val and "val" in result:
             result[name] = result["val"]
             continue
-        with feed.evaluation(split, dataset, config, mesh) as data:
-            program = steps.compile_eval_step(model, data, params, batch_stats)
-            result[name] = evaluate(program, params, batch_stats, data, after_batch)
+        with feed.evaluation(split, dataset, config, mesh) as split_feed:
+            program = steps.compile_eval_step(model, split_feed, params, batch_stats)
+            result[name] = evaluate(program, params, batch_stats, split_feed, after_batch)
     return result
 
 
@@ -109,7 +114,7 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
-    sharding.devices()
+    sharding.check_devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
     for name, numbers in result.items():

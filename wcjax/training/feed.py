@@ -1,10 +1,6 @@
-"""The images of a split on their way to the steps, in two forms: held by the devices, or streamed to them.
+"""The images of a split on their way to the steps: held by the devices, or streamed to them."""
 
-Both have the same methods. `epoch` and `one_pass` give the inputs of one jitted step after the other. `train_batch` and
-`eval_batch` run inside that step and turn its inputs into a batch: normalized images (n, height, width, channels) and
-int32 labels (n,), sharded by rows.
-"""
-
+import abc
 import functools
 import gc
 import itertools
@@ -12,16 +8,20 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from wcjax.compiling import jit_unoptimized
 from wcjax.data import augment
-from wcjax.data.dataset import Split, num_batches
+from wcjax.data.dataset import Dataset, Split, num_batches
+from wcjax.data.streaming.source import Source
 from wcjax.errors import InputError, LoaderError
 from wcjax.training import sharding
-from wcjax.training.steps import order_key
+from wcjax.training.run import Run
+from wcjax.training.steps import TrainState, order_key
 
 
-def training(run, first_step: int):
+def training(run: Run, first_step: int) -> "Feed":
     """The training split of a run, from step first_step on. `with` closes it."""
     split, config = run.dataset.train, run.config
     if isinstance(split, Split):
@@ -33,7 +33,7 @@ def training(run, first_step: int):
     return Streamed(split, run.dataset, config, run.mesh, local_batches)
 
 
-def evaluation(split, dataset, config, mesh):
+def evaluation(split: Split | Source, dataset: Dataset, config: ConfigDict, mesh: Mesh) -> "Feed":
     """A split of dataset for evaluation on the devices of mesh. `with` closes it."""
     if isinstance(split, Split):
         return OnDevice(split, dataset, config, mesh)
@@ -44,12 +44,19 @@ def evaluation(split, dataset, config, mesh):
 
 
 def _loading(batches, config):
-    processes = jax.process_index(), jax.process_count()
-    return batches.Loading(config.batch_size, config.image_size, config.data_workers, *processes)
+    index_and_count = jax.process_index(), jax.process_count()
+    return batches.Loading(config.batch_size, config.image_size, config.data_workers, *index_and_count)
 
 
-class _Feed:
-    def __init__(self, split, dataset, config, mesh):
+class Feed(abc.ABC):
+    """The batches of a split.
+
+    `epoch` and `one_pass` give the inputs of one jitted step after the other. `train_batch` and `eval_batch` run inside
+    that step and turn its inputs into a batch: normalized images (n, height, width, channels) and int32 labels (n,),
+    sharded by rows.
+    """
+
+    def __init__(self, split: Split | Source, dataset: Dataset, config: ConfigDict, mesh: Mesh):
         self.mesh, self._config = mesh, config
         self.num_images = split.num_images
         self._num_batches = num_batches(split.num_images, config.batch_size)  # in one pass
@@ -63,11 +70,36 @@ class _Feed:
     def __exit__(self, *error):
         self.close()
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Ends the processes that decode images, if there are any."""
 
+    @abc.abstractmethod
+    def epoch(self, state: TrainState) -> Iterator:
+        """The inputs of the steps that are left of the epoch that state is in; endless."""
 
-class OnDevice(_Feed):
+    @abc.abstractmethod
+    def one_pass(self) -> Iterator:
+        """The inputs of the steps that show each image once."""
+
+    @abc.abstractmethod
+    def train_input_shapes(self):
+        """The shapes, dtypes and shardings of the inputs of a training step."""
+
+    @abc.abstractmethod
+    def eval_input_shapes(self):
+        """The shapes, dtypes and shardings of the inputs of an evaluation step."""
+
+    @abc.abstractmethod
+    def train_batch(self, inputs, step, key) -> tuple[jax.Array, jax.Array]:
+        """The batch of a training step, augmented. key: the random key of its crops and flips."""
+
+    @abc.abstractmethod
+    def eval_batch(self, inputs, seen) -> tuple[jax.Array, jax.Array]:
+        """The batch after `seen` images. A short last batch is filled up with images whose labels are negative."""
+
+
+class OnDevice(Feed):
     """A split that every device holds whole. Each step gathers its batch there, and augments it."""
 
     def __init__(self, split, dataset, config, mesh):
@@ -77,6 +109,9 @@ class OnDevice(_Feed):
         self._shape = split.images.shape[1:]
         self._steps_per_epoch = split.num_images // config.batch_size
         self._draw = jit_unoptimized(self.draw_order, out_shardings=sharding.replicated(mesh))
+
+    def close(self):
+        pass
 
     @functools.cached_property
     def _split(self):
@@ -88,27 +123,22 @@ class OnDevice(_Feed):
         key = jax.random.fold_in(order_key(key), step // self._steps_per_epoch)
         return jax.random.permutation(key, self.num_images)
 
-    def epoch(self, state) -> Iterator:
-        """The inputs of the steps of the epoch that state is in."""
+    def epoch(self, state):
         return itertools.repeat((self._split, self._draw(state.key, state.step)))
 
-    def one_pass(self) -> Iterator:
-        """The inputs of the steps that show each image once."""
+    def one_pass(self):
         return itertools.repeat(self._split, self._num_batches)
 
     def train_input_shapes(self):
-        """The shapes, dtypes and shardings of the inputs of a training step."""
         return self.eval_input_shapes(), self._abstract((self.num_images,), jnp.int32)
 
     def eval_input_shapes(self):
-        """The shapes, dtypes and shardings of the inputs of an evaluation step."""
         return jax.tree.map(lambda x: self._abstract(x.shape, x.dtype), self._rows)
 
     def _abstract(self, shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(self.mesh))
 
     def train_batch(self, inputs, step, key):
-        """The batch of a step, cropped and flipped at random by key."""
         split, order = inputs
         start = step % self._steps_per_epoch * self._config.batch_size
         batch = self._take(split, jax.lax.dynamic_slice_in_dim(order, start, self._config.batch_size))
@@ -116,7 +146,6 @@ class OnDevice(_Feed):
         return self._normalize(images), batch.labels
 
     def eval_batch(self, split, seen):
-        """The next batch after `seen` images. A short last batch is filled up with images whose labels are negative."""
         index = seen + jnp.arange(self._config.batch_size)
         batch = self._take(split, jnp.minimum(index, self.num_images - 1))
         return self._normalize(batch.images), jnp.where(index < self.num_images, batch.labels, -1)
@@ -127,7 +156,7 @@ class OnDevice(_Feed):
         return Split(images.reshape(-1, *self._shape), labels)
 
 
-class Streamed(_Feed):
+class Streamed(Feed):
     """A split whose batches are decoded and augmented on the host, and put on the devices one by one."""
 
     def __init__(self, split, dataset, config, mesh, local_batches):
@@ -135,15 +164,15 @@ class Streamed(_Feed):
         super().__init__(split, dataset, config, mesh)
         self._local_batches, self._batches = local_batches, _placed(local_batches, mesh)
 
-    def close(self) -> None:
+    def close(self):
         if self._local_batches is not None:
             self._local_batches.close()
         self._local_batches = self._batches = None  # their __del__ fails when Python exits
 
-    def epoch(self, state) -> Iterator:
+    def epoch(self, state):
         return self._batches
 
-    def one_pass(self) -> Iterator:
+    def one_pass(self):
         return itertools.islice(self._batches, self._num_batches)
 
     def train_input_shapes(self):
@@ -155,10 +184,13 @@ class Streamed(_Feed):
         return self.train_input_shapes()
 
     def train_batch(self, batch, step, key):
-        return self._normalize(batch.images), batch.labels
+        return self._normalized(batch)  # the host has augmented it
 
     def eval_batch(self, batch, seen):
-        return self.train_batch(batch, None, None)
+        return self._normalized(batch)
+
+    def _normalized(self, batch):
+        return self._normalize(batch.images), batch.labels
 
 
 def _placed(batches, mesh):

@@ -4,8 +4,8 @@ import collections
 
 import jax
 
-# Steps that may be on their way to the device at once: enough that it never waits, few enough that the numbers shown
-# are recent, and for the memory that streamed batches take.
+# Steps that may be on their way to the device at once: enough that the device never waits, few enough that the numbers
+# shown are recent, and for the memory that streamed batches take.
 IN_FLIGHT = 8
 
 

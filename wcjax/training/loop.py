@@ -1,43 +1,45 @@
 """A run from its configuration to its summary. The functions are in the order in which they run."""
 
 import contextlib
-import functools
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from wcjax import processes, run_folder
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset, make_model
 from wcjax.errors import InitialWeightsError, InputError
-from wcjax.files import check_writable, run_path, saving
+from wcjax.files import saving
 from wcjax.params import Reparameterized, fold, reparameterize
+from wcjax.paths import check_writable, run_path
 from wcjax.run_folder.checkpoints import save_tree
-from wcjax.run_folder.data import check_data
-from wcjax.run_folder.lock import alone_in
-from wcjax.run_folder.metrics import MetricsWriter, NoMetrics
+from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.lock import run_lock
+from wcjax.run_folder.metrics import MetricsWriter
 from wcjax.training import feed, sharding, steps
 from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.in_flight import InFlight
-from wcjax.training.preemption import Interrupted, interruption, signals_noticed
-from wcjax.training.progress import MIDWAY, Progress, Saves
+from wcjax.training.preemption import SharedSignals, Signals, StopRequested, interruption, signals_noticed
+from wcjax.training.progress import MIDWAY, Progress, RunCheckpoints
 from wcjax.training.run import Run
-from wcjax.training.weights import describe_layers, learned_pairs
+from wcjax.training.weights import layer_statistics, learned_pairs
 from wcjax.trees import instances
 
 log = logging.getLogger(__name__)
 
 
 def train(
-    config,
-    workdir,
+    config: Mapping | ConfigDict,
+    workdir: str | os.PathLike,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[dict], None] = lambda row: None,
 ) -> dict:
@@ -67,13 +69,12 @@ def train(
     config, folder = check_config(config), run_path(workdir, "workdir")
     mesh = sharding.make_mesh(config)
     run_folder.check(folder, config)
-    processes.wait_for_all("the workdir is checked")
     if (summary := run_folder.read(folder, "summary.json")) is not None:
         log.info("%s is finished; nothing to do.", folder)
         return summary
     check_writable(folder, "workdir")
 
-    dataset, data = check_data(folder, load_dataset(config))
+    dataset, data_record = dataset_of_run(folder, load_dataset(config))
     run = Run(config, folder, mesh, dataset)
     _announce(run)
     progress = Progress.start(run)
@@ -81,35 +82,24 @@ def train(
 
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder), signals_noticed() as stop:
-        _write_config(run, data)
-        return _train(run, progress, _Callbacks(on_step, on_epoch, stop))
+    with run_lock(folder), signals_noticed() as signals:
+        _write_config(run, data_record)
+        return _train(run, progress, on_step, on_epoch, signals)
 
 
-class _Callbacks(NamedTuple):
-    on_step: Callable[[Progress], None]
-    on_epoch: Callable[[dict], None]
-    stop: Callable[[], str]  # from `signals_noticed`
-
-    def check_stop(self) -> None:
-        """Raises Interrupted after a signal."""
-        if name := self.stop():
-            raise Interrupted(name)
-
-
-def _announce(run) -> None:
+def _announce(run: Run) -> None:
     config, device = run.config, jax.devices()[0].device_kind
     log.info(
         "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
         *(config.model, run.psi or "none", config.dataset),
-        *(split.num_images for split in run.dataset[:3]),
+        *(split.num_images for split in run.dataset.splits),
         f"{run.mesh.size} x {device}" if run.mesh.size > 1 else device,
     )
     if late := [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]:
         log.warning("The run ends after epoch %d, before schedule.milestones %s.", config.epochs, late)
 
 
-def _check_initial_weights(run, progress) -> None:
+def _check_initial_weights(run: Run, progress: Progress) -> None:
     """Raises InputError if no weight is companded, or, naming the weight, if Ψ⁻¹ of an initial weight is not finite."""
     if run.psi is not None and not instances(progress.state.params, Reparameterized):
         raise InputError(
@@ -126,90 +116,68 @@ def _check_initial_weights(run, progress) -> None:
         raise InitialWeightsError(f"initial weights: {error}") from error
 
 
-def _write_config(run, data) -> None:
+def _write_config(run: Run, data_record: dict) -> None:
     if processes.is_first():
         run_folder.check(run.folder, run.config)  # again: another run may have begun here before this one had the lock
-        run_folder.write(run.folder, "data.json", data)  # first: a run with a config must have it
+        run_folder.write(run.folder, "data.json", data_record)  # first: a run with a config must have it
         run_folder.write(run.folder, "config.json", run.config.to_dict())
 
 
-def _train(run, progress, callbacks) -> dict:
+def _train(
+    run: Run, progress: Progress, on_step: Callable, on_epoch: Callable, signals: Signals | SharedSignals
+) -> dict:
     """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
-    with contextlib.closing(Saves(run)) as saves:
-        saves.restore(progress)
-        with contextlib.closing(_metrics_writer(run, progress)) as writer, _saved_on_signal(run, progress, saves):
-            compile_seconds = _train_epochs(run, progress, saves, writer, callbacks)
-            best = saves.best_state(progress)
-            saves.close()  # a run is finished only if all its checkpoints are written
-            return _finish(run, progress, best, compile_seconds, writer, callbacks.check_stop)
+    with contextlib.closing(RunCheckpoints(run)) as checkpoints:
+        checkpoints.restore_into(progress)
+        # -1: a run that starts anew writes the weights of epoch 0 again, too.
+        done_epochs = progress.epoch if progress.step else -1
+        writer = MetricsWriter(run.folder, run.config, done_epochs)
+        session = _Session(run, progress, checkpoints, writer, on_step, on_epoch, signals)
+        with contextlib.closing(writer), _saved_on_signal(session):
+            with (
+                feed.training(run, progress.step) as train_feed,
+                feed.evaluation(run.dataset.val, run.dataset, run.config, run.mesh) as val_feed,
+            ):
+                programs, progress.state = _compile(run, progress, train_feed, val_feed)
+                if progress.step:
+                    log.info("Resuming at %s.", progress.position(run))
+                else:
+                    writer.write_weights(0, _weight_statistics(run, progress))
+                signals.arm()  # from here on there is something to save, and a signal waits for the end of the step
+                session.check_stop()
+                _train_epochs(session, programs, train_feed, val_feed)
+            best = checkpoints.best_state(progress)
+            checkpoints.close()  # a run is finished only if all its checkpoints are written
+            return _finish(session, best, programs.seconds)
 
 
-def _metrics_writer(run, progress):
-    if not processes.is_first():
-        return NoMetrics()
-    return MetricsWriter(run.folder, run.config, done_epochs=progress.epoch if progress.step else -1)
+class _Session(NamedTuple):
+    """What a process works with while it trains a run."""
+
+    run: Run
+    progress: Progress
+    checkpoints: RunCheckpoints
+    writer: MetricsWriter
+    on_step: Callable[[Progress], None]
+    on_epoch: Callable[[dict], None]
+    signals: Signals | SharedSignals
+
+    def check_stop(self) -> None:
+        """Raises StopRequested after a signal."""
+        if name := self.signals.pending():
+            raise StopRequested(name)
 
 
 @contextlib.contextmanager
-def _saved_on_signal(run, progress, saves):
-    """Turns Interrupted into Preempted or KeyboardInterrupt, after the run is saved."""
+def _saved_on_signal(session: _Session) -> Iterator[None]:
+    """Turns StopRequested into Preempted or KeyboardInterrupt, after the run is saved."""
+    run, progress = session.run, session.progress
     try:
         yield
-    except Interrupted as signal:
+    except StopRequested as signal:
         if progress.step > progress.epoch * run.steps_per_epoch:  # else the epoch's checkpoint has it all
-            saves.save_within(progress)
-        raise interruption(signal.name, _place(run, progress)) from None
-
-
-def _train_epochs(run, progress, saves, writer, callbacks) -> float:
-    """Trains until all epochs are finished, and returns the seconds that compiling took."""
-    config = run.config
-    with (
-        feed.training(run, progress.step) as train_data,
-        feed.evaluation(run.dataset.val, run.dataset, config, run.mesh) as val_data,
-        contextlib.closing(Display(run)) as display,
-    ):
-        programs = _compile(run, progress, train_data, val_data)
-        if progress.step:
-            log.info("Resuming at %s.", _place(run, progress))
-        else:
-            writer.write_weights(0, _describe_weights(run, progress))
-        callbacks.check_stop()  # from here on there is something to save, and a signal waits for the end of the step
-        after_step = functools.partial(_after_step, run, progress, saves, callbacks)
-        while progress.epoch < config.epochs:
-            began = time.perf_counter() - progress.seconds
-            inputs = train_data.epoch(progress.state)
-            display.begin_epoch(progress)
-            in_flight = InFlight(on_done=display.finish_step)
-            _train_epoch(run, programs.train, progress, inputs, in_flight, after_step)
-            progress.check_finite(run.schedule)
-            train_means = progress.totals.means()
-            display.show_validation()
-            state = progress.state
-            val_means = evaluate(programs.evaluate, state.params, state.batch_stats, val_data, callbacks.check_stop)
-            learning_rate = float(run.schedule(progress.step - 1))
-            if not np.isfinite(val_means["loss"]):
-                raise progress.diverged(f"the loss became nan or inf at step {progress.step - 1}", learning_rate)
-
-            images_per_second = run.steps_per_epoch * config.batch_size / progress.seconds
-            progress.finish_epoch(run, val_means["accuracy"])
-            row = {
-                "epoch": progress.epoch,
-                "step": progress.step,
-                **{f"train_{name}": value for name, value in train_means.items()},
-                **{f"val_{name}": value for name, value in val_means.items()},
-                "learning_rate": learning_rate,
-                "images_per_second": images_per_second,
-                "seconds": time.perf_counter() - began,
-            }
-            if config.reparam.learn != "none":
-                row["pairs"] = learned_pairs(state.params)
-            writer.write(row)
-            writer.write_weights(progress.epoch, _describe_weights(run, progress))
-            saves.save_epoch(progress, val_means["accuracy"])
-            display.finish_epoch(row)
-            callbacks.on_epoch(row)
-    return programs.seconds
+            session.checkpoints.save_midway(progress)
+        raise interruption(signal.name, progress.position(run)) from None
 
 
 class _Programs(NamedTuple):
@@ -218,49 +186,103 @@ class _Programs(NamedTuple):
     seconds: float  # to trace and compile both
 
 
-def _compile(run, progress, train_data, val_data) -> _Programs:
+def _compile(
+    run: Run, progress: Progress, train_feed: feed.Feed, val_feed: feed.Feed
+) -> tuple[_Programs, steps.TrainState]:
+    """(programs, the state of progress in the memory layout that XLA chose, see `steps.compile_train_step`)."""
     began = time.perf_counter()
-    state = progress.state
-    train = steps.compile_train_step(run, train_data, state, progress.totals)
-    progress.state = state = jax.device_put(state, train.input_formats[0][0])
-    evaluate = steps.compile_eval_step(run.model, val_data, state.params, state.batch_stats)
-    return _Programs(train, evaluate, time.perf_counter() - began)
+    train = steps.compile_train_step(run, train_feed, progress.state, progress.totals)
+    state = jax.device_put(progress.state, train.input_formats[0][0])
+    evaluate = steps.compile_eval_step(run.model, val_feed, state.params, state.batch_stats)
+    return _Programs(train, evaluate, time.perf_counter() - began), state
 
 
-def _train_epoch(run, program, progress, inputs, in_flight, after_step) -> None:
-    """Does the steps that are left of an epoch, and calls after_step() after each."""
-    began = time.perf_counter() - progress.seconds
+def _train_epochs(session: _Session, programs: _Programs, train_feed: feed.Feed, val_feed: feed.Feed) -> None:
+    """Trains until all epochs are finished."""
+    run, progress = session.run, session.progress
+    with contextlib.closing(Display(run)) as display:
+        while progress.epoch < run.config.epochs:
+            epoch_began = time.perf_counter() - progress.seconds
+            inputs = train_feed.epoch(progress.state)
+            display.begin_epoch(progress)
+            _train_epoch(session, programs.train, inputs, InFlight(on_done=display.finish_step))
+            progress.check_finite(run.schedule)
+            display.show_validation()
+            val_means = _validate(session, programs.evaluate, val_feed)
+            row = _epoch_row(run, progress, val_means, epoch_began)
+            progress.finish_epoch(run, val_means["accuracy"])
+            # The lines come before the checkpoint: a run that resumes can remove lines of an epoch, but not add them.
+            session.writer.write(row)
+            session.writer.write_weights(progress.epoch, _weight_statistics(run, progress))
+            session.checkpoints.save_epoch(progress, val_means["accuracy"])
+            display.finish_epoch(row)
+            session.on_epoch(row)
+
+
+def _train_epoch(session: _Session, program: Callable, inputs: Iterator, in_flight: InFlight) -> None:
+    """Does the steps that are left of an epoch."""
+    run, progress = session.run, session.progress
+    steps_began = time.perf_counter() - progress.seconds
     while progress.step < (progress.epoch + 1) * run.steps_per_epoch:
         progress.state, progress.totals, means = program(progress.state, progress.totals, next(inputs))
         progress.step += 1
-        progress.seconds = time.perf_counter() - began
+        progress.seconds = time.perf_counter() - steps_began
         in_flight.add(means)
-        after_step()
+        _after_step(session)
     in_flight.drain()
-    progress.seconds = time.perf_counter() - began
+    progress.seconds = time.perf_counter() - steps_began
 
 
-def _after_step(run, progress, saves, callbacks) -> None:
-    callbacks.on_step(progress)
+def _after_step(session: _Session) -> None:
+    run, progress = session.run, session.progress
+    session.on_step(progress)
     every, is_last = run.config.checkpoint_every, progress.step % run.steps_per_epoch == 0
     if every and progress.step % every == 0 and not is_last:
-        saves.save_within(progress)
-    callbacks.check_stop()
+        session.checkpoints.save_midway(progress)
+    session.check_stop()
 
 
-def _describe_weights(run, progress):
-    return describe_layers(sharding.gather(run.mesh, progress.state.params), run.config)
+def _validate(session: _Session, program: Callable, val_feed: feed.Feed) -> dict:
+    """{'loss', 'accuracy'} on val. Raises DivergedError if the loss is not finite."""
+    run, progress = session.run, session.progress
+    state, step = progress.state, progress.step - 1
+    means = evaluate(program, state.params, state.batch_stats, val_feed, session.check_stop)
+    if not np.isfinite(means["loss"]):
+        raise progress.divergence_error(f"the loss became nan or inf at step {step}", run.schedule(step))
+    return means
 
 
-def _finish(run, progress, best, compile_seconds, writer, check_stop) -> dict:
+def _epoch_row(run: Run, progress: Progress, val_means: dict, epoch_began: float) -> dict:
+    """The line of metrics.jsonl for the epoch whose steps are done."""
+    row = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        **{f"train_{name}": value for name, value in progress.totals.means().items()},
+        **{f"val_{name}": value for name, value in val_means.items()},
+        "learning_rate": float(run.schedule(progress.step - 1)),
+        "images_per_second": run.steps_per_epoch * run.config.batch_size / progress.seconds,
+        "seconds": time.perf_counter() - epoch_began,
+    }
+    if run.config.reparam.learn != "none":
+        row["pairs"] = learned_pairs(progress.state.params)
+    return row
+
+
+def _weight_statistics(run: Run, progress: Progress) -> dict[str, dict]:
+    return layer_statistics(sharding.unshard(run.mesh, progress.state.params), run.config)
+
+
+def _finish(session: _Session, best: steps.TrainState, compile_seconds: float) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns."""
-    params = sharding.gather(run.mesh, best.params)
+    run, progress = session.run, session.progress
+    params = sharding.unshard(run.mesh, best.params)
     params = params if run.psi is None else jax.jit(fold)(params)  # one program, not one for each operation
     save_tree(run.folder / "folded", {"params": params, "batch_stats": best.batch_stats})
     if processes.is_first():
         shutil.rmtree(run.folder / MIDWAY, ignore_errors=True)
         (run.folder / "progress.json").unlink(missing_ok=True)
-    test = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=check_stop)["test"]
+    results = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=session.check_stop)
+    test = results["test"]
     summary = {
         "best_epoch": progress.best_epoch,
         "best_val_accuracy": progress.best_val_accuracy,
@@ -275,14 +297,8 @@ def _finish(run, progress, best, compile_seconds, writer, check_stop) -> dict:
         "num_devices": run.mesh.size,
         "jax_version": jax.__version__,
     }
-    writer.write_summary(summary)
+    session.writer.write_summary(summary)
     if processes.is_first():
         run_folder.write(run.folder, "summary.json", summary)
     processes.wait_for_all("the summary is written")
     return summary
-
-
-def _place(run, progress) -> str:
-    """'step 70 (epoch 4)'"""
-    is_trained = progress.epoch == run.config.epochs
-    return f"step {progress.step} ({'after the last epoch' if is_trained else f'epoch {progress.epoch + 1}'})"

@@ -16,9 +16,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from wcjax.errors import Preempted
-from wcjax.training.start import INTERRUPTED, START_AGAIN
+from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-EXIT_CODES = {signal.SIGTERM: START_AGAIN, signal.SIGINT: INTERRUPTED}
+EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: EXIT_INTERRUPTED}
 
 
 def leave_at_once() -> None:
@@ -50,7 +50,9 @@ def _forget():
         signal.signal(number, signal.SIG_DFL)
 
 
-_noted_once = set()  # signals that are only noted the next time, although their handler may be `_leave` again by then
+# `_watch` runs later than the handlers. A Ctrl-C that `Signals` has noted restores `_leave`, so without this set
+# `_watch` would take the same Ctrl-C for a second one and exit.
+_noted_once = set()
 
 
 def _watch(reader):
@@ -61,50 +63,73 @@ def _watch(reader):
             _leave(number)
 
 
-@contextlib.contextmanager
-def signals_noticed():
-    """Yields a function that returns the signal that asks the process to stop, 'SIGTERM' or 'SIGINT', or ''.
+class Signals:
+    """SIGTERM and Ctrl-C in a process that does not share its run. Until `arm` is called they are handled as before."""
 
-    From the first call of that function on, these signals are only noted. A second Ctrl-C is handled as it was before.
-    Call the function before the first step and after each step.
+    def __init__(self):
+        self._names, self._handlers = [], {}
 
-    If several processes share a run, SIGTERM may reach one of them or all. Each gets the same answer after the same
-    step, on which JAX agrees in the background. All processes must call the function the same number of times. No call
-    blocks on a device.
-    """
-    if jax.process_count() > 1:
-        # jax.distributed.initialize intercepts SIGTERM. Each call needs its own number.
-        calls = itertools.count(1)
-        yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else ""
-        return
-    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
-        yield lambda: ""
-        return
-    names, handlers = [], {}
-
-    def notice(number, frame):
-        names.append(signal.Signals(number).name)
-        if number == signal.SIGINT:
-            signal.signal(number, handlers[number])
-
-    def stop() -> str:
+    def arm(self) -> None:
+        """From now on the signals are only noted. A second Ctrl-C is handled as it was before."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
+            return
         for number in EXIT_CODES:
-            if number not in handlers:
-                handlers[number] = signal.getsignal(number)
-                if number == signal.SIGINT:
-                    _noted_once.add(number)
-                signal.signal(number, notice)
-        return names[0] if names else ""
+            self._handlers[number] = signal.getsignal(number)
+            if number == signal.SIGINT:
+                _noted_once.add(number)
+            signal.signal(number, self._note)
 
-    try:
-        yield stop
-    finally:
-        _noted_once.clear()
-        for number, handler in handlers.items():
+    def pending(self) -> str:
+        """The signal that asks the process to stop, 'SIGTERM' or 'SIGINT', or ''."""
+        return self._names[0] if self._names else ""
+
+    def disarm(self) -> None:
+        """From now on the signals are handled as they were before `arm`."""
+        _noted_once.difference_update(self._handlers)
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def _note(self, number, frame):
+        self._names.append(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(number, self._handlers[number])
 
-class Interrupted(Exception):
+
+class SharedSignals:
+    """SIGTERM in a run that several processes share. It may reach one of them or all.
+
+    All processes get the same answer after the same step, on which JAX agrees in the background. They must call
+    `pending` the same number of times. No call blocks on a device.
+    """
+
+    def __init__(self):
+        self._calls = itertools.count(1)  # each call needs its own number
+
+    def arm(self) -> None:
+        """Does nothing: `jax.distributed.initialize` has intercepted SIGTERM."""
+
+    def pending(self) -> str:
+        """'SIGTERM' if the processes are to stop, or ''."""
+        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(self._calls)) else ""
+
+
+@contextlib.contextmanager
+def signals_noticed():
+    """Yields the signals that ask this process to stop.
+
+    Call `arm` as soon as there is something to save, and then `pending` before the first step and after each step.
+    """
+    if jax.process_count() > 1:
+        yield SharedSignals()
+        return
+    signals = Signals()
+    try:
+        yield signals
+    finally:
+        signals.disarm()
+
+
+class StopRequested(Exception):
     """The signal `name` asks the run to stop. The trainer saves the run, then raises `interruption`."""
 
     def __init__(self, name: str):

@@ -4,7 +4,7 @@ import dataclasses
 
 from wcjax.errors import DivergedError, InputError
 from wcjax.run_folder.checkpoints import Checkpoints
-from wcjax.run_folder.forms import RECORD, RECORD_WITHIN
+from wcjax.run_folder.schema import RECORD, RECORD_MIDWAY
 from wcjax.training import steps
 from wcjax.training.run import Run
 
@@ -54,12 +54,17 @@ class Progress:
         has finished.
         """
         if (step := int(self.totals.first_bad_step)) >= 0:
-            raise self.diverged(f"the loss became nan or inf at step {step}", schedule(step))
+            raise self.divergence_error(f"the loss became nan or inf at step {step}", schedule(step))
         step = self.step - 1
         if not steps.all_finite(self.state):
-            raise self.diverged(f"the weights or moments are nan or inf after step {step}", schedule(step))
+            raise self.divergence_error(f"the weights or moments are nan or inf after step {step}", schedule(step))
 
-    def diverged(self, what: str, learning_rate: float) -> DivergedError:
+    def position(self, run: Run) -> str:
+        """'step 70 (epoch 4)'"""
+        is_trained = self.epoch == run.config.epochs
+        return f"step {self.step} ({'after the last epoch' if is_trained else f'epoch {self.epoch + 1}'})"
+
+    def divergence_error(self, what: str, learning_rate: float) -> DivergedError:
         """The error for a number of the unfinished epoch that is not finite. what: names it and its step."""
         checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "There is no checkpoint yet"
         return DivergedError(
@@ -68,38 +73,47 @@ class Progress:
         )
 
 
-class Saves:
-    """The checkpoints of a run: one at the end of each epoch, and others within an epoch."""
+class RunCheckpoints:
+    """The checkpoints of a run: one at the end of each epoch, and others midway in an epoch."""
 
     def __init__(self, run: Run):
         self._run = run
-        self._epochs = Checkpoints(run.folder / "checkpoints", keep=run.config.keep_checkpoints, form=RECORD)
-        self._within = Checkpoints(run.folder / MIDWAY, "step", form=RECORD_WITHIN)
+        self._epochs = Checkpoints(run.folder / "checkpoints", keep=run.config.keep_checkpoints, schema=RECORD)
+        self._midway = Checkpoints(run.folder / MIDWAY, unit="step", keep_best=0, schema=RECORD_MIDWAY)
         self._is_open = True
 
-    def restore(self, progress: Progress) -> None:
-        """Moves progress from the beginning of the run to its newest checkpoint, if it has one."""
+    def restore_into(self, progress: Progress) -> None:
+        """Moves progress from the beginning of the run to its newest checkpoint, if it has one.
+
+        In place, so that the devices never hold more than two states. Raises InputError if there are checkpoints of
+        epochs and none can be read.
+        """
         if newest := self._epochs.restore_newest(progress.state):
-            state, record = newest
-            _update(progress, record, state=state, step=record["epoch"] * self._run.steps_per_epoch)
-        newest = self._within.restore_newest({"state": progress.state, "totals": progress.totals})
-        # A checkpoint within an earlier epoch is obsolete. One within a later epoch needs the epoch checkpoint before
-        # it, which is damaged.
+            progress.state, record = newest
+            progress.step = record["epoch"] * self._run.steps_per_epoch
+            _set_record(progress, record, RECORD)
+        try:
+            newest = self._midway.restore_newest({"state": progress.state, "totals": progress.totals})
+        except InputError:
+            newest = None  # the run resumes at the end of an epoch
+        # A checkpoint midway in an earlier epoch is obsolete. One in a later epoch needs the checkpoint of the epoch
+        # before it, which is damaged.
         if newest is None or newest[1]["epoch"] != progress.epoch:
-            self._within.delete_all()
+            self._midway.delete_all()
             return
-        saved, record = newest
-        _update(progress, record, step=int(saved["state"].step), **saved)
+        arrays, record = newest
+        progress.state, progress.totals, progress.step = arrays["state"], arrays["totals"], int(arrays["state"].step)
+        _set_record(progress, record, RECORD_MIDWAY)
 
     def save_epoch(self, progress: Progress, val_accuracy: float) -> None:
         """Saves progress, which has just finished an epoch, in the background."""
         self._epochs.save(progress.epoch, progress.state, _record(progress, RECORD), val_accuracy)
 
-    def save_within(self, progress: Progress) -> None:
+    def save_midway(self, progress: Progress) -> None:
         """Saves progress within an epoch, in the background. Raises DivergedError if it is not finite."""
         progress.check_finite(self._run.schedule)
         arrays = {"state": progress.state, "totals": progress.totals}
-        self._within.save(progress.step, arrays, _record(progress, RECORD_WITHIN))
+        self._midway.save(progress.step, arrays, _record(progress, RECORD_MIDWAY))
 
     def best_state(self, progress: Progress) -> steps.TrainState:
         """The state after the best epoch of a run that has just finished its last epoch."""
@@ -117,13 +131,14 @@ class Saves:
             try:
                 self._epochs.close()
             finally:
-                self._within.close()
+                self._midway.close()
 
 
-def _record(progress, form) -> dict:
-    return {name: getattr(progress, name) for name in form}
+# A record has the attributes of Progress that its schema names.
+def _record(progress: Progress, schema: dict) -> dict:
+    return {name: getattr(progress, name) for name in schema}
 
 
-def _update(progress, record, **changes):
-    for name, value in {**record, **changes}.items():
-        setattr(progress, name, value)
+def _set_record(progress: Progress, record: dict, schema: dict) -> None:
+    for name in schema:
+        setattr(progress, name, record[name])

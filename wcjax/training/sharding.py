@@ -42,10 +42,10 @@ COMPILER_OPTIONS = {
 }
 
 
-def devices() -> list:
-    """jax.devices(). Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
+def check_devices() -> None:
+    """Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
     try:
-        return jax.devices()
+        jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without a GPU
         why = cause(error) if str(error) else "no GPU is visible"
         raise InputError(
@@ -61,7 +61,8 @@ def make_mesh(config) -> Mesh:
 
     Raises InputError if there are too few devices, or if they cannot share config.batch_size.
     """
-    data, fsdp, num_devices = config.mesh.data, config.mesh.fsdp, len(devices())
+    check_devices()
+    data, fsdp, num_devices = config.mesh.data, config.mesh.fsdp, len(jax.devices())
     request = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
     if -1 in (data, fsdp):
         other = -data * fsdp
@@ -127,20 +128,13 @@ def state_sharding(mesh: Mesh, state):
     return jax.tree.map(sharding, state)
 
 
-def abstract(shapes, shardings):
-    """Shapes and dtypes with these shardings: a tree of them, or one for all."""
-    if isinstance(shardings, NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
 def replicate(mesh: Mesh, tree):
     """Puts arrays that every process has on each device, whole."""
     place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
     return jax.tree.map(lambda x: place(np.asarray(x)), tree)
 
 
-def gather_shards(mesh: Mesh, tree, dtype):
+def gather_in_step(mesh: Mesh, tree, dtype):
     """Gathers arrays that are sharded as by `state_sharding`, so that each device has them whole; for a jitted step.
 
     Sharded arrays are cast to dtype before they are sent. Each gradient is sharded like its array, so that a device
@@ -159,7 +153,7 @@ def gather_shards(mesh: Mesh, tree, dtype):
     return whole(jax.tree.map(cast, tree, shardings))
 
 
-def gather(mesh: Mesh, tree):
+def unshard(mesh: Mesh, tree):
     """Puts sharded arrays on each device, whole, so that each process can read them."""
     return jax.device_put(tree, replicated(mesh))
 

@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 
-START_AGAIN = 75  # exit code after SIGTERM (EX_TEMPFAIL in sysexits.h): run the same command to resume
-INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C
+EXIT_PREEMPTED = 75  # exit code after SIGTERM (EX_TEMPFAIL in sysexits.h): run the same command to resume
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # glibc asks Linux for huge pages if a process starts with it
 
 
@@ -14,7 +14,7 @@ def prepare() -> None:
 
     docs/performance.md says how much faster a CPU trains with them.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(START_AGAIN))  # until wcjax.training.preemption is imported
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))  # until wcjax.training.preemption is imported
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,10 @@ from jax.experimental.layout import Format, Layout
 from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold
 from wcjax.training import sharding
+from wcjax.training.run import Run
+
+if TYPE_CHECKING:
+    from wcjax.training.feed import Feed  # which imports this file
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ class Totals(NamedTuple):
         return {"loss": float(loss) / int(seen), "accuracy": int(correct) / int(seen)}
 
 
-def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
+def init_state(model, tx, image_shape, seed: int, mesh: jax.sharding.Mesh | None = None) -> TrainState:
     """The state before the first step. image_shape: (height, width, channels). mesh: one device by default."""
     mesh = mesh or sharding.one_device()
     init = initializer(model, tx, image_shape)
@@ -63,12 +67,6 @@ def init_state(model, tx, image_shape, seed: int, mesh=None) -> TrainState:
     key = jax.random.key(seed)
     shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
     return jit_unoptimized(init, out_shardings=sharding.state_sharding(mesh, shapes))(key)
-
-
-def abstract_state(model, tx, image_shape, mesh) -> TrainState:
-    """The shapes, dtypes and shardings of `init_state`. Nothing is drawn, and no memory is used."""
-    shapes = jax.eval_shape(initializer(model, tx, image_shape), jax.random.key(0))
-    return sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
 
 
 def initializer(model, tx, image_shape):
@@ -101,20 +99,22 @@ def gathered_network(mesh, model) -> tuple:
 
     def gather(params):
         plain = params if model.reparam is None else fold(params)
-        return sharding.gather_shards(mesh, plain, model.dtype)
+        return sharding.gather_in_step(mesh, plain, model.dtype)
 
     return model.clone(reparam=None, learn="none"), gather
 
 
-def train_step(run, data, state: TrainState, totals: Totals, inputs):
+def train_step(
+    run: Run, feed: "Feed", state: TrainState, totals: Totals, inputs
+) -> tuple[TrainState, Totals, jax.Array]:
     """One step of the optimizer of a run: (state, totals, means).
 
     means: loss and accuracy of the epoch so far, float32, shape (2,). Unlike totals, the next step does not delete it.
-    data, inputs: a feed and the inputs that it gives for this step, see `wcjax.training.feed`.
+    inputs: what the feed gives for this step, see `wcjax.training.feed`.
     """
     network, gather = gathered_network(run.mesh, run.model)
     augment_key, dropout_key = jax.random.split(step_key(state.key, state.step))
-    images, labels = data.train_batch(inputs, state.step, augment_key)
+    images, labels = feed.train_batch(inputs, state.step, augment_key)
 
     def loss_fn(params):
         variables = {"params": gather(params), "batch_stats": state.batch_stats}
@@ -149,12 +149,12 @@ def cross_entropy(logits, labels, label_smoothing: float):
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Totals:
+def eval_step(model, feed: "Feed", params, batch_stats, totals: Totals, inputs) -> Totals:
     """Adds the next batch to totals. An image with a negative label is padding and is not counted.
 
-    data, inputs: a feed and the inputs that it gives for this step, see `wcjax.training.feed`.
+    inputs: what the feed gives for this step, see `wcjax.training.feed`.
     """
-    images, labels = data.eval_batch(inputs, totals.seen)
+    images, labels = feed.eval_batch(inputs, totals.seen)
     is_real, labels = labels >= 0, jnp.maximum(labels, 0)
     logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -165,7 +165,7 @@ def eval_step(model, data, params, batch_stats, totals: Totals, inputs) -> Total
     )
 
 
-def compile_train_step(run, data, state, totals):
+def compile_train_step(run: Run, feed: "Feed", state: TrainState, totals: Totals) -> jax.stages.Compiled:
     """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means).
 
     The step reuses the buffers of state and totals. These are arrays here, or their shapes, dtypes and shardings.
@@ -176,17 +176,17 @@ def compile_train_step(run, data, state, totals):
     """
     everywhere = sharding.replicated(run.mesh)
     auto = jax.tree.map(lambda s: Format(Layout.AUTO, s), sharding.state_sharding(run.mesh, state))
-    state, totals, inputs = jax.tree.map(_shape, (state, totals, data.train_input_shapes()))
+    state, totals, inputs = jax.tree.map(_shape, (state, totals, feed.train_input_shapes()))
     step = jax.jit(
-        functools.partial(train_step, run, data),
+        functools.partial(train_step, run, feed),
         donate_argnums=(0, 1),
         in_shardings=(auto, everywhere, jax.tree.map(lambda x: x.sharding, inputs)),
         out_shardings=(auto, everywhere, everywhere),
     )
-    return _compile(step.lower(state, totals, inputs), sharding.compiler_options(run.mesh))
+    return _compile_with_options(step.lower(state, totals, inputs), sharding.compiler_options(run.mesh))
 
 
-def _compile(lowered, options):
+def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) -> jax.stages.Compiled:
     """lowered.compile(options), or without options if this version of XLA does not know or refuses one of them."""
     try:
         return lowered.compile(options)
@@ -201,13 +201,13 @@ def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def compile_eval_step(model, data, params, batch_stats):
+def compile_eval_step(model, feed: "Feed", params, batch_stats) -> jax.stages.Compiled:
     """`eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
-    step = jax.jit(functools.partial(eval_step, model, data), out_shardings=sharding.replicated(data.mesh))
-    return step.lower(params, batch_stats, zero_totals(data.mesh), data.eval_input_shapes()).compile()
+    step = jax.jit(functools.partial(eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
+    return step.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes()).compile()
 
 
-def zero_totals(mesh) -> Totals:
+def zero_totals(mesh: jax.sharding.Mesh) -> Totals:
     return sharding.replicate(mesh, Totals.zero())
 
 

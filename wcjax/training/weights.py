@@ -16,7 +16,7 @@ import numpy as np
 from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold, is_kernel, is_reparameterized
 from wcjax.psi import Psi
-from wcjax.run_folder.forms import EDGES, QUANTILES
+from wcjax.run_folder.schema import EDGES, QUANTILES
 from wcjax.trees import path_str
 
 
@@ -44,7 +44,7 @@ def weight_statistics(w) -> dict[str, jax.Array]:
     }
 
 
-def describe_layers(params, config) -> dict[str, dict]:
+def layer_statistics(params, config) -> dict[str, dict]:
     """{layer: its numbers} as Python numbers and lists. Blocks until the device has finished."""
     weights = _layer_weights(params, plain=config.reparam.name == "none")
     described = jax.device_get({layer: weight_statistics(w) for layer, w in weights.items()})

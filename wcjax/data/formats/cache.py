@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wcjax.files import replacing
+from wcjax.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def write(file, arrays):
     """Writes a dict of arrays to the cache file `file`. A failure is only logged, because the caller has the arrays."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as content:
+        with atomic_write(file) as content:
             np.savez(content, **arrays)
     except OSError as error:
         log.warning(

@@ -7,15 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from wcjax import run_folder
+from wcjax.analysis.runs import RunRecord
 from wcjax.config import check_config
 from wcjax.config.build import make_psi
 from wcjax.errors import InputError
-from wcjax.run_folder.forms import EDGES, NUMBER, NUMBERS
+from wcjax.run_folder.schema import EDGES, LAYER_STATISTICS, NUMBER
 
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate")  # fields of metrics.jsonl
 
 
-class Course(NamedTuple):
+class WeightHistory(NamedTuple):
     """The weights of one layer over the epochs of a run."""
 
     epochs: np.ndarray  # int (t,), 0 is before training
@@ -29,15 +30,15 @@ class Course(NamedTuple):
         return np.diff([np.interp(bins, EDGES, shares) for shares in below], axis=1) / np.diff(bins)
 
 
-def first_layer_course(run) -> Course | None:
-    """The course of the first layer of a run (`runs.RunRecord`); None if the run kept no weights."""
+def first_layer_history(run: RunRecord) -> WeightHistory | None:
+    """The weights of the first layer of a run; None if the run kept no weights."""
     lines = run_folder.read_lines(run.path, "weights.jsonl")
     if not lines:
         return None
     layer = layers_in_order(lines[0]["layers"])[0]
     psi = make_psi(check_config(run.config))
     fixed = run.config["reparam"]["learn"] == "none" and hasattr(psi, "bound")
-    return Course(
+    return WeightHistory(
         epochs=np.array([line["epoch"] for line in lines]),
         counts=np.array([line["layers"][layer]["histogram"] for line in lines]),
         largest=np.array([line["layers"][layer]["max"] for line in lines]),
@@ -45,7 +46,7 @@ def first_layer_course(run) -> Course | None:
     )
 
 
-def curves(runs) -> dict[str, np.ndarray] | None:
+def curves(runs: list[RunRecord]) -> dict[str, np.ndarray] | None:
     """{'epoch': (t,), 'train_loss': (runs, t), ... for all of CURVES} of several runs; None if there are no epochs.
 
     A number that a run lacks, or that is too large for a plot, is nan.
@@ -56,7 +57,7 @@ def curves(runs) -> dict[str, np.ndarray] | None:
         return None
 
     def number(line, name):
-        return float(line[name]) if NUMBER.holds(line.get(name)) else math.nan
+        return float(line[name]) if NUMBER.accepts(line.get(name)) else math.nan
 
     return {"epoch": np.array(epochs)} | {
         name: np.array([[number(lines.get(epoch, {}), name) for epoch in epochs] for lines in by_epoch])
@@ -87,13 +88,13 @@ def last_layers(variants) -> dict[str, dict[str, dict]]:
                 )
         if ends:
             means[label] = {
-                layer: {name: float(np.mean([end[layer][name] for end in ends.values()])) for name in NUMBERS}
+                layer: {name: float(np.mean([end[layer][name] for end in ends.values()])) for name in LAYER_STATISTICS}
                 for layer in layers_in_order(first[1])
             }
     return means
 
 
-def pair_history(run) -> tuple[list[int], dict[str, dict[str, list]]] | None:
+def pair_history(run: RunRecord) -> tuple[list[int], dict[str, dict[str, list]]] | None:
     """(epochs, {layer: {'a': [value after each epoch], 'b': ...}}) of a run that learned them, else None.
 
     The value of a layer that has a pair for each channel is a list of quantiles.

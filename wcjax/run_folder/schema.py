@@ -1,0 +1,107 @@
+"""The schema of each file of a run folder, which may come from anyone."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wcjax.errors import InputError, short_repr
+
+# The edges of the histograms of weights: 0.01·sinh(t) for 201 even t, as fine near zero (0.0007) as figure 4 needs, and
+# as wide as plain weights grow.
+EDGES = tuple(np.float32(0.01 * math.sinh(t)).item() for t in np.linspace(-1, 1, 201) * math.asinh(4 / 0.01))
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, in metrics.jsonl
+
+MAX_LAYERS = 1000
+
+RESTORE_HINT = " Restore the file, or give another run folder."
+
+
+class Schema(NamedTuple):
+    """What one value in a file must be. The schema of an object is a dict instead: {name: schema of its value}."""
+
+    description: str
+    accepts: Callable[[Any], bool]
+
+
+EACH = object()  # a key of such a dict, which stands for the name of every layer
+COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
+NUMBER = Schema(
+    "a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30
+)  # larger ones overflow in plots
+POSITIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
+SHARE = Schema("a number from 0 to 1", lambda x: NUMBER.accepts(x) and 0 <= x <= 1)
+TEXT = Schema("a line of text", lambda x: type(x) is str and x.isprintable())
+ANY_TEXT = Schema("text", lambda x: type(x) is str)
+OBJECT = Schema("a JSON object", lambda x: type(x) is dict)
+LEARNED = Schema(
+    f"a finite number, or {len(QUANTILES)} of them",
+    lambda x: NUMBER.accepts(x) or (type(x) is list and len(x) == len(QUANTILES) and all(map(NUMBER.accepts, x))),
+)
+HISTOGRAM = Schema(
+    f"a list of {len(EDGES) + 1} counts, not all 0",
+    lambda x: type(x) is list and len(x) == len(EDGES) + 1 and all(map(COUNT.accepts, x)) and any(x),
+)
+
+LAYER_STATISTICS = {
+    "mean": NUMBER,
+    "std": POSITIVE,
+    "max": POSITIVE,
+    "kurtosis": NUMBER,
+    "below_0.01": SHARE,
+    "below_tenth_of_std": SHARE,
+}
+SUMMARY = {
+    "best_epoch": COUNT,
+    "best_val_accuracy": SHARE,
+    "test_accuracy": SHARE,
+    "epochs": COUNT,
+    "train_seconds": POSITIVE,
+    "images_per_second": POSITIVE,
+    "device": TEXT,
+    "jax_version": TEXT,
+}
+CHANNELS = Schema(
+    "a list of 1 to 4 finite numbers of at least 0",
+    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(POSITIVE.accepts, x)),
+)
+CHECKSUM = Schema("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
+SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
+# The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
+CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x) and 1 <= x <= 1_000_000)
+DATA = {"classes": CLASSES, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
+# Records of checkpoints: at the end of an epoch, and midway in one.
+RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
+RECORD_MIDWAY = RECORD | {"seconds": POSITIVE}
+CURVE = Schema(
+    "a list of [level, accuracy]",
+    lambda x: (
+        type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(POSITIVE.accepts, p)) for p in x)
+    ),
+)
+ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
+PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
+PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), POSITIVE)
+PROGRESS["accuracy"] = SHARE
+FAILED = {"reason": ANY_TEXT, "config": OBJECT}
+METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
+PAIRS = {"pairs": {EACH: {"a": LEARNED, "b": LEARNED}}}
+WEIGHTS = {"epoch": COUNT, "layers": {EACH: {"histogram": HISTOGRAM} | LAYER_STATISTICS}}
+
+
+def check_schema(value, schema, at: str, hint: str = RESTORE_HINT) -> None:
+    """Raises InputError if value does not have this schema. at: the place of the value. hint: ends the message."""
+    description, accepts = OBJECT if isinstance(schema, dict) else schema
+    if not accepts(value):
+        raise InputError(f"{at}: expected {description}, found {short_repr(value)}.{hint}")
+    if not isinstance(schema, dict):
+        return
+    if EACH in schema:
+        # The names appear in plots, where a $ or a line break would have a meaning.
+        if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
+            raise InputError(f"{at}: these are not layer names: {short_repr(list(value))}.{hint}")
+        schema = dict.fromkeys(value, schema[EACH])
+    for name, inner in schema.items():
+        check_schema(value.get(name), inner, f"{at}, {name}", hint)
