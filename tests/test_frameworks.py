@@ -1,7 +1,9 @@
-"""Models of every JAX framework are companded as they are, by both doors, and stepped like a dict of their leaves.
+"""Trees of every JAX framework are companded as they are, by both doors, and stepped like a dict of their leaves.
 
-The leaves that should be companded are written out by hand for each model.
+The leaves that should be companded are written out by hand for each tree.
 """
+
+from typing import NamedTuple
 
 import chex
 import flax.linen as nn
@@ -78,6 +80,26 @@ def haiku_net():
     return jax.eval_shape(hk.transform(forward).init, KEY, TOKENS)
 
 
+class Pair(NamedTuple):
+    first: dict
+    second: dict
+
+
+KERNEL, BIAS = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (3,)))
+
+
+def named_tuple():
+    return Pair({"kernel": KERNEL}, {"bias": BIAS})
+
+
+def boxes():
+    return {"kernel": nn.Partitioned(KERNEL, ("in", "out")), "bias": nn.Partitioned(BIAS, ("out",))}
+
+
+def array():
+    return KERNEL
+
+
 MODELS = {  # the shapes of a model, and which leaves should be companded
     linen_decoder: {
         *(f"attention/{name}/kernel" for name in ("query", "key", "value", "out")),
@@ -87,6 +109,8 @@ MODELS = {  # the shapes of a model, and which leaves should be companded
     nnx_net: {"conv/kernel", "layers/0/kernel", "layers/1/kernel"},
     equinox_net: {f"mlp/layers/{i}/weight" for i in range(3)},
     haiku_net: {"conv1_d/w", "mlp/~/linear_0/w", "mlp/~/linear_1/w"},
+    named_tuple: {"first/kernel"},
+    boxes: {"kernel"},
 }
 
 
@@ -128,14 +152,15 @@ def test_a_model_is_stepped_like_a_dict_of_its_leaves(make, inner, adaptive, lea
     assert results[0][1].keys() == learned
 
 
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_a_model_is_folded_to_exactly_itself(make):
-    plain = drawn(make())
-    companded = wcjax.reparameterize(plain, PSI, learn="channel")
+@pytest.mark.parametrize("learn", ["none", "channel"])
+@pytest.mark.parametrize("make", [*MODELS, array], ids=lambda make: make.__name__)
+def test_a_tree_of_any_kind_is_folded_to_exactly_itself(make, learn):
+    plain, where = drawn(make()), (lambda path, leaf: True) if make is array else None
+    companded = wcjax.reparameterize(plain, PSI, where, learn)
     leaves = jax.tree_util.tree_leaves_with_path(companded, is_leaf=is_weight)
-    assert {name_of(path) for path, x in leaves if is_weight(x)} == MODELS[make]
+    assert {name_of(path) for path, x in leaves if is_weight(x)} == MODELS.get(make, {""})
     back = wcjax.fold(companded)
-    assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)
+    assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)  # boxes' names too
     chex.assert_trees_all_close(back, plain, rtol=1e-6)
 
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import re
-from typing import NamedTuple
 
 import chex
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,34 +130,6 @@ def test_a_mask_can_hide_a_weight_of_a_companded_tree():
     folded = fold({"x": hidden, "y": SHARED["own"]["kernel"]})
     assert folded["x"] == optax.MaskedNode()
     chex.assert_trees_all_close(folded["y"], shared_by_hand()["own"]["kernel"], rtol=1e-6)
-
-
-class Pair(NamedTuple):
-    first: dict
-    second: dict
-
-
-def boxed():
-    return {"x": {"kernel": nn.Partitioned(weights(2, 3), ("in", "out")), "bias": nn.Partitioned(weights(3), ("out",))}}
-
-
-TREES = {  # a tree and its weights; those of frameworks: test_frameworks.py
-    "named tuple": (lambda: Pair({"kernel": weights(2, 2)}, {"bias": weights(2)}), {"first/kernel"}),
-    "array": (lambda: weights(2, 2), {""}),
-    "box": (boxed, {"x/kernel"}),
-}
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_a_tree_of_any_kind_is_folded_to_exactly_itself(tree):
-    make, expected = TREES[tree]
-    plain, where = make(), (lambda path, leaf: True) if tree == "array" else None
-    for learn in ("none", "channel"):
-        companded = reparameterize(plain, PSI.ours(), where, learn)
-        assert names(companded) == expected
-        back = fold(companded)
-        assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)  # boxes' names too
-        chex.assert_trees_all_close(back, plain, rtol=1e-6)
 
 
 WAYS = [(PSI.ours(), "none"), (PSI.ours(), "channel"), (PSIS[3].ours(), "none"), (WeightNorm(axis=0), "none")]
