@@ -36,6 +36,7 @@ LAYERS = {  # class, arguments, shape of the input; shape of a, b and g for each
     "DenseGeneral of heads": (nn.DenseGeneral, {"features": (2, 3)}, (2, 4), (1, 2, 3)),
     "Einsum": (nn.Einsum, {"shape": (4, 3), "einsum_str": "...d,df->...f"}, (2, 4), (1, 3)),
     "Einsum, turned": (nn.Einsum, {"shape": (3, 4), "einsum_str": "...d, fd -> ...f"}, (2, 4), (3, 1)),
+    "Einsum of an ellipsis": (nn.Einsum, {"shape": (2, 3, 4), "einsum_str": "bd,...d->b..."}, (2, 4), (2, 3, 1)),
     "DenseGeneral of a batch": (nn.DenseGeneral, {"features": np.int64(3), "batch_dims": 0}, (2, 4), (2, 1, 3)),
 }
 FORMS = {
@@ -90,12 +91,6 @@ def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
     )(trained)
     chex.assert_trees_all_close(folded, by_hand, rtol=2e-6)
     chex.assert_trees_all_close(*outputs, rtol=1e-5, atol=1e-6)
-
-
-def test_an_ellipsis_in_the_kernel_of_an_einsum_stands_for_output_axes():
-    layer = linen.companded(nn.Einsum)((2, 3, 4), "bd,...d->b...", use_bias=False, reparam=PSI, learn="channel")
-    psi = jax.eval_shape(layer.init, KEY, jnp.zeros((2, 4)))["params"]["kernel"].psi
-    assert psi.a.shape == psi.b.shape == (2, 3, 1)
 
 
 @pytest.mark.parametrize("name", LAYERS)
