@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from jax.sharding import PartitionSpec
 
 import wcjax
 from benchmarks import compand_gap
@@ -25,7 +24,6 @@ KERNEL = np.float32([[0.3, -0.5, 0.7], [-0.2, 0.1, -0.6]])
 PARAMS = {"conv": {"kernel": KERNEL, "bias": np.float32([0.1, -0.2, 0.3])}, "out": {"kernel": -KERNEL}}
 ONES = jax.tree.map(np.ones_like, PARAMS)
 SGD = optax.sgd(0.1, momentum=0.9)
-each_learn = pytest.mark.parametrize("learn", ["none", "channel", "coarse"])
 
 
 def parabola(params):
@@ -162,9 +160,7 @@ ANY = {"where": lambda path, leaf: True}
 WITH_V = r"inner optimizer calls \w+, but .* v instead of w.*adaptive=True"
 ERRORS = {
     "no kernel": (lambda: start({"bias": np.ones(3)}), "selects no leaf"),
-    "the bound": (lambda: start(kernel(1.5)), r"out/kernel: largest \|w\| is 1.5,.* Choose a >= 1.1?"),
     "nan": (lambda: start(kernel(np.nan)), "out/kernel: the weight holds nan"),
-    "complex": (lambda: start(kernel(1j), **ANY), "out/kernel has dtype complex128, but only arrays of real floats"),
     "a float": (lambda: start({"w": 0.5}, **ANY), "w is a float, but only arrays of real floats"),
     "no optimizer": (lambda: compand(optax.sgd, PSI), "inner must be an optax optimizer, .* found <function sgd"),
     **{
@@ -184,11 +180,6 @@ ERRORS = {
     "compand in compand": (lambda: compand(compand(SGD, PSI), PSI).init(PARAMS), "inner is another compand"),
     "WeightNorm": (lambda: start(PARAMS, wcjax.WeightNorm()), "psi must be Arctan, .* or PowerProp, found WeightNorm"),
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),
-    "PowerProp": (lambda: start(PARAMS, PowerProp(2.0), learn="fine"), "PowerProp has no a and b to learn"),
-    "array that does not fit": (
-        lambda: start(PARAMS, Arctan(jnp.ones((1, 5))), learn="fine"),
-        "conv/kernel: Arctan holds an array of shape .1, 5., which does not fit .2, 3.",
-    ),
     "v": (lambda: start(wcjax.reparameterize(PARAMS, PSI)), "compand takes plain weights, but this tree has Reparam"),
     "inject_hyperparams": (
         lambda: optax.inject_hyperparams(compand)(SGD, PSI, weight_decay=0.01).init(PARAMS),
@@ -262,11 +253,7 @@ def test_the_decay_of_a_learned_pair_is_finite_where_the_derivative_is_tiny(dtyp
     for _ in range(3):
         updates, state = tx.update(jax.tree.map(lambda x: jnp.full_like(x, 0.1), params), state, params)
         params = optax.apply_updates(params, updates)
-    assert all_finite((params, state.pairs))
-
-
-def all_finite(tree):
-    return all(np.all(np.isfinite(x)) for x in jax.tree.leaves(tree))
+    chex.assert_tree_all_finite((params, state.pairs))
 
 
 @pytest.mark.parametrize("psi", [wcjax.Arsinh(0.9, 0.6), PowerProp(2.0)])
@@ -315,7 +302,7 @@ def test_a_huge_step_stops_at_the_bound_in_every_dtype(psi, adaptive):
                 assert np.all(w * direction > 0.9 * psi.bound)
 
 
-@each_learn
+@pytest.mark.parametrize("learn", ["none", "channel", "coarse"])
 def test_init_takes_what_plain_optax_takes(learn):
     tx = compand(optax.adam(0.1), PSI, adaptive=True, learn=learn)
     state = tx.init(PARAMS)
@@ -338,20 +325,6 @@ def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
     chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(updates), jnp.bfloat16(0))
     expected, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     chex.assert_trees_all_close(jax.tree.map(np.float32, updates), expected, atol=2e-3)
-
-
-@each_learn
-def test_weights_in_flax_boxes_are_stepped_like_plain_ones(learn):
-    init = nn.with_partitioning(nn.initializers.constant(0.1), (None, "x"))
-    boxed = nn.Dense(4, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 3)))["params"]
-    tx, results = compand(optax.sgd(0.1), PSI, learn=learn), []
-    for params in (boxed, nn.meta.unbox(boxed)):
-        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-        results.append(nn.meta.unbox((updates, state.pairs)))
-    chex.assert_trees_all_equal(*results)
-    # A pair has no axis of its kernel along which it could be sharded.
-    specs = nn.get_partition_spec(jax.eval_shape(tx.init, boxed)).pairs
-    assert set(jax.tree.leaves(specs)) == (set() if learn == "none" else {PartitionSpec()})
 
 
 @pytest.mark.long

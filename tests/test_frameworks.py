@@ -119,12 +119,17 @@ def drawn(shapes):
     return jax.tree.map(lambda x: jnp.asarray(rng.uniform(-0.5, 0.5, x.shape), jnp.float32), shapes)
 
 
+def path_str(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def name_of(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    """The name of a leaf, which may be in a box."""
+    return path_str(path).removesuffix("/value")
 
 
-def by_name(tree):
-    return {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+def by_name(tree, name=name_of):
+    return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def descend(tx, params):
@@ -136,24 +141,26 @@ def descend(tx, params):
     return params, state
 
 
-@pytest.mark.parametrize(
-    "inner, adaptive, learn",
-    [("sgd", False, "none"), pytest.param("adamw", True, "fine", marks=pytest.mark.long)],
-)
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_a_model_is_stepped_like_a_dict_of_its_leaves(make, inner, adaptive, learn):
-    tree, inner = drawn(make()), {"sgd": optax.sgd(0.1, momentum=0.9), "adamw": optax.adamw(1e-2)}[inner]
+named = lambda x: getattr(x, "__name__", None)
+STEPPED = [(make, "sgd", "none") for make in MODELS] + [(boxes, "sgd", learn) for learn in ("channel", "coarse")]
+STEPPED += [pytest.param(make, "adamw", "fine", marks=pytest.mark.long) for make in MODELS]
+
+
+@pytest.mark.parametrize("make, inner, learn", STEPPED, ids=named)
+def test_a_tree_is_stepped_like_a_dict_of_its_leaves(make, inner, learn):
+    tree, adaptive = drawn(make()), inner == "adamw"
+    inner = {"sgd": optax.sgd(0.1, momentum=0.9), "adamw": optax.adamw(1e-2)}[inner]
     results = []
     for params, where in ((tree, None), (by_name(tree), lambda path, _: path[0].key in MODELS[make])):
         params, state = descend(wcjax.compand(inner, PSI, adaptive=adaptive, where=where, learn=learn), params)
-        results.append((by_name(params), by_name(state.pairs)))
+        results.append((by_name(params), by_name(state.pairs, path_str)))  # a pair has no box
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-7)
-    learned = {f"{name}/{letter}" for name in MODELS[make] for letter in "ab"} if learn == "fine" else set()
-    assert results[0][1].keys() == learned
+    owners = {"none": [], "coarse": [""]}.get(learn, [f"{name}/" for name in MODELS[make]])
+    assert results[0][1].keys() == {owner + letter for owner in owners for letter in "ab"}
 
 
 @pytest.mark.parametrize("learn", ["none", "channel"])
-@pytest.mark.parametrize("make", [*MODELS, array], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [*MODELS, array], ids=named)
 def test_a_tree_of_any_kind_is_folded_to_exactly_itself(make, learn):
     plain, where = drawn(make()), (lambda path, leaf: True) if make is array else None
     companded = wcjax.reparameterize(plain, PSI, where, learn)

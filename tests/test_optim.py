@@ -40,12 +40,6 @@ def network(pair=None):
     return params | {"pair": {"psi": learned()}} if pair == "shared" else params
 
 
-def frozen(params):
-    """params as eqx.partition leaves them if a and b are frozen."""
-    without_pair = lambda x: dataclasses.replace(x, psi=jax.tree.map(lambda _: None, x.psi)) if is_weight(x) else x
-    return jax.tree.map(without_pair, params, is_leaf=is_weight)
-
-
 gradients = lambda params: jax.tree.map(lambda p: jnp.sin(3 * p) + 0.2, params)
 
 
@@ -177,7 +171,6 @@ MISUSES = {
     ),
     "an inner that keeps weights": (lambda: KEEPING.init(NET), "keeps weights and returns to them"),
     "own pair hidden": (lambda: BY_LEAF.init(network(pair="own")), "hides the learned a and b"),
-    "own pair frozen": (lambda: ADAM.init(frozen(network(pair="own"))), "hides the learned a and b"),
     "shared pair hidden": (lambda: BY_LEAF.init(network(pair="shared")), "hides the learned a and b"),
     "module of the pair hidden": (lambda: BY_MODULE.init(network(pair="shared")), "holds 0 pairs.* one optimizer"),
     "a Ψ for a schedule": (lambda: optim.add_decayed_weights(Arctan()), "finds each Ψ in the tree: omit Arctan"),

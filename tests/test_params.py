@@ -108,18 +108,17 @@ SHARED = {  # weights that share the pair of the module `pair`, beside one that 
 }
 
 
-def shared_by_hand(a=-0.4, b=2.0):
-    w = lambda x, a, b: jnp.float32(Psi("arctan", a, b)(x))
-    return {
-        "x": {"kernel": w(weights(3, 2), a, b), "bias": weights(2)},
-        "y": {"z": {"kernel": w(weights(2, 2, 2), a, b)}, "scale": jnp.float32(0), "empty": {}},
-        "own": {"kernel": w(weights(3, 2), -0.4, 2.0)},
-    }
+w_by_hand = lambda v: jnp.float32(Psi("arctan", -0.4, 2.0)(v))
+SHARED_BY_HAND = {
+    "x": {"kernel": w_by_hand(weights(3, 2)), "bias": weights(2)},
+    "y": {"z": {"kernel": w_by_hand(weights(2, 2, 2))}, "scale": jnp.float32(0), "empty": {}},
+    "own": {"kernel": w_by_hand(weights(3, 2))},
+}
 
 
 def test_weights_that_share_a_pair_fold_with_it_and_it_goes():
     for around in (lambda tree: tree, flax.core.freeze, lambda tree: ({"deep": [tree]}, {})):
-        chex.assert_trees_all_close(fold(around(SHARED)), around(shared_by_hand()), rtol=1e-6)
+        chex.assert_trees_all_close(fold(around(SHARED)), around(SHARED_BY_HAND), rtol=1e-6)
     stack = lambda *trees: jax.tree.map(lambda *x: np.stack(x), *trees)  # as vmap over seeds makes it
     other, folded = jax.tree.map(lambda x: 1.5 * x, SHARED), jax.jit(fold)
     chex.assert_trees_all_close(folded(stack(SHARED, other)), stack(folded(SHARED), folded(other)), rtol=1e-6)
@@ -129,7 +128,7 @@ def test_a_mask_can_hide_a_weight_of_a_companded_tree():
     hidden = jax.tree.map(lambda _: optax.MaskedNode(), SHARED["own"]["kernel"])
     folded = fold({"x": hidden, "y": SHARED["own"]["kernel"]})
     assert folded["x"] == optax.MaskedNode()
-    chex.assert_trees_all_close(folded["y"], shared_by_hand()["own"]["kernel"], rtol=1e-6)
+    chex.assert_trees_all_close(folded["y"], SHARED_BY_HAND["own"]["kernel"], rtol=1e-6)
 
 
 WAYS = [(PSI.ours(), "none"), (PSI.ours(), "channel"), (PSIS[3].ours(), "none"), (WeightNorm(axis=0), "none")]
@@ -219,8 +218,7 @@ MISTAKES = {
         lambda: start(Arsinh(1e-3)),
         r"x/kernel: Ψ⁻¹\(w\), or the norm of w, overflows for \|w\| = 0\.",
     ),
-    "norm of inf": (lambda: start(WeightNorm(), W.at[0, 0].set(jnp.inf)), "x/kernel"),
-    "norm that overflows": (lambda: start(WeightNorm(), W.at[0, 0].set(1e30)), "x/kernel"),
+    "norm that overflows": (lambda: start(WeightNorm(), W.at[0, 0].set(1e30)), "x/kernel: .*norm of w, overflows"),
     "at the bound": (lambda: full(1.0), "kernel: largest"),
     "one float below": (lambda: full(np.nextafter(np.float32(1), np.float32(0))), "kernel: largest"),
     "a NumPy scalar": (lambda: reparameterize(np.float32(3.0), PSI.ours(), lambda *_: True), "largest .w. is 3, but"),
