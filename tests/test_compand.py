@@ -216,7 +216,7 @@ def test_errors_name_the_thing_and_what_to_do(case):
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_optimizer_that_cancels_the_derivative_is_warned_of_without_adaptive():
+def test_an_optimizer_that_cancels_the_derivative_warns():
     for name in ("adam", "adamw", "adabelief", "adagrad", "rmsprop", "lion"):
         inner = optax.chain(optax.clip(1.0), getattr(optax, name)(0.1))
         with pytest.warns(UserWarning, match=r"ScaleBy\w+State.*cancels Ψ′.*adaptive=True"):
@@ -234,7 +234,7 @@ TRACED += [(Arctan(jnp.float32(0.9), 0.6), "none")]
 
 
 @pytest.mark.parametrize("psi, learn", TRACED, ids=str)
-def test_init_works_in_a_trace_with_weights_that_are_known_or_not(psi, learn):
+def test_init_in_a_trace_takes_known_and_unknown_weights(psi, learn):
     init, params = compand(SGD, psi, learn=learn).init, jax.tree.map(jnp.float32, PARAMS)
     expected = init(params)
     known, unknown = jax.jit(lambda: init(params))(), jax.jit(init)(params)
@@ -247,7 +247,7 @@ FINITE = [("float16", PSI, 0.99 * PSI.bound), ("float32", wcjax.Arsinh(0.01, 0.0
 
 
 @pytest.mark.parametrize("dtype, psi, w", FINITE)
-def test_the_decay_of_a_learned_pair_is_finite_where_the_derivative_is_tiny(dtype, psi, w):
+def test_decay_of_a_pair_is_finite_where_psi_is_flat(dtype, psi, w):
     tx, params = compand(optax.adam(1e-3), psi, adaptive=True, learn="fine", weight_decay=1e-4), kernel(w, dtype)
     state = tx.init(params)
     for _ in range(3):
@@ -368,7 +368,7 @@ def test_stacked_layers_may_have_a_state_that_vmap_made():
 
 
 @pytest.mark.filterwarnings("error")
-def test_numpy_float64_weights_share_a_float32_pair_where_jax_has_no_float64():
+def test_numpy_float64_weights_share_a_float32_pair():
     params = jax.tree.map(np.float64, PARAMS)
     pairs = compand(SGD, PSI, learn="coarse").init(params).pairs
     chex.assert_trees_all_equal(pairs, {"a": np.float32(0.9), "b": np.float32(0.6)})

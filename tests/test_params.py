@@ -173,7 +173,7 @@ class Getter:
         return self.weight
 
 
-def test_a_box_is_known_by_its_framework_and_may_hold_a_weight_already():
+def test_a_box_of_a_framework_may_hold_a_weight_already():
     weight = reparameterize({"kernel": W}, PSI.ours())["kernel"]
     params = reparameterize({"kernel": nnx.Param(weight), "layer": Getter(W)}, PSI.ours())
     chex.assert_trees_all_equal(params["kernel"].get_value(), weight)

@@ -252,7 +252,7 @@ def test_change_follows_the_step_and_a_new_pair(psi, x64):
 
 
 @pytest.mark.parametrize("psi", SIGMOIDS, ids=str)
-def test_the_second_derivative_is_the_finite_difference_also_at_zero(psi, x64):
+def test_second_derivatives_are_finite_differences(psi, x64):
     v, h = np.linspace(-2, 2, 9), 1e-6
     expected = (psi.derivative(v + h) - psi.derivative(v - h)) / (2 * h)
     np.testing.assert_allclose(jax.vmap(jax.grad(psi.ours().derivative))(v), expected, 1e-7, 1e-9)

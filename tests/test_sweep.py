@@ -157,7 +157,7 @@ def test_how_a_run_ends_decides_if_it_is_tried_again(trainer, tmp_path, capsys, 
     assert sorted(trainer.trained) == NAMES + ["resnet8_wc_seed7"] * (times - 1)
 
 
-def test_a_run_that_is_in_use_is_started_again_after_a_pause_unless_the_sweep_stops(trainer, tmp_path):
+def test_a_run_in_use_is_not_started_again_at_once(trainer, tmp_path):
     trainer.ends = dict.fromkeys(NAMES, START_AGAIN)
     trainer.during = lambda: os.kill(os.getpid(), signal.SIGTERM)
     assert trainer.sweep(*RUNS, "--out", tmp_path, pause=1000.0) == START_AGAIN
