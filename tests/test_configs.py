@@ -64,9 +64,10 @@ def test_settings_are_those_of_the_paper(file, settings, best):
         assert (c.optimizer, c.learning_rate, c.momentum) == ("sgd", 0.1, 0.9)
         assert (c.val_fraction, c.augment.padding, c.augment.flip) == (0.1, 4, True)
         assert (c.stem, c.image_size) == ("imagenet" if "imagenet" in file else "cifar", 224)
-        variants = {name or "wc": (name or "arctan", a, b, "none") for name in ("", "erf", "arsinh")}
-        variants |= {"": variants["wc"], "learned": ("arctan", 0.5, 1.0, "fine")}
-        variants |= {learn: ("arctan", 0.5, 1.0, learn) for learn in ("coarse", "channel")}
+        fixed = {"": "arctan", "wc": "arctan", "erf": "erf", "arsinh": "arsinh"}
+        learned = {"learned": "fine", "coarse": "coarse", "channel": "channel"}
+        variants = {variant: (name, a, b, "none") for variant, name in fixed.items()}
+        variants |= {variant: ("arctan", 0.5, 1.0, learn) for variant, learn in learned.items()}
         for variant, expected in variants.items():
             reparam = get_config(file, f"{model},{variant}").reparam
             assert (reparam.name, reparam.a, reparam.b, reparam.learn) == expected

@@ -184,10 +184,7 @@ DIFFERENCES = {
         r"1 missing: fc.bias. 1 different: fc.weight is float32\(7, 512\)",
     ),
     "another name": (lambda: from_torchvision(scale=np.ones(1)), "1 unexpected: fc.scale"),
-    "float16": (
-        lambda: from_torchvision(bias=np.ones(7, np.float16)),
-        r"fc.bias is float16\(7,\), expected float32",
-    ),
+    "float16": (lambda: from_torchvision(bias=np.ones(7, np.float16)), r"fc.bias is float16\(7,\), expected float32"),
     "nan": (lambda: from_torchvision(bias=np.full(7, np.nan, np.float32)), "1 with nan or inf: fc.bias"),
     "a list": (lambda: from_torchvision(bias=[0.0] * 7), "fc.bias is a list"),
     "companded": (

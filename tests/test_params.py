@@ -224,20 +224,13 @@ MISTAKES = {
     "a NumPy scalar": (lambda: reparameterize(np.float32(3.0), PSI.ours(), lambda *_: True), "largest .w. is 3, but"),
     "bound of a channel": (lambda: start(Arctan(np.array([0.9, 0.1]), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arc"),
     "bound of a negative a": (lambda: start(Arctan(np.array(-0.1), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arctan"),
-    "bound of a Ψ of one's own": (
-        lambda: start(Softsign(), 9 * W),
-        "but Softsign.* only reaches .* smaller weights",
-    ),
-    "complex": (
-        lambda: start(PSI.ours(), W + 1j, where=lambda *_: True),
-        "x/kernel has dtype complex64, but only",
-    ),
+    "bound of a Ψ of one's own": (lambda: start(Softsign(), 9 * W), "but Softsign.* only reaches .* smaller weights"),
+    "complex": (lambda: start(PSI.ours(), W + 1j, where=lambda *_: True), "x/kernel has dtype complex64, but only"),
     "nothing selected": (lambda: start(PSI.ours(), name="bias"), "selects no leaf of the 1 .x/bias"),
     "twice": (
         lambda: reparameterize(start(PSI.ours()), PSI.ours()),
         "no leaf of the 1 .* Reparameterized already: 1; fold the tree",
     ),
-    "unknown learn": (lambda: start(PSI.ours(), learn="coarse"), "'none', 'fine', 'channel', found 'coarse'"),
     "nothing to learn": (lambda: start(Softsign(), learn="fine"), "Softsign has no a and b to learn"),
     "array that does not fit": (
         lambda: start(Arctan(jnp.ones(99), 0.5)),
