@@ -38,51 +38,39 @@ def get_config(file, argument):
     return check_config(module.get_config(argument))
 
 
-SETTINGS = [
-    ("cifar10", RESNETS, 200, 128, (90, 136), 0.1, 1e-4),
-    ("cifar10", VGGS, 200, 128, (60, 120, 160), 0.2, 5e-4),
-    ("cifar100", (*RESNETS, "wrn28_10", *VGGS), 200, 128, (60, 120, 160), 0.2, 5e-4),
-    ("tiny_imagenet", ("resnet50",), 300, 128, (75, 150, 225), 0.1, 1e-4),
-    ("imagenet", ("resnet50",), 300, 256, (75, 150, 225), 0.1, 1e-4),
+PAPER = [  # file; epochs, batch size, milestones, factor, weight decay; the best a and b of each network
+    (
+        "cifar10",
+        (200, 128, (90, 136), 0.1, 1e-4),
+        {"resnet18": (1.0, 0.6), "resnet34": (0.8, 0.5), "resnet50": (1.0, 0.6)},
+    ),
+    ("cifar10", (200, 128, (60, 120, 160), 0.2, 5e-4), {"vgg16_bn": (0.7, 0.7), "vgg19_bn": (0.5, 0.7)}),
+    (
+        "cifar100",
+        (200, 128, (60, 120, 160), 0.2, 5e-4),
+        {"resnet18": (0.6, 0.6), "resnet34": (0.7, 0.8), "resnet50": (1.0, 0.8)}
+        | {"wrn28_10": (0.7, 0.7), "vgg16_bn": (0.7, 1.0), "vgg19_bn": (0.7, 0.8)},
+    ),
+    ("tiny_imagenet", (300, 128, (75, 150, 225), 0.1, 1e-4), {"resnet50": (0.7, 0.8)}),
+    ("imagenet", (300, 256, (75, 150, 225), 0.1, 1e-4), {"resnet50": (0.6, 0.7)}),
 ]
 
 
-@pytest.mark.parametrize("file, models, epochs, batch, milestones, factor, decay", SETTINGS)
-def test_settings_are_those_of_the_paper(file, models, epochs, batch, milestones, factor, decay):
-    for model in models:
+@pytest.mark.parametrize("file, settings, best", PAPER)
+def test_settings_are_those_of_the_paper(file, settings, best):
+    for model, (a, b) in best.items():
         c = get_config(file, f"{model},wc")
-        assert (c.epochs, c.batch_size, c.schedule.milestones, c.schedule.factor) == (epochs, batch, milestones, factor)
-        assert (c.optimizer, c.learning_rate, c.momentum, c.weight_decay) == ("sgd", 0.1, 0.9, decay)
+        assert (c.epochs, c.batch_size, c.schedule.milestones, c.schedule.factor, c.weight_decay) == settings
+        assert (c.optimizer, c.learning_rate, c.momentum) == ("sgd", 0.1, 0.9)
         assert (c.val_fraction, c.augment.padding, c.augment.flip) == (0.1, 4, True)
         assert (c.stem, c.image_size) == ("imagenet" if "imagenet" in file else "cifar", 224)
-
-
-BEST = {
-    ("cifar10", "resnet18"): (1.0, 0.6),
-    ("cifar10", "resnet34"): (0.8, 0.5),
-    ("cifar10", "resnet50"): (1.0, 0.6),
-    ("cifar10", "vgg16_bn"): (0.7, 0.7),
-    ("cifar10", "vgg19_bn"): (0.5, 0.7),
-    ("cifar100", "resnet18"): (0.6, 0.6),
-    ("cifar100", "resnet34"): (0.7, 0.8),
-    ("cifar100", "resnet50"): (1.0, 0.8),
-    ("cifar100", "wrn28_10"): (0.7, 0.7),
-    ("cifar100", "vgg16_bn"): (0.7, 1.0),
-    ("cifar100", "vgg19_bn"): (0.7, 0.8),
-    ("tiny_imagenet", "resnet50"): (0.7, 0.8),
-    ("imagenet", "resnet50"): (0.6, 0.7),
-}
-
-
-@pytest.mark.parametrize("file, model", BEST)
-def test_the_default_a_and_b_are_the_best_of_the_paper(file, model):
-    best = BEST[file, model]
-    variants = {"": ("arctan", *best, "none"), "wc": ("arctan", *best, "none"), "erf": ("erf", *best, "none")}
-    variants |= {"arsinh": ("arsinh", *best, "none"), "learned": ("arctan", 0.5, 1.0, "fine")}
-    variants |= {learn: ("arctan", 0.5, 1.0, learn) for learn in ("coarse", "channel")}
-    for variant, expected in variants.items():
-        reparam = get_config(file, f"{model},{variant}").reparam
-        assert (reparam.name, reparam.a, reparam.b, reparam.learn) == expected
+        fixed = {"": "arctan", "wc": "arctan", "erf": "erf", "arsinh": "arsinh"}
+        learned = {"learned": "fine", "coarse": "coarse", "channel": "channel"}
+        variants = {variant: (name, a, b, "none") for variant, name in fixed.items()}
+        variants |= {variant: ("arctan", 0.5, 1.0, learn) for variant, learn in learned.items()}
+        for variant, expected in variants.items():
+            reparam = get_config(file, f"{model},{variant}").reparam
+            assert (reparam.name, reparam.a, reparam.b, reparam.learn) == expected
 
 
 @functools.cache  # tracing a ResNet50 takes seconds

@@ -60,11 +60,3 @@ def test_arctan_and_its_derivative_keep_the_stated_error():
     np.testing.assert_allclose(slopes, (x / (x * x + y * y), -y / (x * x + y * y)), rtol=1e-6)
     ends = elementary.arctan(jnp.float32([0, -0.0, np.inf, -np.inf, np.nan]))
     np.testing.assert_array_equal(ends, np.float32([0, -0.0, np.pi / 2, -np.pi / 2, np.nan]))
-
-
-def test_float64_is_exact_to_float64():
-    with jax.enable_x64(True):
-        x = np.linspace(-1.57, 1.57, 1001)
-        np.testing.assert_allclose((elementary.sin(x), elementary.cos(x)), (np.sin(x), np.cos(x)), 1e-13)
-        y, x = np.meshgrid(np.linspace(-3, 3, 41), np.linspace(-3, 3, 40))
-        np.testing.assert_allclose(elementary.arctan2(y, x), np.arctan2(y, x), 1e-15)

@@ -1,7 +1,9 @@
-"""Models of every JAX framework are companded as they are, by both doors, and stepped like a dict of their leaves.
+"""Trees of every JAX framework are companded as they are, by both doors, and stepped like a dict of their leaves.
 
-The leaves that should be companded are written out by hand for each model.
+The leaves that should be companded are written out by hand for each tree.
 """
+
+from typing import NamedTuple
 
 import chex
 import flax.linen as nn
@@ -78,6 +80,26 @@ def haiku_net():
     return jax.eval_shape(hk.transform(forward).init, KEY, TOKENS)
 
 
+class Pair(NamedTuple):
+    first: dict
+    second: dict
+
+
+KERNEL, BIAS = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (3,)))
+
+
+def named_tuple():
+    return Pair({"kernel": KERNEL}, {"bias": BIAS})
+
+
+def boxes():
+    return {"kernel": nn.Partitioned(KERNEL, ("in", "out")), "bias": nn.Partitioned(BIAS, ("out",))}
+
+
+def array():
+    return KERNEL
+
+
 MODELS = {  # the shapes of a model, and which leaves should be companded
     linen_decoder: {
         *(f"attention/{name}/kernel" for name in ("query", "key", "value", "out")),
@@ -87,6 +109,8 @@ MODELS = {  # the shapes of a model, and which leaves should be companded
     nnx_net: {"conv/kernel", "layers/0/kernel", "layers/1/kernel"},
     equinox_net: {f"mlp/layers/{i}/weight" for i in range(3)},
     haiku_net: {"conv1_d/w", "mlp/~/linear_0/w", "mlp/~/linear_1/w"},
+    named_tuple: {"first/kernel"},
+    boxes: {"kernel"},
 }
 
 
@@ -95,12 +119,17 @@ def drawn(shapes):
     return jax.tree.map(lambda x: jnp.asarray(rng.uniform(-0.5, 0.5, x.shape), jnp.float32), shapes)
 
 
+def path_str(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def name_of(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    """The name of a leaf, which may be in a box."""
+    return path_str(path).removesuffix("/value")
 
 
-def by_name(tree):
-    return {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+def by_name(tree, name=name_of):
+    return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def descend(tx, params):
@@ -112,30 +141,33 @@ def descend(tx, params):
     return params, state
 
 
-@pytest.mark.parametrize(
-    "inner, adaptive, learn",
-    [("sgd", False, "none"), pytest.param("adamw", True, "fine", marks=pytest.mark.long)],
-)
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_a_model_is_stepped_like_a_dict_of_its_leaves(make, inner, adaptive, learn):
-    tree, inner = drawn(make()), {"sgd": optax.sgd(0.1, momentum=0.9), "adamw": optax.adamw(1e-2)}[inner]
+named = lambda x: getattr(x, "__name__", None)
+STEPPED = [(make, "sgd", "none") for make in MODELS] + [(boxes, "sgd", learn) for learn in ("channel", "coarse")]
+STEPPED += [pytest.param(make, "adamw", "fine", marks=pytest.mark.long) for make in MODELS]
+
+
+@pytest.mark.parametrize("make, inner, learn", STEPPED, ids=named)
+def test_a_tree_is_stepped_like_a_dict_of_its_leaves(make, inner, learn):
+    tree, adaptive = drawn(make()), inner == "adamw"
+    inner = {"sgd": optax.sgd(0.1, momentum=0.9), "adamw": optax.adamw(1e-2)}[inner]
     results = []
     for params, where in ((tree, None), (by_name(tree), lambda path, _: path[0].key in MODELS[make])):
         params, state = descend(wcjax.compand(inner, PSI, adaptive=adaptive, where=where, learn=learn), params)
-        results.append((by_name(params), by_name(state.pairs)))
+        results.append((by_name(params), by_name(state.pairs, path_str)))  # a pair has no box
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-7)
-    learned = {f"{name}/{letter}" for name in MODELS[make] for letter in "ab"} if learn == "fine" else set()
-    assert results[0][1].keys() == learned
+    owners = {"none": [], "coarse": [""]}.get(learn, [f"{name}/" for name in MODELS[make]])
+    assert results[0][1].keys() == {owner + letter for owner in owners for letter in "ab"}
 
 
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_a_model_is_folded_to_exactly_itself(make):
-    plain = drawn(make())
-    companded = wcjax.reparameterize(plain, PSI, learn="channel")
+@pytest.mark.parametrize("learn", ["none", "channel"])
+@pytest.mark.parametrize("make", [*MODELS, array], ids=named)
+def test_a_tree_of_any_kind_is_folded_to_exactly_itself(make, learn):
+    plain, where = drawn(make()), (lambda path, leaf: True) if make is array else None
+    companded = wcjax.reparameterize(plain, PSI, where, learn)
     leaves = jax.tree_util.tree_leaves_with_path(companded, is_leaf=is_reparameterized)
-    assert {name_of(path) for path, x in leaves if is_reparameterized(x)} == MODELS[make]
+    assert {name_of(path) for path, x in leaves if is_reparameterized(x)} == MODELS.get(make, {""})
     back = wcjax.fold(companded)
-    assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)
+    assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)  # boxes' names too
     chex.assert_trees_all_close(back, plain, rtol=1e-6)
 
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import re
-from typing import NamedTuple
 
 import chex
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,18 +108,17 @@ SHARED = {  # weights that share the pair of the module `pair`, beside one that 
 }
 
 
-def shared_by_hand(a=-0.4, b=2.0):
-    w = lambda x, a, b: jnp.float32(Psi("arctan", a, b)(x))
-    return {
-        "x": {"kernel": w(weights(3, 2), a, b), "bias": weights(2)},
-        "y": {"z": {"kernel": w(weights(2, 2, 2), a, b)}, "scale": jnp.float32(0), "empty": {}},
-        "own": {"kernel": w(weights(3, 2), -0.4, 2.0)},
-    }
+w_by_hand = lambda v: jnp.float32(Psi("arctan", -0.4, 2.0)(v))
+SHARED_BY_HAND = {
+    "x": {"kernel": w_by_hand(weights(3, 2)), "bias": weights(2)},
+    "y": {"z": {"kernel": w_by_hand(weights(2, 2, 2))}, "scale": jnp.float32(0), "empty": {}},
+    "own": {"kernel": w_by_hand(weights(3, 2))},
+}
 
 
 def test_weights_that_share_a_pair_fold_with_it_and_it_goes():
     for around in (lambda tree: tree, flax.core.freeze, lambda tree: ({"deep": [tree]}, {})):
-        chex.assert_trees_all_close(fold(around(SHARED)), around(shared_by_hand()), rtol=1e-6)
+        chex.assert_trees_all_close(fold(around(SHARED)), around(SHARED_BY_HAND), rtol=1e-6)
     stack = lambda *trees: jax.tree.map(lambda *x: np.stack(x), *trees)  # as vmap over seeds makes it
     other, folded = jax.tree.map(lambda x: 1.5 * x, SHARED), jax.jit(fold)
     chex.assert_trees_all_close(folded(stack(SHARED, other)), stack(folded(SHARED), folded(other)), rtol=1e-6)
@@ -131,35 +128,7 @@ def test_a_mask_can_hide_a_weight_of_a_companded_tree():
     hidden = jax.tree.map(lambda _: optax.MaskedNode(), SHARED["own"]["kernel"])
     folded = fold({"x": hidden, "y": SHARED["own"]["kernel"]})
     assert folded["x"] == optax.MaskedNode()
-    chex.assert_trees_all_close(folded["y"], shared_by_hand()["own"]["kernel"], rtol=1e-6)
-
-
-class Pair(NamedTuple):
-    first: dict
-    second: dict
-
-
-def boxed():
-    return {"x": {"kernel": nn.Partitioned(weights(2, 3), ("in", "out")), "bias": nn.Partitioned(weights(3), ("out",))}}
-
-
-TREES = {  # a tree and its weights; those of frameworks: test_frameworks.py
-    "named tuple": (lambda: Pair({"kernel": weights(2, 2)}, {"bias": weights(2)}), {"first/kernel"}),
-    "array": (lambda: weights(2, 2), {""}),
-    "box": (boxed, {"x/kernel"}),
-}
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_a_tree_of_any_kind_is_folded_to_exactly_itself(tree):
-    make, expected = TREES[tree]
-    plain, where = make(), (lambda path, leaf: True) if tree == "array" else None
-    for learn in ("none", "channel"):
-        companded = reparameterize(plain, PSI.ours(), where, learn)
-        assert names(companded) == expected
-        back = fold(companded)
-        assert type(back) is type(plain) and jax.tree.structure(back) == jax.tree.structure(plain)  # boxes' names too
-        chex.assert_trees_all_close(back, plain, rtol=1e-6)
+    chex.assert_trees_all_close(folded["y"], SHARED_BY_HAND["own"]["kernel"], rtol=1e-6)
 
 
 WAYS = [(PSI.ours(), "none"), (PSI.ours(), "channel"), (PSIS[3].ours(), "none"), (WeightNorm(axis=0), "none")]
@@ -204,7 +173,7 @@ class Getter:
         return self.weight
 
 
-def test_a_box_is_known_by_its_framework_and_may_hold_a_weight_already():
+def test_a_box_of_a_framework_may_hold_a_weight_already():
     weight = reparameterize({"kernel": W}, PSI.ours())["kernel"]
     params = reparameterize({"kernel": nnx.Param(weight), "layer": Getter(W)}, PSI.ours())
     chex.assert_trees_all_equal(params["kernel"].get_value(), weight)
@@ -249,27 +218,19 @@ MISTAKES = {
         lambda: start(Arsinh(1e-3)),
         r"x/kernel: Ψ⁻¹\(w\), or the norm of w, overflows for \|w\| = 0\.",
     ),
-    "norm of inf": (lambda: start(WeightNorm(), W.at[0, 0].set(jnp.inf)), "x/kernel"),
-    "norm that overflows": (lambda: start(WeightNorm(), W.at[0, 0].set(1e30)), "x/kernel"),
+    "norm that overflows": (lambda: start(WeightNorm(), W.at[0, 0].set(1e30)), "x/kernel: .*norm of w, overflows"),
     "at the bound": (lambda: full(1.0), "kernel: largest"),
     "one float below": (lambda: full(np.nextafter(np.float32(1), np.float32(0))), "kernel: largest"),
     "a NumPy scalar": (lambda: reparameterize(np.float32(3.0), PSI.ours(), lambda *_: True), "largest .w. is 3, but"),
     "bound of a channel": (lambda: start(Arctan(np.array([0.9, 0.1]), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arc"),
     "bound of a negative a": (lambda: start(Arctan(np.array(-0.1), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arctan"),
-    "bound of a Ψ of one's own": (
-        lambda: start(Softsign(), 9 * W),
-        "but Softsign.* only reaches .* smaller weights",
-    ),
-    "complex": (
-        lambda: start(PSI.ours(), W + 1j, where=lambda *_: True),
-        "x/kernel has dtype complex64, but only",
-    ),
+    "bound of a Ψ of one's own": (lambda: start(Softsign(), 9 * W), "but Softsign.* only reaches .* smaller weights"),
+    "complex": (lambda: start(PSI.ours(), W + 1j, where=lambda *_: True), "x/kernel has dtype complex64, but only"),
     "nothing selected": (lambda: start(PSI.ours(), name="bias"), "selects no leaf of the 1 .x/bias"),
     "twice": (
         lambda: reparameterize(start(PSI.ours()), PSI.ours()),
         "no leaf of the 1 .* Reparameterized already: 1; fold the tree",
     ),
-    "unknown learn": (lambda: start(PSI.ours(), learn="coarse"), "'none', 'fine', 'channel', found 'coarse'"),
     "nothing to learn": (lambda: start(Softsign(), learn="fine"), "Softsign has no a and b to learn"),
     "array that does not fit": (
         lambda: start(Arctan(jnp.ones(99), 0.5)),

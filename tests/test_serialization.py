@@ -1,4 +1,4 @@
-"""Reparameterized weights, their Ψ and their layers through flax.serialization and pickle."""
+"""Reparameterized weights, their Ψ and their layers through flax.serialization, Orbax and pickle."""
 
 import pickle
 import subprocess
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from wcjax import Arctan, Erf, WeightNorm, compand, linen, reparameterize
@@ -23,40 +24,60 @@ def layer(reparam, learn="none"):
     return linen.Dense(3, reparam=reparam, learn=learn, kernel_init=nn.initializers.zeros)
 
 
-def test_flax_serialization_restores_to_the_bit_or_refuses():
-    trees = [layer(linen.LearnedPair(PSI)).init(jax.random.key(0), jnp.ones((1, 2)))["params"]]
+def trained(**settings):
+    """The state of compand after an update."""
+    tx = compand(optax.adam(0.1), PSI, adaptive=True, **settings)
+    return tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1]
+
+
+def by_flax(tree, _):
+    return flax.serialization.from_bytes(jax.tree.map(jnp.zeros_like, tree), flax.serialization.to_bytes(tree))
+
+
+def by_orbax(tree, path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(path, jax.eval_shape(lambda: tree))
+
+
+def by_pickle(tree, _):
+    return pickle.loads(pickle.dumps(tree))
+
+
+@pytest.mark.parametrize("restored", [by_flax, by_orbax, by_pickle])
+def test_weights_and_states_are_restored_to_the_bit(tmp_path, restored):
+    trees = [trained(learn=learn) for learn in ("none", "channel", "coarse")]
     trees += [reparameterize(PARAMS, psi, learn=learn) for psi, learn in ((PSI, "channel"), (WeightNorm(), "none"))]
-    for learn in ("none", "channel", "coarse"):
-        tx = compand(optax.adam(0.1), PSI, adaptive=True, learn=learn)
-        trees.append(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1])
-    psi = Arctan(np.full((1, 1), 0.6, np.float32), 0.7)
-    trees.append(
-        compand(optax.sgd(0.1), psi, learn="fine").init(PARAMS)
-    )  # its Ψ are without the arrays that are learned
-    for weight_norm in (False, True):
-        params = reparameterize(PARAMS, WeightNorm() if weight_norm else PSI, learn="none" if weight_norm else "fine")
-        frozen = jax.tree.map(lambda _: "frozen", params)
-        some = {"train": optax.sgd(0.1, momentum=0.9), "frozen": optax.set_to_zero()}
-        trees.append(optax.multi_transform(some, frozen).init(params))
-    for tree in trees:
-        blank = jax.tree.map(jnp.zeros_like, tree)
-        chex.assert_trees_all_equal(flax.serialization.from_bytes(blank, flax.serialization.to_bytes(tree)), tree)
-    saved = flax.serialization.to_bytes(reparameterize(PARAMS, PSI))
-    for other in (Arctan(0.9, 0.7), Erf(2.0, 0.7), Arctan(jnp.float32(0.6), 0.7)):
-        with pytest.raises(ValueError, match="the state holds Arctan .*'a': 0.6, 'b': 0.7.*, but the target has"):
-            flax.serialization.from_bytes(reparameterize(PARAMS, other), saved)
+    trees.append(layer(linen.LearnedPair(PSI)).init(jax.random.key(0), jnp.ones((1, 2)))["params"])
+    chex.assert_trees_all_equal(restored(trees, tmp_path / "trees"), trees, strict=True)
 
 
-def test_a_state_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="holds a plain array or None where the target has Reparameterized"):
-        flax.serialization.from_bytes(reparameterize(PARAMS, PSI), flax.serialization.to_bytes(PARAMS))
-    none, all_of = (compand(optax.sgd(0.1), PSI, where=where).init(PARAMS) for where in (is_bias, lambda *_: True))
-    with pytest.raises(ValueError, match="holds a plain array or None where the target has Arctan"):
-        flax.serialization.from_bytes(all_of, flax.serialization.to_bytes(none))
+def test_flax_serialization_restores_what_masks_left():
+    with_array = Arctan(np.full((1, 1), 0.6, np.float32), 0.7)  # the Ψ of its state are without their learned arrays
+    trees = [compand(optax.sgd(0.1), with_array, learn="fine").init(PARAMS)]
+    for params in (reparameterize(PARAMS, PSI, learn="fine"), reparameterize(PARAMS, WeightNorm())):
+        inner = {"train": optax.sgd(0.1, momentum=0.9), "frozen": optax.set_to_zero()}
+        trees.append(optax.multi_transform(inner, jax.tree.map(lambda _: "frozen", params)).init(params))
+    chex.assert_trees_all_equal(by_flax(trees, None), trees, strict=True)
 
 
-def is_bias(path, leaf):
-    return leaf.ndim == 1
+COMPANDED, OTHER_PSI = reparameterize(PARAMS, PSI), "the state holds Arctan .*'a': 0.6, 'b': 0.7.*, but the target has"
+NO_WEIGHT = "holds a plain array or None where the target has "
+REFUSED = {  # what is saved, what it is restored into
+    "a": (COMPANDED, reparameterize(PARAMS, Arctan(0.9, 0.7)), OTHER_PSI),
+    "class": (COMPANDED, reparameterize(PARAMS, Erf(2.0, 0.7)), OTHER_PSI),
+    "learned a": (COMPANDED, reparameterize(PARAMS, Arctan(jnp.float32(0.6), 0.7)), OTHER_PSI),
+    "plain": (PARAMS, COMPANDED, NO_WEIGHT + "Reparameterized"),
+    "where": (trained(where=lambda path, leaf: leaf.ndim == 1), trained(where=lambda *_: True), NO_WEIGHT + "Arctan"),
+}
+
+
+@pytest.mark.parametrize("difference", REFUSED)
+def test_a_state_of_another_kind_is_refused(difference):
+    saved, target, message = REFUSED[difference]
+    with pytest.raises(ValueError, match=message):
+        flax.serialization.from_bytes(target, flax.serialization.to_bytes(saved))
 
 
 FLAX_AFTER_WCJAX = """
@@ -86,6 +107,4 @@ def test_companded_layers_and_their_classes_pickle():
     for base in (nn.Dense, nn.ConvTranspose):
         cls = linen.companded(base)
         assert pickle.loads(pickle.dumps(cls)) is cls is linen.companded(base)
-    weights = reparameterize(PARAMS, Arctan(jnp.ones(()), 0.5))
-    chex.assert_trees_all_equal(pickle.loads(pickle.dumps(weights)), weights)
     assert pickle.loads(pickle.dumps(layer(PSI, "fine"))) == layer(PSI, "fine")
