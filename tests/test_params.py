@@ -1,5 +1,6 @@
 """Trees: each selected weight becomes a Reparameterized, and fold makes exactly the plain tree again."""
 
+import collections
 import dataclasses
 import re
 
@@ -117,7 +118,8 @@ SHARED_BY_HAND = {
 
 
 def test_weights_that_share_a_pair_fold_with_it_and_it_goes():
-    for around in (lambda tree: tree, flax.core.freeze, lambda tree: ({"deep": [tree]}, {})):
+    by_default = lambda tree: collections.defaultdict(dict, tree)
+    for around in (lambda tree: tree, flax.core.freeze, by_default, lambda tree: ({"deep": [tree]}, {})):
         chex.assert_trees_all_close(fold(around(SHARED)), around(SHARED_BY_HAND), rtol=1e-6)
     stack = lambda *trees: jax.tree.map(lambda *x: np.stack(x), *trees)  # as vmap over seeds makes it
     other, folded = jax.tree.map(lambda x: 1.5 * x, SHARED), jax.jit(fold)
@@ -204,6 +206,14 @@ def test_a_psi_of_the_users_own_is_folded_and_trained():
     np.testing.assert_allclose(updates["kernel"], v / (1 + np.abs(v)) - w, rtol=1e-5)
 
 
+@jax.tree_util.register_pytree_node_class
+class Nameless(list):
+    """A container that JAX knows, but not the names in it, like those of Haiku."""
+
+    tree_flatten = lambda self: (list(self), None)
+    tree_unflatten = classmethod(lambda cls, _, leaves: cls(leaves))
+
+
 def start(psi, w=W, name="kernel", **settings):
     return reparameterize({"x": {name: w}}, psi, **settings)
 
@@ -227,6 +237,7 @@ MISTAKES = {
     "bound of a Ψ of one's own": (lambda: start(Softsign(), 9 * W), "but Softsign.* only reaches .* smaller weights"),
     "complex": (lambda: start(PSI.ours(), W + 1j, where=lambda *_: True), "x/kernel has dtype complex64, but only"),
     "nothing selected": (lambda: start(PSI.ours(), name="bias"), "selects no leaf of the 1 .x/bias"),
+    "entries without names": (lambda: start(PSI.ours(), Nameless([W, W])), "containers that do not name their entries"),
     "twice": (
         lambda: reparameterize(start(PSI.ours()), PSI.ours()),
         "no leaf of the 1 .* Reparameterized already: 1; fold the tree",

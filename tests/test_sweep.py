@@ -1,5 +1,6 @@
 """Sweeps: which runs are trained, and what is reported."""
 
+import argparse
 import contextlib
 import functools
 import io
@@ -307,6 +308,14 @@ def test_seeds_are_numbers_and_ranges():
     for wrong in ("", "1-", "4-2", "0-2,1", "a"):
         with pytest.raises(ValueError):
             sweep.seeds(wrong)
+    with pytest.raises(argparse.ArgumentTypeError, match="at most 10,000 seeds are allowed, found '0-3000000000'"):
+        sweep.seeds("0-3000000000")
+
+
+@pytest.mark.parametrize("text", ["schedule.milestones=(1,2),(3,4)", "data_dir=a/b,c"])
+def test_a_value_of_over_that_cannot_name_a_folder_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="cannot contain brackets or '/'"):
+        sweep.over(text)
 
 
 @pytest.mark.parametrize(

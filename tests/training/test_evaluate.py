@@ -1,8 +1,10 @@
 """The folded network of a run, its accuracy and its loss, against NumPy; folded weights that are not the run's."""
 
+import json
 import re
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,18 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path):
     write_json(tmp_path / "data.json", DATA)
     with pytest.raises(InputError, match="folded does not exist: the run has not ended yet"):
         training.load_folded(tmp_path)
+
+
+def test_weights_that_are_lost_are_written_again_from_a_checkpoint(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    before = load_tree(run / "folded")
+    shutil.rmtree(run / "folded")
+    (run / "folded").mkdir()
+    with pytest.raises(InputError, match="folded holds no weights. To write it again .* remove summary.json"):
+        training.load_folded(run)
+    (run / "summary.json").unlink()
+    training.train(json.loads((run / "config.json").read_text()), run)
+    chex.assert_trees_all_equal(load_tree(run / "folded"), before)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tests.data import pictures
 from tests.training import runs
 from wcjax import data, training
 from wcjax.analysis import changes, robustness
+from wcjax.data.streaming.source import Spread
 from wcjax.run_folder import read
 
 
@@ -54,5 +55,10 @@ def test_streamed_runs_of_several_image_sizes_are_measured_together(tmp_path):
     images = pictures.class_folders(tmp_path / "set")
     for size in (16, 24):
         training.train(runs.streamed(images, image_size=size, epochs=1), tmp_path / "runs" / str(size))
-    assert robustness.main([str(tmp_path / "runs")]) == 0
-    assert [read(tmp_path / "runs" / size, "robustness.json")["images"] for size in ("16", "24")] == [15, 15]
+    assert robustness.main([str(tmp_path / "runs"), "--images", "4"]) == 0
+    assert [read(tmp_path / "runs" / size, "robustness.json")["images"] for size in ("16", "24")] == [4, 4]
+
+
+def test_some_images_of_a_stream_are_of_all_classes():
+    some = Spread("aaabbbccc", 3)  # sorted by class, like the folders of ImageNet
+    assert len(some) == some.num_images == 3 and [some[i] for i in range(3)] == ["a", "b", "c"]

@@ -19,6 +19,7 @@ from wcjax.analysis.tables import Comparison, compare, format_difference
 from wcjax.commands import command, program
 from wcjax.config.build import load_dataset
 from wcjax.data import Split
+from wcjax.data.streaming.source import Spread
 from wcjax.errors import InputError
 from wcjax.paths import check_writable
 from wcjax.run_folder.fingerprint import dataset_of_run
@@ -34,7 +35,7 @@ then draws the curves. A run that was already measured on as many images is skip
 def main(argv=None):
     parser = argparse.ArgumentParser(program("wcjax.analysis.robustness"), description=EXPLANATION)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
-    parser.add_argument("--images", type=int, default=0, metavar="N", help="use the first N test images (default: all)")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="test images to use (default: all)")
     parser.add_argument("--data_dir", metavar="DIR", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
     if args.images < 0:
@@ -66,7 +67,7 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
             key = config.dataset, config.data_dir, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
                 datasets[key] = load_dataset(config)
-            if content is None or content["images"] != _first(datasets[key].test, num_images).num_images:
+            if content is None or content["images"] != _some(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
 
 
@@ -76,7 +77,8 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
     Args:
       run: the run folder. What is drawn at random depends on the seed of the run.
       dataset: the data set of the run.
-      num_images: the number of test images to use, the first ones; 0 for all.
+      num_images: the number of test images to use; 0 for all. They are the first ones, or of a streamed data set, which
+        may be sorted by class, images at equal distances.
       programs: compiled evaluations of earlier runs, which this one adds to.
 
     Returns:
@@ -88,25 +90,29 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
     mesh = sharding.one_device()
-    test = _first(dataset.test, num_images)
+    test = _some(dataset.test, num_images)
 
-    def accuracy(params, split):
-        with feed.evaluation(split, dataset, config, mesh) as split_feed:
-            shapes = str(split_feed.eval_input_shapes())
-            key = model, split_feed.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
-            on_device = sharding.replicate(mesh, (params, variables["batch_stats"]))
-            if key not in programs:
-                programs[key] = steps.compile_eval_step(model, split_feed, *on_device)
-            return evaluate(programs[key], *on_device, split_feed)["accuracy"]
+    def accuracy(params, split_feed):
+        shapes = str(split_feed.eval_input_shapes())
+        key = model, split_feed.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
+        on_device = sharding.replicate(mesh, (params, variables["batch_stats"]))
+        if key not in programs:
+            programs[key] = steps.compile_eval_step(model, split_feed, *on_device)
+        return evaluate(programs[key], *on_device, split_feed)["accuracy"]
+
+    def accuracy_on(images):
+        with feed.evaluation(Split(images, test.labels), dataset, config, mesh) as changed:
+            return accuracy(params, changed)
 
     draws = lambda level: np.random.default_rng((config.seed, round(100 * level)))
     curves = {}
-    for name, (change, levels) in changes.WEIGHT_CHANGES.items():
-        curves[name] = [[level, accuracy(change(params, level, draws(level)), test)] for level in levels]
+    with feed.evaluation(test, dataset, config, mesh) as unchanged:  # one for all levels: a stream starts slowly
+        original = accuracy(params, unchanged)
+        for name, (change, levels) in changes.WEIGHT_CHANGES.items():
+            curves[name] = [[level, accuracy(change(params, level, draws(level)), unchanged)] for level in levels]
     for name, (change, levels) in {} if dataset.streamed else changes.IMAGE_CHANGES.items():
-        splits = {level: Split(change(test.images, level, draws(level)), test.labels) for level in levels}
-        curves[name] = [[level, accuracy(params, split)] for level, split in splits.items()]
-    return {"images": test.num_images, "accuracy": accuracy(params, test), "curves": curves}
+        curves[name] = [[level, accuracy_on(change(test.images, level, draws(level)))] for level in levels]
+    return {"images": test.num_images, "accuracy": original, "curves": curves}
 
 
 Measurements = dict[pathlib.Path, dict]  # {run folder: content of its robustness.json}
@@ -173,9 +179,11 @@ def change_table(variants: dict[str, list[RunRecord]], baseline: list[RunRecord]
     return Table([*columns], [[*line, p] for line, p in zip(lines, corrected, strict=True)])
 
 
-def _first(split, num_images):
-    if not num_images or not isinstance(split, Split):
+def _some(split, num_images):
+    if not num_images:
         return split
+    if not isinstance(split, Split):
+        return Spread(split, min(num_images, split.num_images))
     return Split(split.images[:num_images], split.labels[:num_images])
 
 

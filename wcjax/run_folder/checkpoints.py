@@ -155,6 +155,9 @@ def load_tree(path, like=None):
         if not pathlib.Path(path).is_dir():
             raise InputError(f"{path} does not exist: the run has not ended yet, or this is not a run folder.")
     check_readable(path)
+    hint = "To write it again from the best checkpoint, remove summary.json and run the training command."
+    if not pathlib.Path(path, "_METADATA").is_file():  # Orbax's list of the arrays
+        raise InputError(f"{path} holds no weights. {hint}")
     absolute = pathlib.Path(path).absolute()
     if "\\" in str(absolute):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
@@ -169,7 +172,7 @@ def load_tree(path, like=None):
     except InputError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
-        raise InputError(f"{path} cannot be read: {cause(error)}. Train again, or give another folder.") from error
+        raise InputError(f"{path} cannot be read: {cause(error)}. {hint}") from error
     if like is not None:
         check_like(tree, like, f"the weights in {path}")
     return tree

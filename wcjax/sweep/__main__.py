@@ -29,6 +29,8 @@ from wcjax.sweep.process import check_devices, start_run, train_one
 from wcjax.training.preemption import leave_at_once
 from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
+MAX_SEEDS = 10_000
+
 
 @command
 def main(argv=None) -> int:
@@ -96,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
 def over(text: str) -> tuple[str, list[str]]:
     """'learning_rate=0.1,0.2' -> ('learning_rate', ['0.1', '0.2'])"""
     key, values = text.split("=")
+    if re.search(r"[][(){}/]", values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: values are separated by commas, and name run folders, so they cannot contain brackets or '/'. "
+            "Give such values in variants of the config file, and compare them by `runs --variants`."
+        )
     return key, names(values)
 
 
@@ -110,7 +117,9 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         if not (ends := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
             raise ValueError
-        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)[: MAX_SEEDS + 1]
+    if len(numbers) > MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"at most {MAX_SEEDS:,} seeds are allowed, found {text!r}.")
     return unique(numbers)
 
 

@@ -1,5 +1,6 @@
 """The interface of streamed splits: encoded images, which are read one by one when they are needed."""
 
+import dataclasses
 from typing import NamedTuple, Protocol
 
 
@@ -30,3 +31,17 @@ class Source(Protocol):
 
     def fingerprint(self) -> dict:
         """{'images': number, 'labels': checksum, 'content': checksum}, computed without reading the images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """num_images images of a source at equal distances, as a source that is only read."""
+
+    source: Source
+    num_images: int
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self.source[index * len(self.source) // self.num_images]
