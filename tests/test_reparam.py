@@ -220,7 +220,7 @@ def test_no_step_is_no_change_and_any_step_a_finite_one(psi):
     if psi.name != "powerprop":
         rounding = 0 if psi.name == "arctan" else 4e-7
         assert np.all(np.abs(change(ours, w, np.zeros_like(w), ours)) <= rounding * np.abs(w))
-    for u in (1e30, -1e30, 1e-38, -1e-38) if psi.name != "powerprop" else (1e15, -1e15):
+    for u in (np.inf, -np.inf, 1e30, -1e30, 1e-38, -1e-38) if psi.name != "powerprop" else (1e15, -1e15):
         moved = change(ours, far, np.full_like(far, u))
         assert np.all(np.isfinite(moved)) and np.all(np.abs(far + moved) <= np.float32(psi.bound) * (1 + 1e-6))
     smallest = Arctan(0.6, 1e-8)
@@ -249,6 +249,15 @@ def test_change_follows_the_step_and_a_new_pair(psi, x64):
         expected = new(psi.inverse(w) + u) - w
         moved = change(learned(psi, jnp.float64), w, u, learned(new, jnp.float64))
         np.testing.assert_allclose(moved, expected, 1e-11, 1e-13)
+
+
+@pytest.mark.parametrize("b, new_b, u", [(1e-20, 0.6, 1e10), (1e-8, 1e8, 1e30), (0.6, 1e-20, 1e30), (1e8, 1e-12, 1e30)])
+def test_change_follows_a_learned_b_of_any_size(b, new_b, u):
+    expected = 0.6 * np.arctan((b * np.tan(0.5) + u) / new_b) - 0.3
+    moved = Arctan(jnp.float32(0.6), jnp.float32(b)).change(
+        jnp.float32(0.3), u, Arctan(jnp.float32(0.6), jnp.float32(new_b))
+    )
+    np.testing.assert_allclose(moved, expected, 1e-6)
 
 
 @pytest.mark.parametrize("psi", SIGMOIDS, ids=str)

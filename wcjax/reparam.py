@@ -113,13 +113,14 @@ class Arctan(Sigmoid):
     def change(self, w: jax.Array, u: jax.Array, new: Self | None = None) -> jax.Array:
         """Ψ_new(Ψ⁻¹(w) + u) − w. Finite for any u but nan, and exactly 0 for u = 0 without new."""
         x = self._angle(w)
-        z = elementary.clip(u * (1 / self.b), -1e20, 1e20)  # a larger z changes the angle by less than 1e-20
         sin, cos = elementary.sin(x), elementary.cos(x)
+        # A step that is clipped here is as good as infinite, and no product of it reaches the limit of arctan2.
         if new is None:
+            z = elementary.clip(u * (1 / self.b), -1e20, 1e20)
             return self.a * elementary.arctan2(z * jnp.square(cos), 1 + z * (sin * cos))
-        ratio = self.b / new.b
-        across = (ratio - 1) * (sin * cos) + ratio * z * jnp.square(cos)
-        along = jnp.square(cos) + ratio * (jnp.square(sin) + z * (sin * cos))
+        z, ratio = elementary.clip(u * (1 / new.b), -1e36, 1e36), self.b / new.b
+        across = (ratio - 1) * (sin * cos) + z * jnp.square(cos)
+        along = jnp.square(cos) + ratio * jnp.square(sin) + z * (sin * cos)
         return (new.a - self.a) / self.a * w + new.a * elementary.arctan2(across, along)
 
 

@@ -43,6 +43,7 @@ def check_collectives(run):
         progress = Progress.start(run)
         with feed.training(run, 0) as data:
             step = steps.compile_train_step(run, data, progress.state, progress.totals)
+    assert sharding.compiler_options(sharding.one_device()) == sharding.COMPILER_OPTIONS["cpu"] != {}
     assert len(warnings.output) == 1
     assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
     sent = collective_arrays(step.as_text())

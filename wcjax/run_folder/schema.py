@@ -28,9 +28,8 @@ class Schema(NamedTuple):
 
 EACH = object()  # a key of such a dict, which stands for the name of every layer
 COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
-NUMBER = Schema(
-    "a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30
-)  # larger ones overflow in plots
+# Larger numbers overflow in plots.
+NUMBER = Schema("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
 POSITIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
 SHARE = Schema("a number from 0 to 1", lambda x: NUMBER.accepts(x) and 0 <= x <= 1)
 TEXT = Schema("a line of text", lambda x: type(x) is str and x.isprintable())

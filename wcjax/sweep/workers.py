@@ -17,7 +17,7 @@ from wcjax.sweep.plan import Plan, SweepOptions
 from wcjax.sweep.process import start_run
 from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
-from wcjax.training.preemption import SharedSignals, Signals, interruption, signals_noticed
+from wcjax.training.preemption import Signals, interruption, signals_noticed
 from wcjax.training.start import EXIT_PREEMPTED
 
 
@@ -70,7 +70,7 @@ def check(plan: Plan, options: SweepOptions) -> None:
     check_writable(options.out, "--out")
 
 
-def wait_for(future, table: LiveTable, slow: float, signals: Signals | SharedSignals):
+def wait_for(future, table: LiveTable, slow: float, signals: Signals):
     """The result of a future. If it takes longer than `slow` seconds, the table says so.
 
     After a signal it raises `interruption`.
