@@ -100,8 +100,12 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     ],
 )
 def test_the_newest_and_the_two_best_are_kept(tmp_path, accuracies, options, expected):
-    save(tmp_path, accuracies, **options)
-    assert epochs(tmp_path) == expected
+    save(tmp_path / "at once", accuracies, **options)
+    for epoch, accuracy in enumerate(accuracies, start=1):  # as runs that are stopped and resumed save them
+        known = dict(enumerate(accuracies[: epoch - 1], start=1)) if accuracy is not None else {}
+        with opened(tmp_path / "resumed", val_accuracies=known, **options) as checkpoints:
+            checkpoints.save(epoch, state(epoch), record(epoch), accuracy)
+    assert epochs(tmp_path / "at once") == epochs(tmp_path / "resumed") == expected
 
 
 def test_a_checkpoint_is_not_lost_if_it_cannot_be_read_once(copy, monkeypatch):

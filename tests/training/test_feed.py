@@ -50,6 +50,9 @@ def test_each_epoch_has_an_order_that_only_the_seed_decides():
     split = on_device(pixels, np.arange(N), padding=0, flip=False)
     batch_of = jax.jit(split.train_batch)
 
+    with jax.enable_x64(True):
+        assert split.draw_order(jax.random.key_data(jax.random.key(0)), 0).dtype == jnp.int32
+
     def epoch(seed, number):
         """The numbers of the images that an epoch shows."""
         key = jax.random.key_data(jax.random.key(seed))

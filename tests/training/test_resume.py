@@ -48,6 +48,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, kind, every, 
     damage(run)
     assert runs.resume(config, run) == list(range(first_step, runs.metrics(expected)[-1]["step"] + 1))
     runs.assert_same_run(run, expected)
+    assert runs.saved(run) == runs.saved(expected), "no more checkpoints than in one go"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny_run, tmp_path):
@@ -59,6 +60,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny_run, tmp_pat
         with pytest.raises(InputError, match="none of the checkpoints in .* can be read"):
             training.train(runs.tiny(), run)
     assert {path: text for path, text in runs.files(run).items() if path in before} == before
+
+
+def test_the_only_checkpoints_are_kept_if_none_can_be_read(tmp_path):
+    config, run = runs.tiny() | {"checkpoint_every": 3}, tmp_path / "run"
+    runs.stop(config, run, 5)
+    (checkpoint,) = (run / "midway").iterdir()
+    runs.cut(checkpoint)
+    with pytest.raises(InputError, match="none of the checkpoints in .*midway can be read"):
+        training.train(config, run)
+    assert checkpoint.exists()
+
+
+def test_lines_that_a_copy_lacks_are_named(tiny_run, tmp_path, caplog):
+    run = runs.unfinished_copy(tiny_run[0], tmp_path / "run")
+    path = run / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    training.train(runs.tiny(), run)
+    assert "metrics.jsonl has no lines of the finished epochs [2, 3" in caplog.text
 
 
 def test_a_lost_best_checkpoint_is_named(tmp_path, monkeypatch):

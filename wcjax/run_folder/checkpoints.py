@@ -5,6 +5,7 @@ import logging
 import pathlib
 import time
 import zlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -36,22 +37,30 @@ class Checkpoints:
     and damaged checkpoints are deleted.
     """
 
-    def __init__(self, folder, unit: str = "epoch", keep: int = 2, keep_best: int = 2, schema=OBJECT):
+    def __init__(
+        self,
+        folder,
+        unit: str = "epoch",
+        keep: int = 2,
+        keep_best: int = 2,
+        schema=OBJECT,
+        val_accuracies: Mapping[int, float] | None = None,
+    ):
         """unit: what messages call a number. keep_best: how many of the best on val are kept, and the first of equals.
 
-        schema: of a record, see `wcjax.run_folder.schema`.
+        schema: of a record, see `wcjax.run_folder.schema`. val_accuracies: of the checkpoints that are there already.
         """
-        policies = ocp.checkpoint_managers
-        rules = [policies.LatestN(n=keep)]
+        self._val_accuracies = dict(val_accuracies or {})
+        rules = [ocp.checkpoint_managers.LatestN(n=keep)]
         if keep_best:
-            rules.append(policies.BestN(get_metric_fn=lambda m: (m["val_accuracy"], -m["epoch"]), n=keep_best))
+            rules.append(_Best(keep_best, self._val_accuracies))
         self._unit, self._folder, self._schema = unit, pathlib.Path(folder).absolute(), schema
         check_readable(self._folder)
         with saving(self._folder, WRITE_ERRORS):
             self._manager = _Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy(rules),
+                    preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(rules),
                     async_options=IN_BACKGROUND,
                     # While processes save an epoch in the background, they may also save within the next epoch.
                     multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=unit),
@@ -65,11 +74,12 @@ class Checkpoints:
         Does nothing if the folder has a checkpoint with this number.
         """
         record = record | {"fingerprint": _fingerprint_of_both(state, record)}
+        if val_accuracy is not None:
+            self._val_accuracies[number] = val_accuracy
         with saving(self._folder / str(number), WRITE_ERRORS):
             self._manager.save(
                 number,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-                metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy, "epoch": number},
             )
 
     def restore(self, number: int, like):
@@ -131,6 +141,19 @@ class Checkpoints:
         with saving(self._folder, WRITE_ERRORS):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the n best on val. Orbax's own rule would store accuracies in files that cannot be read once damaged."""
+
+    def __init__(self, n, val_accuracies):
+        self._n, self._val_accuracies = n, val_accuracies
+
+    def should_preserve(self, checkpoints, *, context):
+        unknown = float("inf")  # such a checkpoint is kept
+        ranks = [(self._val_accuracies.get(info.step, unknown), -info.step) for info in checkpoints]
+        best = sorted(ranks)[-self._n :]
+        return [rank in best for rank in ranks]
 
 
 class _Manager(ocp.CheckpointManager):

@@ -37,6 +37,10 @@ class MetricsWriter:
             return
         for name in ("metrics.jsonl", "weights.jsonl"):
             lines = [line for line in run_folder.read_lines(workdir, name) if line["epoch"] <= done_epochs]
+            first = 0 if name == "weights.jsonl" else 1
+            if missing := sorted({*range(first, done_epochs + 1)} - {line["epoch"] for line in lines}):
+                message = "%s has no lines of the finished epochs %s. Was the folder copied while the run trained?"
+                log.warning(message, self._workdir / name, missing)
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
         self._events = _events(self._workdir / "tensorboard", done_epochs + 1, config)
 

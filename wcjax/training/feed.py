@@ -121,7 +121,7 @@ class OnDevice(Feed):
     def draw_order(self, key, step):
         """The order of the images in the epoch of a step, int32 (num_images,). key: `TrainState.key`."""
         key = jax.random.fold_in(order_key(key), step // self._steps_per_epoch)
-        return jax.random.permutation(key, self.num_images)
+        return jax.random.permutation(key, jnp.arange(self.num_images, dtype=jnp.int32))
 
     def epoch(self, state):
         return itertools.repeat((self._split, self._draw(state.key, state.step)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from wcjax import run_folder
 from wcjax.errors import DivergedError, InputError
 from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.run_folder.schema import RECORD, RECORD_MIDWAY
@@ -78,15 +79,21 @@ class RunCheckpoints:
 
     def __init__(self, run: Run):
         self._run = run
-        self._epochs = Checkpoints(run.folder / "checkpoints", keep=run.config.keep_checkpoints, schema=RECORD)
+        lines = run_folder.read_lines(run.folder, "metrics.jsonl")
+        self._epochs = Checkpoints(
+            run.folder / "checkpoints",
+            keep=run.config.keep_checkpoints,
+            schema=RECORD,
+            val_accuracies={line["epoch"]: line["val_accuracy"] for line in lines},
+        )
         self._midway = Checkpoints(run.folder / MIDWAY, unit="step", keep_best=0, schema=RECORD_MIDWAY)
         self._is_open = True
 
     def restore_into(self, progress: Progress) -> None:
         """Moves progress from the beginning of the run to its newest checkpoint, if it has one.
 
-        In place, so that the devices never hold more than two states. Raises InputError if there are checkpoints of
-        epochs and none can be read.
+        In place, so that the devices never hold more than two states. Raises InputError if there are checkpoints and
+        the run would have to start from the beginning, because none can be read.
         """
         if newest := self._epochs.restore_newest(progress.state):
             progress.state, record = newest
@@ -95,6 +102,8 @@ class RunCheckpoints:
         try:
             newest = self._midway.restore_newest({"state": progress.state, "totals": progress.totals})
         except InputError:
+            if progress.epoch == 0:
+                raise
             newest = None  # the run resumes at the end of an epoch
         # A checkpoint midway in an earlier epoch is obsolete. One in a later epoch needs the checkpoint of the epoch
         # before it, which is damaged.
