@@ -155,7 +155,7 @@ BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BM
         (forge_size(JPEG, 20_000, 20_000), "20000 x 20000 pixels; at most 89,478,485 are allowed."),
         (repeat_scans(PROGRESSIVE, 51), "a JPEG with 51 scans; at most 50 are allowed. Convert it, or remove it."),
         (pictures.encode(IMAGE, "PNG", **ANIMATED), "2 images in one file; one is allowed. Keep one"),
-        (pictures.encode(np.zeros((4, 4), np.uint16), "PNG"), "pixels of mode I;16; allowed are 1, L, LA, P, RGB"),
+        *((pictures.deep_png(kind), "16 bits a channel; at most 8 are allowed. Convert it") for kind in (0, 2, 4, 6)),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(content, message):

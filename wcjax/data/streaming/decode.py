@@ -18,7 +18,6 @@ from wcjax.errors import InputError
 MAX_PIXELS = 89_478_485  # Pillow's limit; a forged file of a few bytes could ask for all memory
 MAX_SCANS = 50  # in a progressive JPEG; encoders make about 10, and a forged file of small scans could take hours
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits per channel
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 RESIZE = 256 / 224  # the shorter side before the centre crop, in units of the size of the crop
 
@@ -36,8 +35,8 @@ def train_image(name, content, rng, size=224, flip=True):
       flip: whether to mirror. The crops are the same either way.
 
     Raises:
-      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, or has a format or
-        mode that is not in FORMATS or MODES. Its size is checked before it is decoded.
+      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, has 16 bits a
+        channel, or has a format that is not in FORMATS. Its size is checked before it is decoded.
     """
     height, width, pillow = _open(name, content)
     top, left, h, w = random_crop(rng, height, width)
@@ -118,10 +117,8 @@ def _open_pillow(name, content):
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:
         raise _broken(name, content, error) from error
-    if image.mode not in MODES:
-        raise InputError(
-            f"{name}: pixels of mode {image.mode}; allowed are {', '.join(MODES)}. Convert it to 8-bit RGB."
-        )
+    if image.format == "PNG" and content[24] > 8:  # the mode that Pillow reports is RGB for 16 bits as well
+        raise InputError(f"{name}: {content[24]} bits a channel; at most 8 are allowed. Convert it to 8-bit RGB.")
     if getattr(image, "is_animated", False):
         raise InputError(f"{name}: {image.n_frames} images in one file; one is allowed. Keep one, or remove it.")
     return image
