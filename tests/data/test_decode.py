@@ -134,6 +134,12 @@ def forge_size(content, height, width):
     return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
 
 
+def lose_block(content):
+    """A JPEG with zeros instead of a third of its bytes, as after a crash of a file system."""
+    start, size = len(content) // 2, len(content) // 3
+    return content[:start] + bytes(size) + content[start + size :]
+
+
 def repeat_scans(content, count):
     """A progressive JPEG whose last scan is repeated until there are `count`."""
     last = content[content.rindex(b"\xff\xda") : -2]
@@ -151,6 +157,10 @@ BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BM
         (b"", BROKEN.format("it is empty")),
         (b"<html>404</html>", BROKEN.format("UnidentifiedImageError.*")),
         (JPEG[: len(JPEG) // 2], BROKEN.format("OSError: image file is truncated.*")),
+        *(
+            (lose_block(KINDS[kind]), BROKEN.format("ValueError: Corrupt JPEG data: premature end of data segment"))
+            for kind in ("JPEG", "grey JPEG", "CMYK JPEG")
+        ),
         (pictures.encode(IMAGE, "PNG")[:-200], BROKEN.format(".*")),
         (forge_size(JPEG, 20_000, 20_000), "20000 x 20000 pixels; at most 89,478,485 are allowed."),
         (repeat_scans(PROGRESSIVE, 51), "a JPEG with 51 scans; at most 50 are allowed. Convert it, or remove it."),

@@ -17,6 +17,9 @@ from wcjax.errors import InputError
 
 MAX_PIXELS = 89_478_485  # Pillow's limit; a forged file of a few bytes could ask for all memory
 MAX_SCANS = 50  # in a progressive JPEG; encoders make about 10, and a forged file of small scans could take hours
+# The warnings of libjpeg-turbo that mean lost pixels. Pillow would ignore them like the harmless ones, of which
+# "extraneous bytes before marker" is the usual one.
+LOST = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 RESIZE = 256 / 224  # the shorter side before the centre crop, in units of the size of the crop
@@ -126,12 +129,16 @@ def _open_pillow(name, content):
 
 def _decode(name, content, height, width, pillow, divisor):
     """(RGB image of Pillow, divisor of its size): `divisor`, or 1 if Pillow decoded it."""
-    if pillow is None:
+    if pillow is None or pillow.format == "JPEG":
         smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor), "min_factor": divisor}
         try:
-            return Image.fromarray(simplejpeg.decode_jpeg(content, **smallest)), divisor
-        except ValueError:
-            pillow = _open_pillow(name, content)
+            pixels = simplejpeg.decode_jpeg(content, "CMYK" if pillow else "RGB", **smallest)
+        except ValueError as error:
+            if any(warning in str(error) for warning in LOST):
+                raise _broken(name, content, error) from error
+            pillow = pillow or _open_pillow(name, content)
+        if pillow is None:
+            return Image.fromarray(pixels), divisor
     try:
         return pillow.convert("RGB"), 1
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, zlib.error and others
