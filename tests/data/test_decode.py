@@ -134,6 +134,10 @@ def forge_size(content, height, width):
     return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
 
 
+def forge_bmp_size(content, height, width):
+    return content[:18] + width.to_bytes(4, "little") + height.to_bytes(4, "little") + content[26:]
+
+
 def lose_block(content):
     """A JPEG with zeros instead of a third of its bytes, as after a crash of a file system."""
     start, size = len(content) // 2, len(content) // 3
@@ -146,7 +150,7 @@ def repeat_scans(content, count):
     return content[:-2] + last * (count - content.count(b"\xff\xda")) + content[-2:]
 
 
-JPEG, PROGRESSIVE = KINDS["JPEG"], KINDS["progressive JPEG"]
+JPEG, PROGRESSIVE, BMP = KINDS["JPEG"], KINDS["progressive JPEG"], pictures.encode(IMAGE, "BMP")
 ANIMATED = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
 BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BMP. "
 
@@ -163,6 +167,7 @@ BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BM
         ),
         (pictures.encode(IMAGE, "PNG")[:-200], BROKEN.format(".*")),
         (forge_size(JPEG, 20_000, 20_000), "20000 x 20000 pixels; at most 89,478,485 are allowed."),
+        (forge_bmp_size(BMP, 20_000, 20_000), "more than 178,956,970 pixels; at most 89,478,485 are allowed."),
         (repeat_scans(PROGRESSIVE, 51), "a JPEG with 51 scans; at most 50 are allowed. Convert it, or remove it."),
         (pictures.encode(IMAGE, "PNG", **ANIMATED), "2 images in one file; one is allowed. Keep one"),
         *((pictures.deep_png(kind), "16 bits a channel; at most 8 are allowed. Convert it") for kind in (0, 2, 4, 6)),

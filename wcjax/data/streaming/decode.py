@@ -109,15 +109,15 @@ def _open(name, content):
         pillow = _open_pillow(name, content)
         width, height = pillow.size
     if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed. Make it smaller, or remove it."
-        )
+        raise _too_large(name, f"{width} x {height}")
     return height, width, pillow
 
 
 def _open_pillow(name, content):
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # more than twice Pillow's limit
+        raise _too_large(name, f"more than {2 * MAX_PIXELS:,}") from error
     except Exception as error:
         raise _broken(name, content, error) from error
     if image.format == "PNG" and content[24] > 8:  # the mode that Pillow reports is RGB for 16 bits as well
@@ -143,6 +143,10 @@ def _decode(name, content, height, width, pillow, divisor):
         return pillow.convert("RGB"), 1
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, zlib.error and others
         raise _broken(name, content, error) from error
+
+
+def _too_large(name, pixels):
+    return InputError(f"{name}: {pixels} pixels; at most {MAX_PIXELS:,} are allowed. Make it smaller, or remove it.")
 
 
 def _broken(name, content, error):
