@@ -266,7 +266,7 @@ MISTAKES = {  # changes of RUNS: message
 GRID_MISTAKES = {  # changes of GRID: message
     "--config.reparam.a=3": "config.reparam.a is set by the grid; give its values with --over.",
     "--over seed=1,2": "--over takes each key once, and the seeds are given by --seeds.",
-    "--over momentum=0.9,much": "flag --config.momentum=much",
+    "--over momentum=0.9,much": "config.momentum must be a number like 0.1, found 'much'.",
     "--over momentum=0.9,0.90": "two runs of the sweep are the same; give each value once.",
     f"--config {DIGITS}:resnet8,plain": "the grid varies a and b, and reparam 'none' has neither.",
 }
@@ -305,17 +305,29 @@ def test_a_foreign_file_in_the_folder_is_named(trainer, tmp_path, capsys, file, 
 
 def test_seeds_are_numbers_and_ranges():
     assert [sweep.seeds(text) for text in ("0-2", "3", "5,7-8")] == [[0, 1, 2], [3], [5, 7, 8]]
-    for wrong in ("", "1-", "4-2", "0-2,1", "a"):
-        with pytest.raises(ValueError):
-            sweep.seeds(wrong)
-    with pytest.raises(argparse.ArgumentTypeError, match="at most 10,000 seeds are allowed, found '0-3000000000'"):
-        sweep.seeds("0-3000000000")
 
 
-@pytest.mark.parametrize("text", ["schedule.milestones=(1,2),(3,4)", "data_dir=a/b,c"])
-def test_a_value_of_over_that_cannot_name_a_folder_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="cannot contain brackets or '/'"):
-        sweep.over(text)
+SEEDS = "is not a seed or a range; give for example 0-4 or 3,7-9."
+OVER = "is not KEY=VALUES; give for example learning_rate=0.1,0.2."
+
+
+@pytest.mark.parametrize(
+    "parse, text, message",
+    [
+        *((sweep.seeds, text, f"{text!r} {SEEDS}") for text in ("", "1-", "a")),
+        (sweep.seeds, "1,4-2", "'4-2' is empty; give the lower seed first, for example 0-4."),
+        (sweep.seeds, "0-2,1", "'0-2,1' repeats 1; give each value once."),
+        (sweep.seeds, "0-3000000000", "at most 10,000 seeds are allowed, found '0-3000000000'."),
+        (sweep.names, "plain,wc,wc", "'plain,wc,wc' repeats 'wc'; give each value once."),
+        *((sweep.over, text, f"{text!r} {OVER}") for text in ("a", "a=1=2")),
+        (sweep.over, "a=1,1", "'a=1,1' repeats '1'; give each value once."),
+        (sweep.over, "schedule.milestones=(1,2),(3,4)", "cannot contain brackets or '/'"),
+        (sweep.over, "data_dir=a/b,c", "cannot contain brackets or '/'"),
+    ],
+)
+def test_a_value_that_cannot_be_parsed_says_what_is_allowed(parse, text, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(message)):
+        parse(text)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Small images, and folders of them in the layouts of streamed data sets."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -18,6 +20,16 @@ def encode(pixels, kind="JPEG", **options):
     file = io.BytesIO()
     image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}), **options)
     return file.getvalue()
+
+
+def deep_png(color_type):
+    """A PNG of one pixel with 16 bits a channel, which Pillow cannot write. color_type: as in the specification."""
+    header = struct.pack(">IIBBBBB", 1, 1, 16, color_type, 0, 0, 0)
+    pixel = zlib.compress(bytes(1 + 2 * {0: 1, 2: 3, 4: 2, 6: 4}[color_type]))
+    chunks = ((b"IHDR", header), (b"IDAT", pixel), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def class_folders(root, num_train=14, num_val=5):

@@ -1,5 +1,9 @@
 """Batches of streamed images: their images and order, which seed and step alone decide."""
 
+import multiprocessing
+import os
+import signal
+
 import chex
 import numpy as np
 import pytest
@@ -89,8 +93,13 @@ def test_images_before_the_first_step_are_not_decoded():
 
 
 @pytest.mark.long
-def test_workers_give_the_same_batches(dataset):
-    chex.assert_trees_all_equal(train(dataset, 7, LOADING._replace(workers=2)), train(dataset, 7))
+def test_workers_give_the_same_batches_whatever_the_signals(dataset):
+    iterator = batches.train_batches(dataset.train, LOADING._replace(workers=2))
+    first = [next(iterator) for _ in range(2)]  # one of each worker
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker.pid, number)
+    chex.assert_trees_all_equal(first + take(iterator, 20), train(dataset, 22))
 
 
 def test_processes_share_the_images_of_the_same_steps(dataset):

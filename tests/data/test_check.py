@@ -29,7 +29,7 @@ def test_every_bad_image_is_named_with_its_reason(root, capsys):
     folder, closed = root / "train" / "n00000001", root / "val" / "n00000002"
     (folder / "empty.JPEG").write_bytes(b"")
     (folder / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b"")
-    (folder / "deep.png").write_bytes(pictures.encode(np.zeros((4, 4), np.uint16), "PNG"))
+    (folder / "deep.png").write_bytes(pictures.deep_png(2))
     (folder / "moving.gif").write_bytes(pictures.encode(np.zeros((4, 4, 3), np.uint8), "GIF"))
     (folder / "link.JPEG").symlink_to("nowhere")
     (folder / "null.JPEG").symlink_to("/dev/null")
@@ -39,7 +39,7 @@ def test_every_bad_image_is_named_with_its_reason(root, capsys):
     expected = {
         f"{folder}/empty.JPEG": "not an image that can be decoded (it is empty)",
         f"{folder}/caf\\udce9.JPEG": "not an image that can be decoded",
-        f"{folder}/deep.png": "pixels of mode I;16",
+        f"{folder}/deep.png": "16 bits a channel",
         f"{folder}/moving.gif": "not read, because it is not one of .jpeg",
         f"{folder}/link.JPEG": "cannot be read (No such file",
         f"{folder}/null.JPEG": "not a file of at most",

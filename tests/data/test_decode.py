@@ -134,13 +134,23 @@ def forge_size(content, height, width):
     return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
 
 
+def forge_bmp_size(content, height, width):
+    return content[:18] + width.to_bytes(4, "little") + height.to_bytes(4, "little") + content[26:]
+
+
+def lose_block(content):
+    """A JPEG with zeros instead of a third of its bytes, as after a crash of a file system."""
+    start, size = len(content) // 2, len(content) // 3
+    return content[:start] + bytes(size) + content[start + size :]
+
+
 def repeat_scans(content, count):
     """A progressive JPEG whose last scan is repeated until there are `count`."""
     last = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + last * (count - content.count(b"\xff\xda")) + content[-2:]
 
 
-JPEG, PROGRESSIVE = KINDS["JPEG"], KINDS["progressive JPEG"]
+JPEG, PROGRESSIVE, BMP = KINDS["JPEG"], KINDS["progressive JPEG"], pictures.encode(IMAGE, "BMP")
 ANIMATED = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
 BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BMP. "
 
@@ -151,11 +161,16 @@ BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BM
         (b"", BROKEN.format("it is empty")),
         (b"<html>404</html>", BROKEN.format("UnidentifiedImageError.*")),
         (JPEG[: len(JPEG) // 2], BROKEN.format("OSError: image file is truncated.*")),
+        *(
+            (lose_block(KINDS[kind]), BROKEN.format("ValueError: Corrupt JPEG data: premature end of data segment"))
+            for kind in ("JPEG", "grey JPEG", "CMYK JPEG")
+        ),
         (pictures.encode(IMAGE, "PNG")[:-200], BROKEN.format(".*")),
         (forge_size(JPEG, 20_000, 20_000), "20000 x 20000 pixels; at most 89,478,485 are allowed."),
+        (forge_bmp_size(BMP, 20_000, 20_000), "more than 178,956,970 pixels; at most 89,478,485 are allowed."),
         (repeat_scans(PROGRESSIVE, 51), "a JPEG with 51 scans; at most 50 are allowed. Convert it, or remove it."),
         (pictures.encode(IMAGE, "PNG", **ANIMATED), "2 images in one file; one is allowed. Keep one"),
-        (pictures.encode(np.zeros((4, 4), np.uint16), "PNG"), "pixels of mode I;16; allowed are 1, L, LA, P, RGB"),
+        *((pictures.deep_png(kind), "16 bits a channel; at most 8 are allowed. Convert it") for kind in (0, 2, 4, 6)),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(content, message):

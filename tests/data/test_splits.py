@@ -90,15 +90,19 @@ def test_an_argument_that_cannot_be_used_is_named(name, options, message):
     "name, data_dir, message",
     [
         ("cifar10", None, "cifar10 needs data_dir. Prepare it once"),
-        ("cifar10", "notes.txt", "cifar10: there is no directory {}. Prepare it once"),
+        ("cifar10", "notes.txt", "cifar10: {} is a file; data_dir must be a directory or an .npz file. Prepare it"),
+        ("cifar10", "no", "cifar10: there is no directory {}. Prepare it once"),
+        ("cifar10", "folder.npz", "cifar10: {} contains neither cifar10.npz nor cifar10/<version>/dataset_info"),
         ("cifar10", "cifar.npz", "cifar10: there is no file {}. Prepare it once"),
         ("cifar10", "", "cifar10: {} contains neither cifar10.npz nor cifar10/<version>/dataset_info.json. "),
+        ("imagenet", "notes.txt", "imagenet: {} is a file; data_dir must be a directory. Pass as data_dir a folder"),
         ("imagenet", None, "imagenet needs data_dir. Pass as data_dir a folder with train/<class>/<image>"),
         ("tiny_imagenet", "no", "tiny_imagenet: there is no directory {}. Unpack tiny-imagenet-200.zip"),
     ],
 )
 def test_missing_data_are_explained_with_a_command(tmp_path, name, data_dir, message):
     (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "folder.npz").mkdir()
     path = None if data_dir is None else tmp_path / data_dir
     with pytest.raises(InputError, match="^" + re.escape(message.format(path))) as error:
         data.load(name, path)
@@ -107,5 +111,6 @@ def test_missing_data_are_explained_with_a_command(tmp_path, name, data_dir, mes
             python, option, code = shlex.split(line)
             assert (python, option) == ("python", "-c")
             compile(code, "command", "exec")
-            directory = "DIR" if path is None else tmp_path if path.suffix == ".npz" else path
+            missing_file = path is not None and path.suffix == ".npz" and not path.exists()
+            directory = "DIR" if path is None or path.is_file() else tmp_path if missing_file else path
             assert f"data_dir='{directory}', file_format='array_record').download_and_prepare()" in code

@@ -14,6 +14,7 @@ import pytest
 from tests.run_folder.examples import DATA
 from tests.training import runs
 from wcjax import run_folder, training
+from wcjax.analysis import robustness
 from wcjax.config.build import load_dataset
 from wcjax.data.streaming import decode
 from wcjax.errors import InputError
@@ -71,6 +72,19 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path):
     write_json(tmp_path / "data.json", DATA)
     with pytest.raises(InputError, match="folded does not exist: the run has not ended yet"):
         training.load_folded(tmp_path)
+
+
+@pytest.mark.parametrize("main", [evaluate.main, robustness.main])
+def test_a_stored_data_dir_that_does_not_exist_is_named(tiny_run, tmp_path, monkeypatch, capsys, main):
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    write_json(run / "config.json", config | {"dataset": "cifar10", "data_dir": "data"})
+    monkeypatch.chdir(tmp_path)
+    assert main(["run"]) == 2
+    message = f"run/config.json: data_dir is data, which does not exist (the current folder is {tmp_path}). Give the "
+    assert message + "path of the data set by --data_dir." in capsys.readouterr().err
+    assert main(["run", "--data_dir", "elsewhere"]) == 2
+    assert "there is no directory elsewhere. Prepare it once" in capsys.readouterr().err
 
 
 def test_weights_that_are_lost_are_written_again_from_a_checkpoint(tiny_run, tmp_path):

@@ -17,14 +17,13 @@ from wcjax.analysis.runs import RunRecord, find_runs
 from wcjax.analysis.significance import holm
 from wcjax.analysis.tables import Comparison, compare, format_difference
 from wcjax.commands import command, program
-from wcjax.config.build import load_dataset
 from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
 from wcjax.errors import InputError
 from wcjax.paths import check_writable
 from wcjax.run_folder.fingerprint import dataset_of_run
 from wcjax.training import feed, sharding, steps
-from wcjax.training.evaluate import evaluate, load_folded
+from wcjax.training.evaluate import evaluate, load_dataset_of_run, load_folded
 
 EXPLANATION = """Prunes, rounds and disturbs the weights of finished runs, and adds noise, blur, contrast and brightness
 to the test images; writes the accuracy after each change to robustness.json in the run folder. wcjax.analysis.report
@@ -62,11 +61,10 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
             if content is not None and content["images"] == num_images:  # without reading the data set
                 continue
             config = run_folder.read_config(run.path)
-            if data_dir is not None:
-                config.data_dir = data_dir
-            key = config.dataset, config.data_dir, config.val_fraction, config.split_seed, config.train_images
+            path = config.data_dir if data_dir is None else data_dir
+            key = config.dataset, path, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
-                datasets[key] = load_dataset(config)
+                datasets[key] = load_dataset_of_run(run.path, config, data_dir)
             if content is None or content["images"] != _some(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
 

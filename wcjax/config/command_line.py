@@ -15,6 +15,13 @@ from wcjax.errors import InputError, cause
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # else: a checkout
+ALLOWED = {  # for the type of a default; None is the default of dropout
+    bool: "true or false",
+    int: "an integer like 3",
+    float: "a number like 0.1",
+    tuple: "a tuple like (80,120)",
+    type(None): "a number like 0.1, or None",
+}
 EXPECTED = "A config file defines get_config(), which returns wcjax.config.default_config() with changes."
 
 
@@ -60,6 +67,11 @@ def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        for override in overrides:
+            key = overridden(override)
+            if key and str(error).startswith(f"flag --{override.lstrip('-')}: "):
+                text = override.partition("=")[2]
+                raise InputError(f"config.{key} must be {ALLOWED[type(_default(key))]}, found {text!r}.") from error
         raise InputError(str(error)) from error
     return config
 

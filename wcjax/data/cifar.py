@@ -32,7 +32,11 @@ def _read(name, data_dir):
     if version := tfds.newest_version(path / name):
         return tfds.read(version, NUM_CLASSES[name])
 
-    if path.suffix == ".npz":
+    if path.is_file():
+        raise InputError(
+            f"{name}: {path} is a file; data_dir must be a directory or an .npz file. {_how_to_get(name, 'DIR')}"
+        )
+    if path.suffix == ".npz" and not path.is_dir():
         raise InputError(f"{name}: there is no file {path}. {_how_to_get(name, path.parent)}")
     if not path.is_dir():
         raise InputError(f"{name}: there is no directory {path}. {_how_to_get(name, path)}")

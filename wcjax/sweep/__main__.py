@@ -11,6 +11,7 @@ work. They must all see the folder DIR.
 """
 
 import argparse
+import collections
 import functools
 import json
 import logging
@@ -97,18 +98,20 @@ def parser() -> argparse.ArgumentParser:
 
 def over(text: str) -> tuple[str, list[str]]:
     """'learning_rate=0.1,0.2' -> ('learning_rate', ['0.1', '0.2'])"""
-    key, values = text.split("=")
+    key, equals, values = text.partition("=")
+    if not equals or "=" in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUES; give for example learning_rate=0.1,0.2.")
     if re.search(r"[][(){}/]", values):
         raise argparse.ArgumentTypeError(
             f"{text!r}: values are separated by commas, and name run folders, so they cannot contain brackets or '/'. "
             "Give such values in variants of the config file, and compare them by `runs --variants`."
         )
-    return key, names(values)
+    return key, unique(values.split(","), text)
 
 
 def names(text: str) -> list[str]:
     """'plain,wc' -> ['plain', 'wc']"""
-    return unique(text.split(","))
+    return unique(text.split(","), text)
 
 
 def seeds(text: str) -> list[int]:
@@ -116,17 +119,19 @@ def seeds(text: str) -> list[int]:
     numbers = []
     for part in text.split(","):
         if not (ends := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
-            raise ValueError
-        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)[: MAX_SEEDS + 1]
+            raise argparse.ArgumentTypeError(f"{part!r} is not a seed or a range; give for example 0-4 or 3,7-9.")
+        if not (part_seeds := range(int(ends[1]), int(ends[2] or ends[1]) + 1)):
+            raise argparse.ArgumentTypeError(f"{part!r} is empty; give the lower seed first, for example 0-4.")
+        numbers += part_seeds[: MAX_SEEDS + 1]
     if len(numbers) > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"at most {MAX_SEEDS:,} seeds are allowed, found {text!r}.")
-    return unique(numbers)
+    return unique(numbers, text)
 
 
-def unique(values: list) -> list:
-    """values, unless they are empty or repeat one: ValueError, which argparse reports."""
-    if not values or len(set(values)) != len(values):
-        raise ValueError
+def unique(values: list, text: str) -> list:
+    """The values that `text` gives, unless it repeats one: ArgumentTypeError."""
+    if repeated := [value for value, count in collections.Counter(values).items() if count > 1]:
+        raise argparse.ArgumentTypeError(f"{text!r} repeats {repeated[0]!r}; give each value once.")
     return values
 
 

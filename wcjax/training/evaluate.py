@@ -4,6 +4,7 @@ python -m wcjax.training.evaluate RUN [--data_dir DIR]
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -65,6 +66,24 @@ def load_folded(run, num_classes: int | None = None):
     return model, load_tree(folder, like=jax.eval_shape(model.init, jax.random.key(0), images))
 
 
+def load_dataset_of_run(run, config, data_dir: str | None = None) -> Dataset:
+    """The data set of config, which is that of the run folder `run`, from data_dir if it is not None.
+
+    Raises InputError if it cannot be read. The message says so if the path that the run has stored does not exist.
+    """
+    if data_dir is not None:
+        config.data_dir = data_dir
+    try:
+        return load_dataset(config)
+    except InputError as error:
+        if data_dir is not None or not config.data_dir or os.path.exists(os.path.expanduser(config.data_dir)):
+            raise
+        raise InputError(
+            f"{pathlib.Path(run, 'config.json')}: data_dir is {config.data_dir}, which does not exist (the current "
+            f"folder is {os.getcwd()}). Give the path of the data set by --data_dir."
+        ) from error
+
+
 def evaluate_folded(
     run,
     dataset: Dataset | None = None,
@@ -89,9 +108,7 @@ def evaluate_folded(
       InputError: the images of splits differ from the images of the run. Their order in a file does not matter.
     """
     config = run_folder.read_config(run)
-    if data_dir is not None:
-        config.data_dir = data_dir
-    dataset, _ = dataset_of_run(run, dataset or load_dataset(config), splits)
+    dataset, _ = dataset_of_run(run, dataset or load_dataset_of_run(run, config, data_dir), splits)
     model, variables = load_folded(run, dataset.num_classes)
     mesh = mesh or sharding.one_device()
     variables = sharding.replicate(mesh, variables)

@@ -90,12 +90,14 @@ def streamed_directory(name, data_dir, how_to_get) -> Path:
     how_to_get: directory -> the sentences that say how to get the data set.
 
     Raises:
-      InputError: the directory does not exist, or a package that streaming needs is not installed.
+      InputError: the directory does not exist or is a file, or a package that streaming needs is not installed.
     """
     needs(name, "stream")
     if not data_dir:
         raise InputError(f"{name} needs data_dir. {how_to_get('DIR')}")
     path = local_path(data_dir, "data_dir")
+    if path.is_file():
+        raise InputError(f"{name}: {path} is a file; data_dir must be a directory. {how_to_get('DIR')}")
     if not path.is_dir():
         raise InputError(f"{name}: there is no directory {path}. {how_to_get(path)}")
     return path

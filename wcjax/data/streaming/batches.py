@@ -104,8 +104,12 @@ def _iterate(batches, workers):
 
 
 def _exit_with_parent(worker_index, worker_count):
-    """Makes this worker ignore Ctrl-C, and exit when its parent has ended, even by SIGKILL."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes this worker ignore SIGTERM and Ctrl-C, and exit when its parent has ended, even by SIGKILL.
+
+    Schedulers and terminals send both to all processes of a run, and the trainer needs batches until it has saved.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

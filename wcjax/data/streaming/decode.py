@@ -17,8 +17,10 @@ from wcjax.errors import InputError
 
 MAX_PIXELS = 89_478_485  # Pillow's limit; a forged file of a few bytes could ask for all memory
 MAX_SCANS = 50  # in a progressive JPEG; encoders make about 10, and a forged file of small scans could take hours
+# The warnings of libjpeg-turbo that mean lost pixels. Pillow would ignore them like the harmless ones, of which
+# "extraneous bytes before marker" is the usual one.
+LOST = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits per channel
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 RESIZE = 256 / 224  # the shorter side before the centre crop, in units of the size of the crop
 
@@ -36,8 +38,8 @@ def train_image(name, content, rng, size=224, flip=True):
       flip: whether to mirror. The crops are the same either way.
 
     Raises:
-      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, or has a format or
-        mode that is not in FORMATS or MODES. Its size is checked before it is decoded.
+      InputError: the image cannot be decoded, has more than MAX_PIXELS or MAX_SCANS, is animated, has 16 bits a
+        channel, or has a format that is not in FORMATS. Its size is checked before it is decoded.
     """
     height, width, pillow = _open(name, content)
     top, left, h, w = random_crop(rng, height, width)
@@ -107,21 +109,19 @@ def _open(name, content):
         pillow = _open_pillow(name, content)
         width, height = pillow.size
     if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed. Make it smaller, or remove it."
-        )
+        raise _too_large(name, f"{width} x {height}")
     return height, width, pillow
 
 
 def _open_pillow(name, content):
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # more than twice Pillow's limit
+        raise _too_large(name, f"more than {2 * MAX_PIXELS:,}") from error
     except Exception as error:
         raise _broken(name, content, error) from error
-    if image.mode not in MODES:
-        raise InputError(
-            f"{name}: pixels of mode {image.mode}; allowed are {', '.join(MODES)}. Convert it to 8-bit RGB."
-        )
+    if image.format == "PNG" and content[24] > 8:  # the mode that Pillow reports is RGB for 16 bits as well
+        raise InputError(f"{name}: {content[24]} bits a channel; at most 8 are allowed. Convert it to 8-bit RGB.")
     if getattr(image, "is_animated", False):
         raise InputError(f"{name}: {image.n_frames} images in one file; one is allowed. Keep one, or remove it.")
     return image
@@ -129,16 +129,24 @@ def _open_pillow(name, content):
 
 def _decode(name, content, height, width, pillow, divisor):
     """(RGB image of Pillow, divisor of its size): `divisor`, or 1 if Pillow decoded it."""
-    if pillow is None:
+    if pillow is None or pillow.format == "JPEG":
         smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor), "min_factor": divisor}
         try:
-            return Image.fromarray(simplejpeg.decode_jpeg(content, **smallest)), divisor
-        except ValueError:
-            pillow = _open_pillow(name, content)
+            pixels = simplejpeg.decode_jpeg(content, "CMYK" if pillow else "RGB", **smallest)
+        except ValueError as error:
+            if any(warning in str(error) for warning in LOST):
+                raise _broken(name, content, error) from error
+            pillow = pillow or _open_pillow(name, content)
+        if pillow is None:
+            return Image.fromarray(pixels), divisor
     try:
         return pillow.convert("RGB"), 1
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, zlib.error and others
         raise _broken(name, content, error) from error
+
+
+def _too_large(name, pixels):
+    return InputError(f"{name}: {pixels} pixels; at most {MAX_PIXELS:,} are allowed. Make it smaller, or remove it.")
 
 
 def _broken(name, content, error):
