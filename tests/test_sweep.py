@@ -341,6 +341,18 @@ def test_a_run_leaves_a_reason_only_if_it_cannot_finish(tmp_path, monkeypatch, e
     assert run_folder.read(tmp_path, "failed.json") == failure
 
 
+@pytest.mark.parametrize("imports_from_folder", [False, True])
+def test_runs_import_from_where_the_sweep_imports(tmp_path, monkeypatch, imports_from_folder):
+    (tmp_path / "random.py").write_text("raise SystemExit('the file of the user')")
+    monkeypatch.chdir(tmp_path)
+    if imports_from_folder:
+        monkeypatch.syspath_prepend(tmp_path)
+    run = process.start_run(tmp_path / "run", {"epochs": 0}, tmp_path / "log", jobs=1)
+    run.wait()
+    error = "the file of the user" if imports_from_folder else "error: config.epochs must be between 1 and"
+    assert (tmp_path / "log").read_text().splitlines()[-1].startswith(error)
+
+
 def test_the_table_is_redrawn_on_a_terminal():
     rows = {"r1": ("running", "1/3", "50.00%", "step 7/9"), "r2": ("to do", "", "", "")}
     terminal = io.StringIO()
