@@ -370,6 +370,17 @@ def test_the_table_is_redrawn_on_a_terminal():
     ]
 
 
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_sweep_whose_output_nobody_reads_trains_all(trainer, tmp_path, monkeypatch, is_closed):
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", None if is_closed else pipe)
+    assert trainer.sweep(*RUNS, "--out", tmp_path) == 0
+    assert sorted(trainer.trained) == NAMES
+    pipe.close()  # as Python does at exit: if it cannot write what is left, it exits with 120
+
+
 def test_a_log_has_a_line_for_a_running_run_each_minute():
     seconds, file = [0], io.StringIO()
     table = LiveTable(["r1"], file, clock=lambda: seconds[0])
