@@ -49,13 +49,14 @@ class Trainer:
     """Trains instead of the processes of runs: each writes its summary.json at once.
 
     Attributes:
-      trained, at_work: names of runs; counts: numbers of runs at work.
+      trained, at_work: names of runs; counts: numbers of runs at work; jobs: how many shared the accelerator.
       ends: {name: how it ends instead}: an exit code, the reason of a failure, or a list of these, the last one first.
       during: is called while a run trains.
     """
 
     def __init__(self):
-        self.trained, self.at_work, self.counts, self.ends, self.during = [], [], [], {}, lambda: None
+        self.trained, self.at_work, self.counts, self.jobs = [], [], [], set()
+        self.ends, self.during = {}, lambda: None
 
     def sweep(self, *arguments, **times):
         """The exit code of a command line. Trials never become stale, however busy the machine is."""
@@ -64,6 +65,7 @@ class Trainer:
 
     def __call__(self, folder, config, log, jobs):
         self.trained.append(folder.name)
+        self.jobs.add(jobs)
         assert self.trained.count(folder.name) < 10, "it is started again and again"
         return types.SimpleNamespace(wait=lambda: self.train(folder, config), poll=lambda: 0)
 
@@ -136,8 +138,22 @@ def test_every_run_is_trained_once_with_two_jobs_at_a_time(trainer, tmp_path):
     trainer.during = functools.partial(threading.Barrier(2).wait, timeout=200)
     assert trainer.sweep(*RUNS, "--out", tmp_path, "--jobs", 2) == 0
     assert sorted(trainer.trained) == NAMES
-    assert max(trainer.counts) == 2
+    assert max(trainer.counts) == 2 and trainer.jobs == {2}
     assert json.loads((tmp_path / "resnet8_plain_seed7" / "config.json").read_text())["reparam"]["name"] == "none"
+
+
+def test_no_more_jobs_than_runs_share_the_accelerator(trainer, tmp_path):
+    assert trainer.sweep(*GRID, "--over", "learning_rate=0.1,0.2,0.3", "--out", tmp_path, "--jobs", 200) == 0
+    assert trainer.jobs == {3, 2}, "three points of the grid, and two more seeds of the best one"
+
+
+@pytest.mark.parametrize("jobs, share", [(1, "None"), (2, "0.45"), (200, "0.0045")])
+def test_jobs_have_equal_shares_of_the_accelerator(tmp_path, monkeypatch, jobs, share):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    print_share = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
+    monkeypatch.setattr(process, "python", lambda *_: [sys.executable, "-c", print_share])
+    process.start_run(tmp_path / "run", {}, tmp_path / "log", jobs).wait()
+    assert (tmp_path / "log").read_text() == f"{share}\n"
 
 
 @pytest.mark.parametrize(

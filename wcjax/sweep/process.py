@@ -47,7 +47,7 @@ def check_devices() -> None:
 
 def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:
     """Starts the process of a run. Its output is appended to the file `log`. jobs: runs that share the accelerator."""
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}"} if jobs > 1 else {}
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3g}"} if jobs > 1 else {}
     command = python("-m", "wcjax.sweep", "one", str(folder))
     with log.open("a") as output:
         process = subprocess.Popen(
