@@ -49,13 +49,14 @@ class Trainer:
     """Trains instead of the processes of runs: each writes its summary.json at once.
 
     Attributes:
-      trained, at_work: names of runs; counts: numbers of runs at work.
+      trained, at_work: names of runs; counts: numbers of runs at work; jobs: how many shared the accelerator.
       ends: {name: how it ends instead}: an exit code, the reason of a failure, or a list of these, the last one first.
       during: is called while a run trains.
     """
 
     def __init__(self):
-        self.trained, self.at_work, self.counts, self.ends, self.during = [], [], [], {}, lambda: None
+        self.trained, self.at_work, self.counts, self.jobs = [], [], [], set()
+        self.ends, self.during = {}, lambda: None
 
     def sweep(self, *arguments, **times):
         """The exit code of a command line. Trials never become stale, however busy the machine is."""
@@ -64,6 +65,7 @@ class Trainer:
 
     def __call__(self, folder, config, log, jobs):
         self.trained.append(folder.name)
+        self.jobs.add(jobs)
         assert self.trained.count(folder.name) < 10, "it is started again and again"
         return types.SimpleNamespace(wait=lambda: self.train(folder, config), poll=lambda: 0)
 
@@ -136,8 +138,22 @@ def test_every_run_is_trained_once_with_two_jobs_at_a_time(trainer, tmp_path):
     trainer.during = functools.partial(threading.Barrier(2).wait, timeout=200)
     assert trainer.sweep(*RUNS, "--out", tmp_path, "--jobs", 2) == 0
     assert sorted(trainer.trained) == NAMES
-    assert max(trainer.counts) == 2
+    assert max(trainer.counts) == 2 and trainer.jobs == {2}
     assert json.loads((tmp_path / "resnet8_plain_seed7" / "config.json").read_text())["reparam"]["name"] == "none"
+
+
+def test_no_more_jobs_than_runs_share_the_accelerator(trainer, tmp_path):
+    assert trainer.sweep(*GRID, "--over", "learning_rate=0.1,0.2,0.3", "--out", tmp_path, "--jobs", 200) == 0
+    assert trainer.jobs == {3, 2}, "three points of the grid, and two more seeds of the best one"
+
+
+@pytest.mark.parametrize("jobs, share", [(1, "None"), (2, "0.45"), (200, "0.0045")])
+def test_jobs_have_equal_shares_of_the_accelerator(tmp_path, monkeypatch, jobs, share):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    print_share = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
+    monkeypatch.setattr(process, "python", lambda *_: [sys.executable, "-c", print_share])
+    process.start_run(tmp_path / "run", {}, tmp_path / "log", jobs).wait()
+    assert (tmp_path / "log").read_text() == f"{share}\n"
 
 
 @pytest.mark.parametrize(
@@ -353,6 +369,18 @@ def test_a_run_leaves_a_reason_only_if_it_cannot_finish(tmp_path, monkeypatch, e
     assert run_folder.read(tmp_path, "failed.json") == failure
 
 
+@pytest.mark.parametrize("imports_from_folder", [False, True])
+def test_runs_import_from_where_the_sweep_imports(tmp_path, monkeypatch, imports_from_folder):
+    (tmp_path / "random.py").write_text("raise SystemExit('the file of the user')")
+    monkeypatch.chdir(tmp_path)
+    if imports_from_folder:
+        monkeypatch.syspath_prepend(tmp_path)
+    run = process.start_run(tmp_path / "run", {"epochs": 0}, tmp_path / "log", jobs=1)
+    run.wait()
+    error = "the file of the user" if imports_from_folder else "error: config.epochs must be between 1 and"
+    assert (tmp_path / "log").read_text().splitlines()[-1].startswith(error)
+
+
 def test_the_table_is_redrawn_on_a_terminal():
     rows = {"r1": ("running", "1/3", "50.00%", "step 7/9"), "r2": ("to do", "", "", "")}
     terminal = io.StringIO()
@@ -368,6 +396,17 @@ def test_the_table_is_redrawn_on_a_terminal():
         "| r1  | finished | 3/3   | 90.00%       |  |",
         "| r2  | to do    |       |              |  |",
     ]
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_sweep_whose_output_nobody_reads_trains_all(trainer, tmp_path, monkeypatch, is_closed):
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", None if is_closed else pipe)
+    assert trainer.sweep(*RUNS, "--out", tmp_path) == 0
+    assert sorted(trainer.trained) == NAMES
+    pipe.close()  # as Python does at exit: if it cannot write what is left, it exits with 120
 
 
 def test_a_log_has_a_line_for_a_running_run_each_minute():

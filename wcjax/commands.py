@@ -3,6 +3,7 @@
 import codecs
 import functools
 import importlib
+import os
 import pathlib
 import sys
 
@@ -23,6 +24,7 @@ def command(main):
 
     @functools.wraps(main)
     def wrapper(argv=None) -> int:
+        open_closed_streams()
         use_plain_letters()
         try:
             return main(argv) or 0
@@ -39,6 +41,21 @@ def program(module: str) -> str:
     """The command that a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
     name = pathlib.Path(sys.argv[0]).name
     return name if name.startswith("wcjax-") or name == "train.py" else f"python -m {module}"
+
+
+def open_closed_streams() -> None:
+    """Opens /dev/null for each of the standard streams that is closed.
+
+    Libraries write to them without a check, and the next file that is opened would get the number of a closed one.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number: this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 PLAIN_LETTERS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}

@@ -153,3 +153,21 @@ def test_letters_that_a_terminal_lacks_are_spelt_out(tmp_path, monkeypatch, enco
     assert commands.compare([str(tmp_path / "Ψ")]) == 2, "as every command does"
     sys.stderr.flush()
     assert sys.stderr.buffer.getvalue().startswith(f"error: {tmp_path}/Psi holds no config.json".encode())
+
+
+USE_STREAMS = """import subprocess, sys
+from wcjax.commands import command
+
+@command
+def main(argv):
+    sys.stdout.write(sys.stdin.read())
+    sys.stderr.write("as tqdm does")
+    subprocess.run("echo output && echo errors >&2", shell=True, check=True)
+    return 7
+
+sys.exit(main())"""
+
+
+def test_a_command_runs_with_closed_standard_streams():
+    shell = '"$0" -c "$1" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", shell, sys.executable, USE_STREAMS]).returncode == 7

@@ -24,6 +24,15 @@ def main(argv):
 sys.exit(main())"""
 
 
+def python(*arguments: str) -> list[str]:
+    """The command that starts Python with the arguments. It imports from where this process imports.
+
+    `-m` and `-c` would import from the working folder first, where a file of the user may be called like a module.
+    """
+    imports_from_working_folder = any(os.path.abspath(path) == os.getcwd() for path in sys.path)
+    return [sys.executable, *([] if imports_from_working_folder else ["-P"]), *arguments]
+
+
 def check_devices() -> None:
     """Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names, so that no run could start.
 
@@ -31,15 +40,15 @@ def check_devices() -> None:
     """
     if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
         return
-    search = subprocess.run([sys.executable, "-c", FIND_DEVICES], capture_output=True, text=True)
+    search = subprocess.run(python("-c", FIND_DEVICES), capture_output=True, text=True)
     if search.returncode:
         raise InputError(search.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
 
 
 def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:
     """Starts the process of a run. Its output is appended to the file `log`. jobs: runs that share the accelerator."""
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}"} if jobs > 1 else {}
-    command = [sys.executable, "-m", "wcjax.sweep", "one", str(folder)]
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3g}"} if jobs > 1 else {}
+    command = python("-m", "wcjax.sweep", "one", str(folder))
     with log.open("a") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env=HUGE_PAGES | share | os.environ

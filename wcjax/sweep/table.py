@@ -8,7 +8,7 @@ import time
 
 from wcjax import run_folder
 from wcjax.errors import InputError
-from wcjax.training.display import LINE_SECONDS, progress_text
+from wcjax.training.display import LINE_SECONDS, Output, progress_text
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")
 ORDER = ("running", "lost", "failed", "finished", "to do")
@@ -48,11 +48,11 @@ class LiveTable:
     """Prints {name: (state, epoch, accuracy on val, note)} to a stream, by default standard output.
 
     If the stream is not a terminal, a line is printed when the state of a run changes, and at most once a minute when
-    only the numbers of a running run change.
+    only the numbers of a running run change. If nobody reads the stream any more, the sweep continues without a table.
     """
 
     def __init__(self, names, stream=None, clock=time.monotonic):
-        self._stream, self._clock = stream or sys.stdout, clock
+        self._output, self._clock = Output(stream or sys.stdout), clock
         self._printed = dict.fromkeys(names, (("to do",), -LINE_SECONDS))  # {name: (row, time)} of the last lines
         self._drawn = 0  # lines on the terminal that the next table replaces
         self._waiting = False
@@ -60,20 +60,20 @@ class LiveTable:
     def show(self, rows: dict[str, tuple[str, str, str, str]], last: bool = False) -> None:
         """Prints the rows, or the changes. last: prints the whole table, which is not replaced."""
         self._waiting = False
-        if last or self._stream.isatty():
+        if last or self._output.is_live:
             self._draw(rows, last)
         else:
             for name, row in rows.items():
                 (printed, then), now = self._printed[name], self._clock()
                 if row[0] != printed[0] or (row != printed and row[0] == "running" and now - then >= LINE_SECONDS):
-                    self._print(f"{name}: {', '.join(cell for cell in row if cell)}")
+                    self._output.write(f"{name}: {', '.join(cell for cell in row if cell)}\n")
                     self._printed[name] = row, now
 
     def wait(self) -> None:
         """Says, once until the next table, that the database does not answer."""
         if not self._waiting:
-            self._print("waiting for the sweep's database; another process may keep it locked")
-            self._drawn += self._stream.isatty()
+            self._output.write("waiting for the sweep's database; another process may keep it locked\n")
+            self._drawn += self._output.is_live
         self._waiting = True
 
     def _draw(self, rows, last):
@@ -93,11 +93,8 @@ class LiveTable:
             width = shutil.get_terminal_size().columns - 1
             lines = [line[:width] for line in lines]
         up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
-        self._print(up + "\n".join(lines))
+        self._output.write(up + "\n".join(lines) + "\n")
         self._drawn = 0 if last else len(lines)
-
-    def _print(self, text):
-        print(text, file=self._stream, flush=True)
 
 
 def aligned(rows) -> list[str]:

@@ -22,7 +22,7 @@ from wcjax.training.start import EXIT_PREEMPTED
 
 
 def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
-    """Trains the runs of plan, `options.jobs` at a time, until each has ended, here or at another worker.
+    """Trains the runs of plan, up to `options.jobs` at a time, until each has ended, here or at another worker.
 
     start: starts the process of a run, see `process.start_run`.
 
@@ -32,6 +32,7 @@ def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outc
       Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came, and the runs of this process have been saved.
     """
     check(plan, options)
+    options = options._replace(jobs=min(options.jobs, len(plan.configs)))  # each gets a share of the accelerator
     with saving(options.out):
         (options.out / "logs").mkdir(parents=True, exist_ok=True)
     table = LiveTable(plan.configs)

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 
-from wcjax.commands import program, use_plain_letters, user_message
+from wcjax.commands import open_closed_streams, program, use_plain_letters, user_message
 from wcjax.errors import DivergedError, InputError, Preempted
 from wcjax.training import start
 
@@ -23,6 +23,7 @@ def main(argv=None) -> None:
     if argv is None:  # this process is the command
         start.prepare()
         argv = sys.argv[1:]
+    open_closed_streams()
     try:
         run(*parse(argv))
     except DivergedError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import shutil
 import sys
 import time
@@ -18,17 +19,40 @@ RECORD_SECONDS = 10  # between two versions of progress.json
 LINE_SECONDS = 60  # between two plain lines
 
 
+class Output:
+    """A stream, or nothing as soon as it cannot be written any more: a terminal was closed, a disk is full.
+
+    Attributes:
+      is_live: whether the stream is a terminal, where lines can be redrawn.
+    """
+
+    def __init__(self, stream):
+        """stream: None if it is closed."""
+        self._stream, self.is_live = stream, stream is not None and stream.isatty()
+
+    def write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            print(text, end="", file=self._stream, flush=True)
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            if isinstance(error, BrokenPipeError):  # nobody reads it; Python would try once more and exit with 120
+                with contextlib.suppress(OSError):  # it is not a file
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._stream, self.is_live = None, False
+
+
 class Display:
     """Shows the progress of a run. Only the first process shows anything.
 
     On a terminal this is one line that is redrawn. Elsewhere it is a plain line for each epoch, and one after each
-    minute without a line. progress.json has the same numbers for other processes. If nothing can be shown any more (a
-    terminal was closed, a disk is full), the run continues without a display.
+    minute without a line. progress.json has the same numbers for other processes. If nothing can be shown any more, the
+    run continues without a display.
     """
 
     def __init__(self, run, stream=None, clock=time.perf_counter):
-        self._run, self._stream, self._clock = run, stream or sys.stderr, clock  # None if stderr is closed
-        self._is_first, self._is_live = processes.is_first(), self._stream is not None and self._stream.isatty()
+        self._run, self._output, self._clock = run, Output(stream or sys.stderr), clock
+        self._is_first = processes.is_first()
         self._drawn_at = -math.inf
         self._recorded_at = self._line_at = clock()
         self._trained_at = None  # when the last step was finished, or the epoch began
@@ -51,11 +75,11 @@ class Display:
         self._trained_at = now = self._clock()
         if not self._is_first:
             return
-        shown_at, interval = (self._drawn_at, REDRAW_SECONDS) if self._is_live else (self._line_at, LINE_SECONDS)
+        shown_at, interval = (self._drawn_at, REDRAW_SECONDS) if self._output.is_live else (self._line_at, LINE_SECONDS)
         show, record = now - shown_at >= interval, now - self._recorded_at >= RECORD_SECONDS
         if show or record:
             numbers = self._progress_record(*np.asarray(means).tolist())
-            if show and self._is_live:
+            if show and self._output.is_live:
                 self._draw(progress_text(numbers))
                 self._drawn_at = now
             elif show:
@@ -65,7 +89,7 @@ class Display:
 
     def show_validation(self) -> None:
         """Shows 'validation ...' on the live line, which does not count validation batches."""
-        if self._is_first and self._is_live:
+        if self._is_first and self._output.is_live:
             self._draw([f"epoch {self._epoch + 1}/{self._run.config.epochs}", "validation ..."])
 
     def finish_epoch(self, row: dict) -> None:
@@ -84,7 +108,7 @@ class Display:
     def say(self, text: str) -> None:
         """Prints one line, above the live line."""
         self._clear()
-        self._print(f"{text}\n")
+        self._output.write(f"{text}\n")
         self._line_at = self._clock()
 
     def close(self) -> None:
@@ -119,19 +143,11 @@ class Display:
     def _draw(self, parts):
         while len("  ".join(parts)) >= shutil.get_terminal_size().columns and len(parts) > 1:
             parts = parts[:-1]  # a line wider than the terminal would take two
-        self._print(f"\r\x1b[K{'  '.join(parts)}")
+        self._output.write(f"\r\x1b[K{'  '.join(parts)}")
 
     def _clear(self):
-        if self._is_first and self._is_live:
-            self._print("\r\x1b[K")
-
-    def _print(self, text):
-        if self._stream is None:
-            return
-        try:
-            print(text, end="", file=self._stream, flush=True)
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            self._stream, self._is_live = None, False
+        if self._is_first and self._output.is_live:
+            self._output.write("\r\x1b[K")
 
 
 def progress_text(numbers: dict) -> list[str]:
