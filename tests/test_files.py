@@ -32,6 +32,16 @@ def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch, name):
     assert not list((tmp_path / name).iterdir())
 
 
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(InputError, match="^workdir .*: the path of a checkpoint must be UTF-8. Give another path.$"):
+        training.train(CONFIG, folder)
+    assert not folder.exists()
+    save_tree(tmp_path / "run", TREE)
+    with pytest.raises(InputError, match="cannot be read: TensorStore takes only paths in UTF-8. Rename the folder.$"):
+        load_tree((tmp_path / "run").rename(folder))
+
+
 def test_checkpoints_work_in_a_folder_of_any_other_name(tmp_path):
     for name in ("a{b,c}", "%25", "#", "$HOME", "~", " ", "ü", "a&b;c=0.1,d", "'\"", ":", "\n"):
         path = run_path(tmp_path / name, "workdir") / "folded"

@@ -29,14 +29,25 @@ def local_path(path, name: str) -> pathlib.Path:
 
 
 def run_path(path, name: str) -> pathlib.Path:
-    """The `folder_path` of a folder for runs. Raises InputError also if it contains [, ], *, ? or a backslash."""
+    """The `folder_path` of a folder for runs. Raises InputError also for [, ], *, ?, a backslash, or non-UTF-8."""
     absolute = local_path(path, name).absolute()
     # Orbax globs the path of a checkpoint to collect its parts. These characters make it write an empty checkpoint.
     if letters := [x for x in "[]*?\\" if x in str(absolute)]:
         raise InputError(
             f"{name} {absolute}: the path of a checkpoint cannot contain {' '.join(letters)}. Give another path."
         )
+    if not is_utf8(absolute):
+        raise InputError(f"{name} {absolute}: the path of a checkpoint must be UTF-8. Give another path.")
     return folder_path(path, name)
+
+
+def is_utf8(path) -> bool:
+    """Whether a path is UTF-8 text. Python keeps other bytes of a path as letters that cannot be encoded."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def folder_path(path, name: str) -> pathlib.Path:

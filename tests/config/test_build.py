@@ -11,7 +11,8 @@ from wcjax.config.build import learning_rate_schedule, make_optimizer, make_psi
 
 
 def test_a_milestone_counts_from_the_first_step_after_that_epoch():
-    config = check_config({"learning_rate": 0.4, "schedule": {"milestones": (2, 5), "factor": 0.1}})
+    milestones = (2, 5, 10**9)  # the last step of the run is far below int32, and the last milestone above it
+    config = check_config({"learning_rate": 0.4, "schedule": {"milestones": milestones, "factor": 0.1}})
     schedule = learning_rate_schedule(config, steps_per_epoch=10)
     rates = {0: 0.4, 19: 0.4, 20: 0.04, 49: 0.04, 50: 0.004, 1000: 0.004}
     np.testing.assert_allclose([schedule(step) for step in rates], list(rates.values()), rtol=1e-6)

@@ -56,6 +56,7 @@ WRONG = [
     ({"schedule.milestones": [3, 3]}, f"{MILESTONES}(3, 3)."),
     ({"schedule.milestones": (1.5,)}, f"{MILESTONES}(1.5,)."),
     (TINY | {"batch_size": 1294}, "config.batch_size is 1294, but digits has 1293 training images."),
+    (TINY | {"epochs": 2**31 - 1}, " steps each, but a run has at most 2147483647 steps: choose at most "),
     ({"data_dir": ""}, "cifar10 needs data_dir. Prepare it once"),
     (TINY | {"model": "own"}, "the network own has no companded layer, but config.reparam.name is arctan"),
     # Kaiming's uniform weights of the head, whose fan-in is 8, reach √(6/8).

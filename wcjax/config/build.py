@@ -11,6 +11,8 @@ from wcjax.errors import InputError
 from wcjax.params import Reparameterized, is_reparameterized
 from wcjax.reparam import BY_NAME
 
+INT32 = 2**31 - 1  # steps and images are counted in int32
+
 
 def make_psi(config):
     """The Ψ that config.reparam names: Arctan, Arsinh, Erf, PowerProp, WeightNorm or None.
@@ -31,7 +33,10 @@ def make_model(config, num_classes: int, plain: bool = False):
 
 
 def load_dataset(config) -> data.Dataset:
-    """The data set of config. Raises InputError if it cannot be read or is smaller than a batch."""
+    """The data set of config.
+
+    Raises InputError if it cannot be read or is smaller than a batch, or if its steps in all epochs exceed int32.
+    """
     dataset = data.load(
         config.dataset,
         config.data_dir or None,
@@ -41,12 +46,21 @@ def load_dataset(config) -> data.Dataset:
     )
     if (n := dataset.train.num_images) < config.batch_size:
         raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {n} training images.")
+    if (highest := INT32 // (steps := n // config.batch_size)) < config.epochs:
+        raise InputError(
+            f"config.epochs is {config.epochs} with {steps} steps each, but a run has at most {INT32} steps: choose at "
+            f"most {highest} epochs."
+        )
     return dataset
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """Step count -> learning rate, multiplied by schedule.factor at the start of each epoch in schedule.milestones."""
-    boundaries = {epoch * steps_per_epoch: config.schedule.factor for epoch in config.schedule.milestones}
+    """Step count -> learning rate, multiplied by schedule.factor at the start of each epoch in schedule.milestones.
+
+    Milestones after the last epoch are omitted, because JAX takes no boundary beyond int32.
+    """
+    milestones = [epoch for epoch in config.schedule.milestones if epoch < config.epochs]
+    boundaries = {epoch * steps_per_epoch: config.schedule.factor for epoch in milestones}
     return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import ml_collections
 
 from wcjax import data, models
-from wcjax.config.build import make_model
+from wcjax.config.build import INT32, make_model
 from wcjax.config.keys import default_config, plain
 from wcjax.errors import InputError, short_repr, unknown
 from wcjax.psi import LEARN_NETWORK
@@ -16,7 +16,6 @@ REPARAMS = (*BY_NAME, "none")
 OPTIMIZERS = ("sgd", "adam")
 DTYPES = ("float32", "bfloat16")
 
-INT32 = 2**31 - 1  # steps and images are counted in int32
 RANGES = {  # inclusive
     "epochs": (1, INT32),
     "batch_size": (1, INT32),

@@ -15,7 +15,7 @@ from wcjax.compiling import jit_unoptimized
 from wcjax.errors import InputError, cause
 from wcjax.exchange import check_like
 from wcjax.files import reading, saving
-from wcjax.paths import check_readable
+from wcjax.paths import check_readable, is_utf8
 from wcjax.run_folder.schema import OBJECT, check_schema
 
 log = logging.getLogger(__name__)
@@ -184,6 +184,8 @@ def load_tree(path, like=None):
     absolute = pathlib.Path(path).absolute()
     if "\\" in str(absolute):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
+    if not is_utf8(absolute):
+        raise InputError(f"{path} cannot be read: TensorStore takes only paths in UTF-8. Rename the folder.")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -63,6 +63,10 @@ def database_error(options: SweepOptions, error) -> InputError:
     hint = "Give an address such as sqlite:///FILE."
     if re.search("unable to open|readonly", reason(error)):
         hint = "Check that its folder exists, and the permissions of both."
+    if options.storage is None:
+        if hint.startswith("Give"):
+            hint = "Remove it and run the same command to resume; finished runs are not repeated."
+        return InputError(f"the sweep's database {storage} cannot be used: {reason(error)}. {hint}")
     return InputError(f"--storage {storage} cannot be used: {reason(error)}. {hint}")
 
 

@@ -65,7 +65,7 @@ def check(plan: Plan, options: SweepOptions) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
         run_folder.check(run_path(options.out / name, "workdir"), config)
-    splits = lambda config: (config.dataset, config.val_fraction, config.train_images, config.batch_size)
+    splits = lambda c: (c.dataset, c.val_fraction, c.train_images, c.batch_size, c.epochs)
     for config in {splits(config): config for config in plan.configs.values()}.values():
         load_dataset(config)
     check_writable(options.out, "--out")
