@@ -81,7 +81,7 @@ def test_a_wrong_setting_is_named_before_any_work(changes, message, tmp_path, mo
     monkeypatch.setitem(models.NETWORKS, "own", Own)
     config = runs.changed({"dataset": "cifar10", "data_dir": str(tmp_path / "nowhere")}, changes)
     with pytest.raises(InputError, match=re.escape(message)):
-        training.train(config, tmp_path / "run")
+        training.train(config, tmp_path / "run", on_step=lambda _: pytest.fail("it trains"))
     assert not (tmp_path / "run").exists()
 
 

@@ -60,14 +60,14 @@ def database_error(options: SweepOptions, error) -> InputError:
             f"another process has locked the sweep's database {storage} for {options.patience / 60:g} minutes. End "
             "that process and run the same command to resume."
         )
-    hint = "Give an address such as sqlite:///FILE."
+    if options.storage is None:
+        name = f"the sweep's database {storage}"
+        hint = "Remove it and run the same command to resume; finished runs are not repeated."
+    else:
+        name, hint = f"--storage {storage}", "Give an address such as sqlite:///FILE."
     if re.search("unable to open|readonly", reason(error)):
         hint = "Check that its folder exists, and the permissions of both."
-    if options.storage is None:
-        if hint.startswith("Give"):
-            hint = "Remove it and run the same command to resume; finished runs are not repeated."
-        return InputError(f"the sweep's database {storage} cannot be used: {reason(error)}. {hint}")
-    return InputError(f"--storage {storage} cannot be used: {reason(error)}. {hint}")
+    return InputError(f"{name} cannot be used: {reason(error)}. {hint}")
 
 
 def reason(error) -> str:
