@@ -33,6 +33,7 @@ def on_cpu(repeats):
     yield from each("forward", steps.CPU_FULL, steps.measure_forward, repeats)
     yield from each("convolutions", steps.CONVOLUTIONS, steps.measure_convolutions, few)
     yield from each("epoch", [("resnet8", 128, "float32")], runs.measure_epoch, 60)
+    yield from each("dispatch", [("resnet18", 16, "float32")], runs.measure_dispatch, repeats)
     yield from each("save", [("resnet8", 16, "float32"), ("resnet18", 16, "float32")], runs.measure_saving, few)
     yield from each("input", [(128, "float32")], inputs.measure, few)
     yield from each("start", [("resnet8",), ("resnet18",)], runs.measure_start)
@@ -44,6 +45,7 @@ def on_gpu(repeats):
     resnet18 = [("resnet18", 128, "bfloat16")]
     yield from each("steps", runs.GPU[:4], runs.measure_run_steps, repeats)
     yield from each("epoch", resnet18, runs.measure_epoch, 351)
+    yield from each("dispatch", resnet18, runs.measure_dispatch, repeats)
     yield from each("torch", against_torch.GPU[:1], against_torch.measure, few)
     yield from each("steps", runs.GPU[4:], runs.measure_run_steps, repeats)
     yield from each("save", resnet18, runs.measure_saving, few)

@@ -98,6 +98,11 @@ def against_torch(records):
     return table(head, rows)
 
 
+def dispatch(records):
+    head = ["network", "variant", "ms a step", "ratio to plain (quartiles)"]
+    return table(head, [[r["model"], r["variant"], milliseconds(r), ratio(r)] for r in records])
+
+
 def aot(records):
     """Programs for one accelerator, with ratios to the first program of the same case, the plain one."""
     head = ["target", "network, batch, dtype", "variant", "kernels", "GB", "million cycles", "cycles in copies"]
@@ -136,7 +141,7 @@ def collectives(records):
     return table(head, rows)
 
 
-MAKERS = {"torch": against_torch, "steps": steps, "aot": aot, "sent": collectives}
+MAKERS = {"torch": against_torch, "steps": steps, "dispatch": dispatch, "aot": aot, "sent": collectives}
 SAME = {"sent": "aot"}  # another table of the same records
 
 

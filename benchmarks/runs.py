@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -85,26 +86,28 @@ class BareSteps:
     def __init__(self, config, several=1, run_class=Run):
         """several: steps in one call, as a jax.lax.scan."""
         self.run = run = run_class(config, None, sharding.make_mesh(config), load_dataset(config))
-        progress = Progress.start(run)
-        self.steps_per_epoch, self.state, self.totals = run.steps_per_epoch, progress.state, progress.totals
+        self.progress, self.steps_per_epoch = Progress.start(run), run.steps_per_epoch
+        state, totals = self.state, self.progress.totals
         self.feed = feed.OnDevice(run.dataset.train, run.dataset, config, run.mesh)
-        self.inputs = next(self.feed.epoch(self.state))
-        if several == 1:
-            self.step = steps.compile_train_step(run, self.feed, self.state, self.totals)
-            self.state = jax.device_put(self.state, self.step.input_formats[0][0])
-        else:
+        self.inputs = next(self.feed.epoch(state))
 
-            def scanned(state, totals, inputs):
-                body = lambda carry, _: (steps.train_step(run, self.feed, *carry, inputs)[:2], None)
-                (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
-                return state, totals, totals.loss
+        def scanned(run, feed, state, totals, inputs):
+            body = lambda carry, _: (step(run, feed, *carry, inputs)[:2], None)
+            (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
+            return state, totals, totals.loss
 
-            jitted = jax.jit(scanned, donate_argnums=(0, 1))
-            self.step = jitted.lower(self.state, self.totals, self.inputs).compile()
+        step = steps.train_step
+        with mock.patch.object(steps, "train_step", step if several == 1 else scanned):
+            self.step = steps.compile_train_step(run, self.feed, state, totals)
+        self.progress.arrays = jax.device_put(self.progress.arrays, self.step.input_formats[0][0])
+
+    @property
+    def state(self):
+        return self.progress.state
 
     def __call__(self):
-        self.state, self.totals, loss = self.step(self.state, self.totals, self.inputs)
-        return loss
+        self.progress.arrays, means = self.step(self.progress.arrays, self.inputs)
+        return means
 
     @functools.cached_property
     def eval_step(self):
@@ -178,6 +181,22 @@ def measure_saving(model, batch, dtype, repeats, steps=8):
     epoch = 45_000 // batch * statistics.median(seconds["steps"]) / steps
     case = {"group": "save", "model": model, "batch": batch, "dtype": dtype}
     yield case | {"seconds": overhead, "epoch_seconds": epoch, "share": overhead / epoch}
+
+
+def measure_dispatch(model, batch, dtype, repeats):
+    """The time that the host takes for a step of each variant: that of a step which computes nothing."""
+
+    def nothing(run, feed, state, totals, inputs):
+        totals = totals._replace(loss=totals.loss + 1)
+        return state._replace(step=state.step + 1), totals, totals.loss
+
+    calls = {}
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(steps, "train_step", nothing):
+        for name, (variant, run_class) in VARIANTS.items():
+            config = with_variant(run_config(model, batch, dtype, folder, 4 * batch), f"{model},{variant}")
+            calls[name] = BareSteps(config, run_class=run_class)
+    for variant, times in summary(in_turn(calls, repeats)).items():
+        yield {"group": "dispatch", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
 
 
 def measure_scan(model, batch, dtype, repeats, several=(1, 10)):

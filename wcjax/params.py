@@ -8,8 +8,9 @@ any pytree: dicts, lists, named tuples, the parameters of Flax Linen and Haiku, 
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from wcjax.trees import instances
 KERNEL_NAMES = ("kernel", "weight", "w")
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["psi", "v"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Reparameterized:
     """A weight that is stored as v.
@@ -49,13 +50,6 @@ class Reparameterized:
         if self.lacks_pair:
             raise ValueError("this weight's learned a and b are in another part of the tree: combine the parts first.")
         return jax.tree.map(self.psi, self.v)
-
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
-        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in ("psi", "v")], None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: Sequence[Any]) -> Self:
-        return cls(*children[::-1])
 
 
 def is_kernel(path: jax.tree_util.KeyPath, leaf: Any) -> bool:

@@ -72,17 +72,23 @@ class Psi:
             setattr(cls, name, _widened(getattr(cls, name)))
         names = [field.name for field in dataclasses.fields(cls)]
 
+        # JAX calls these for each weight at each call of a jitted function.
         def flatten(psi):
-            constants = tuple((name, getattr(psi, name)) for name in names if name not in psi.learned)
-            return [(jax.tree_util.GetAttrKey(name), getattr(psi, name)) for name in psi.learned], constants
+            fields, learned = vars(psi), psi.learned
+            constants = tuple([(name, fields[name]) for name in names if name not in learned])
+            return [fields[name] for name in learned], (learned, constants)
 
-        def rebuild(constants, leaves):  # without checks, because tree functions put anything where an array was
-            psi, constants = object.__new__(cls), dict(constants)
-            learned = tuple(name for name in names if name not in constants)
-            vars(psi).update(constants, learned=learned, **dict(zip(learned, leaves, strict=True)))
+        def flatten_with_keys(psi):
+            leaves, constants = flatten(psi)
+            return list(zip(map(jax.tree_util.GetAttrKey, psi.learned), leaves, strict=True)), constants
+
+        def rebuild(learned_and_constants, leaves):  # without checks: tree functions put anything where an array was
+            psi, (learned, constants) = object.__new__(cls), learned_and_constants
+            vars(psi).update(constants, learned=learned)
+            vars(psi).update(zip(learned, leaves, strict=True))
             return psi
 
-        jax.tree_util.register_pytree_with_keys(cls, flatten, rebuild)
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, rebuild, flatten)
 
     def __post_init__(self) -> None:
         names = (field.name for field in dataclasses.fields(self))

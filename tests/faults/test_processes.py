@@ -63,18 +63,22 @@ def turn_back_the_clock():
     datetime.datetime = Datetime
 
 
+WITHIN_EPOCHS = "--config.checkpoint_every=2"
+
+
 @pytest.mark.parametrize(
-    "kind, fault, changes",
+    "kind, fault, flag, changes",
     [
-        ("unbroken", attempts.kill, ()),
-        ("streamed", attempts.kill, ()),
-        ("unbroken", attempts.stop, (turn_back_the_clock,)),
+        ("unbroken", attempts.kill, WITHIN_EPOCHS, ()),
+        ("streamed", attempts.kill, WITHIN_EPOCHS, ()),
+        ("unbroken", attempts.stop, WITHIN_EPOCHS, (turn_back_the_clock,)),
+        ("unbroken", attempts.stop, "--config.checkpoint_seconds=1000", ()),
     ],
-    ids=["killed", "killed, streamed", "stopped while the clock goes backwards"],
+    ids=["killed", "killed, streamed", "stopped while the clock goes backwards", "stopped between checkpoints"],
 )
-def test_a_run_that_was_ended_ends_in_the_same_bits(request, tmp_path, chance, kind, fault, changes):
+def test_a_run_that_was_ended_ends_in_the_same_bits(request, tmp_path, chance, kind, fault, flag, changes):
     expected = request.getfixturevalue(kind)
-    flags = (*expected.flags, "--config.checkpoint_every=2")
+    flags = (*expected.flags, flag)
     attempts.strike(tmp_path, chance, expected.seconds, fault, expected.same, *flags, changes=changes)
 
 

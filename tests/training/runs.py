@@ -42,6 +42,7 @@ def tiny(**changes):
         "augment": {"padding": 1, "flip": False},
         "schedule": {"milestones": (2, 3), "factor": 0.5},
         "reparam": {},
+        "checkpoint_seconds": 0,
     }
     return changed(config, {key.replace("__", "."): value for key, value in changes.items()})
 

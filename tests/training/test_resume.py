@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import types
 
 import pytest
 
 from tests.training import runs
-from tests.training.runs import STEPS
+from tests.training.runs import EPOCHS, STEPS
 from wcjax import training
 from wcjax.errors import InputError
 from wcjax.run_folder import read_lines
@@ -51,6 +52,45 @@ def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, kind, every, 
     assert runs.saved(run) == runs.saved(expected), "no more checkpoints than in one go"
 
 
+def pretend(monkeypatch, accuracies):
+    """Makes these the accuracies on val of the next epochs."""
+    values = iter(accuracies)
+    monkeypatch.setattr("wcjax.training.loop.evaluate", lambda *_: {"loss": 1.0, "accuracy": next(values)})
+
+
+@pytest.mark.parametrize("best_is_lost", [False, True])
+def test_a_run_resumes_after_an_epoch_without_a_checkpoint(tmp_path, monkeypatch, best_is_lost):
+    accuracies, run, expected = [0.5, 0.9, 0.8, 0.7], tmp_path / "run", tmp_path / "expected"
+    pretend(monkeypatch, accuracies)
+    training.train(runs.tiny(), expected)
+    config = runs.tiny(checkpoint_seconds=1000, checkpoint_every=3 * STEPS + 3)
+    pretend(monkeypatch, accuracies)
+    runs.stop(config, run, 3 * STEPS + 6)
+    assert runs.saved(run) == [2], "the best one, with the steps of the fourth epoch"
+    if best_is_lost:
+        shutil.rmtree(run / "checkpoints" / "2")
+    pretend(monkeypatch, accuracies if best_is_lost else accuracies[3:])
+    first_step = 1 if best_is_lost else 3 * STEPS + 4
+    assert runs.resume(config, run) == list(range(first_step, EPOCHS * STEPS + 1))
+    runs.assert_same_run(run, expected)
+    assert runs.saved(run) == [2, 4]
+
+
+def test_checkpoints_are_as_far_apart_as_asked_for(tmp_path, monkeypatch):
+    seconds = 0
+
+    def on_epoch(row):  # is called after the checkpoint of the epoch
+        nonlocal seconds
+        seconds += 20
+
+    monkeypatch.setattr("wcjax.training.progress.time", types.SimpleNamespace(monotonic=lambda: seconds))
+    pretend(monkeypatch, [0.5, 0.6, 0.7, 0.9, 0.8, 0.6, 0.5])
+    # The clock shows 40 after the third epoch and 80 after the fifth. The fourth is the best, and the last one is saved.
+    training.train(runs.tiny(epochs=7, checkpoint_seconds=30, keep_checkpoints=9), tmp_path / "run", on_epoch=on_epoch)
+    assert runs.saved(tmp_path / "run") == [3, 4, 5, 7]
+    assert runs.summary(tmp_path / "run")["best_epoch"] == 4
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny_run, tmp_path):
     run = runs.unfinished_copy(tiny_run[0], tmp_path / "run")
     for state in (run / "checkpoints").glob("*/state"):
@@ -81,8 +121,7 @@ def test_lines_that_a_copy_lacks_are_named(tiny_run, tmp_path, caplog):
 
 
 def test_a_lost_best_checkpoint_is_named(tmp_path, monkeypatch):
-    accuracies = iter([0.5, 0.9, 0.8, 0.7])
-    monkeypatch.setattr("wcjax.training.loop.evaluate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies)})
+    pretend(monkeypatch, [0.5, 0.9, 0.8, 0.7])
     runs.stop(runs.tiny(), tmp_path / "run", 3 * STEPS + 1)
     runs.cut(tmp_path / "run" / "checkpoints" / "2")
     with pytest.raises(InputError, match="the checkpoint of epoch 2 .* It is the best one"):

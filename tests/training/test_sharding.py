@@ -41,7 +41,7 @@ def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
 def test_two_processes_take_the_course_of_one(folder, tiny_run, streamed_run, cifar_run, tmp_path):
     expected = {"fsdp": tiny_run, "resumed": tiny_run, "streamed": streamed_run, "cifar": cifar_run}
     tasks = {name: {"config": config, "workdir": tmp_path / name} for name, (_, config) in expected.items()}
-    tasks["fsdp"]["config"] = on(2, 2)
+    tasks["fsdp"]["config"] = on(2, 2) | {"checkpoint_seconds": 1000}
     tasks["resumed"]["resume"] = folder / "4"
     for process in (0, 1):
         runs.write_cifar(tmp_path / "sets" / str(process), y_train=(np.arange(101) + process) % 10)

@@ -22,6 +22,7 @@ RANGES = {  # inclusive
     "train_images": (0, INT32),
     "split_seed": (0, INT32),
     "seed": (0, 2**32 - 1),  # jax.random.key takes 32 bits
+    "checkpoint_seconds": (0, INT32),
     "checkpoint_every": (0, INT32),
     "keep_checkpoints": (1, INT32),
     "augment.padding": (0, 32),  # the compiled step grows with the number of crop offsets

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from wcjax.errors import InputError, unknown
 
 # Keys that may change when a run resumes: they say where and how it runs. Only mesh changes results, by rounding.
-MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_every", "keep_checkpoints", "mesh")
+MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_seconds", "checkpoint_every", "keep_checkpoints", "mesh")
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain
 VARIANTS = {
@@ -76,7 +76,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.epochs = 10
     config.batch_size = 128
-    config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: only at the end of each epoch
+    config.checkpoint_seconds = 30  # at least, between checkpoints at the ends of epochs; 0: one after each epoch
+    config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none within an epoch
     config.keep_checkpoints = 2  # how many of the newest are kept, in addition to the two best on val
     config.seed = 0  # for the initial weights, the order of the images and their augmentation
 

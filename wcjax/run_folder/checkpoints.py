@@ -118,7 +118,7 @@ class Checkpoints:
         A damaged checkpoint is reported, and the one before it is tried. Once one can be read, the damaged ones are
         deleted. Raises InputError if all are damaged; then none is deleted.
         """
-        numbers = sorted(self._manager.all_steps(), reverse=True)
+        numbers = self.numbers()[::-1]
         for i, number in enumerate(numbers):
             try:
                 checkpoint = self._restore_patiently(number, like)
@@ -132,8 +132,12 @@ class Checkpoints:
             raise InputError(f"none of the checkpoints in {self._folder} can be read. Start in a new workdir.")
         return None
 
+    def numbers(self) -> list[int]:
+        """The checkpoints that the folder has, whether they can be read or not."""
+        return sorted(self._manager.all_steps())
+
     def delete_all(self) -> None:
-        for number in self._manager.all_steps():
+        for number in self.numbers():
             self._manager.delete(number)
 
     def close(self) -> None:

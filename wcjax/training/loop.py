@@ -138,7 +138,7 @@ def _train(
                 feed.training(run, progress.step) as train_feed,
                 feed.evaluation(run.dataset.val, run.dataset, run.config, run.mesh) as val_feed,
             ):
-                programs, progress.state = _compile(run, progress, train_feed, val_feed)
+                programs = _compile(run, progress, train_feed, val_feed)
                 if progress.step:
                     log.info("Resuming at %s.", progress.position(run))
                 else:
@@ -186,15 +186,14 @@ class _Programs(NamedTuple):
     seconds: float  # to trace and compile both
 
 
-def _compile(
-    run: Run, progress: Progress, train_feed: feed.Feed, val_feed: feed.Feed
-) -> tuple[_Programs, steps.TrainState]:
-    """(programs, the state of progress in the memory layout that XLA chose, see `steps.compile_train_step`)."""
+def _compile(run: Run, progress: Progress, train_feed: feed.Feed, val_feed: feed.Feed) -> _Programs:
+    """Compiles both steps, and puts progress into the memory layout that XLA chose: see `steps.compile_train_step`."""
     began = time.perf_counter()
     train = steps.compile_train_step(run, train_feed, progress.state, progress.totals)
-    state = jax.device_put(progress.state, train.input_formats[0][0])
+    progress.arrays = jax.device_put(progress.arrays, train.input_formats[0][0])
+    state = progress.state
     evaluate = steps.compile_eval_step(run.model, val_feed, state.params, state.batch_stats)
-    return _Programs(train, evaluate, time.perf_counter() - began), state
+    return _Programs(train, evaluate, time.perf_counter() - began)
 
 
 def _train_epochs(session: _Session, programs: _Programs, train_feed: feed.Feed, val_feed: feed.Feed) -> None:
@@ -224,7 +223,7 @@ def _train_epoch(session: _Session, program: Callable, inputs: Iterator, in_flig
     run, progress = session.run, session.progress
     steps_began = time.perf_counter() - progress.seconds
     while progress.step < (progress.epoch + 1) * run.steps_per_epoch:
-        progress.state, progress.totals, means = program(progress.state, progress.totals, next(inputs))
+        progress.arrays, means = program(progress.arrays, next(inputs))
         progress.step += 1
         progress.seconds = time.perf_counter() - steps_began
         in_flight.add(means)

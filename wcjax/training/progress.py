@@ -1,8 +1,12 @@
 """The progress of a run, and the checkpoints that restore it."""
 
-import dataclasses
+import time
 
-from wcjax import run_folder
+import jax
+import jax.numpy as jnp
+
+from wcjax import processes, run_folder
+from wcjax.compiling import jit_unoptimized
 from wcjax.errors import DivergedError, InputError
 from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.run_folder.schema import RECORD, RECORD_MIDWAY
@@ -12,28 +16,46 @@ from wcjax.training.run import Run
 MIDWAY = "midway"  # the folder of checkpoints within an epoch, which a finished run no longer has
 
 
-@dataclasses.dataclass
 class Progress:
     """The progress of a run, as its checkpoints hold it. Training updates it.
 
     Attributes:
-      state: the training state on the devices.
+      arrays: the leaves of (state, totals) on the devices. Steps take and give this list, and the trees are built only
+        if they are asked for: JAX takes each weight that holds v apart in Python, at each call.
+      state: the training state.
       totals: the sums over the images that the unfinished epoch has shown.
       step: steps done.
       epoch: epochs finished.
+      saved_epoch: the newest epoch that has a checkpoint; 0 if there is none.
       best_epoch, best_val_accuracy: the first epoch with the highest accuracy on val; 0 and -1 if none is finished.
       train_seconds: time that the steps of finished epochs took.
       seconds: time that the steps of the unfinished epoch took.
     """
 
-    state: steps.TrainState
-    totals: steps.Totals
-    step: int = 0
-    epoch: int = 0
-    best_epoch: int = 0
-    best_val_accuracy: float = -1.0
-    train_seconds: float = 0.0
-    seconds: float = 0.0
+    def __init__(self, state: steps.TrainState, totals: steps.Totals):
+        self._set_trees(state, totals)
+        self.step = self.epoch = self.saved_epoch = self.best_epoch = 0
+        self.best_val_accuracy = -1.0
+        self.train_seconds = self.seconds = 0.0
+
+    def _set_trees(self, state, totals):
+        self.arrays, self._structure = jax.tree.flatten((state, totals))
+
+    @property
+    def state(self) -> steps.TrainState:
+        return jax.tree.unflatten(self._structure, self.arrays)[0]
+
+    @state.setter
+    def state(self, state):
+        self._set_trees(state, self.totals)
+
+    @property
+    def totals(self) -> steps.Totals:
+        return jax.tree.unflatten(self._structure, self.arrays)[1]
+
+    @totals.setter
+    def totals(self, totals):
+        self._set_trees(self.state, totals)
 
     @classmethod
     def start(cls, run: Run) -> "Progress":
@@ -67,7 +89,8 @@ class Progress:
 
     def divergence_error(self, what: str, learning_rate: float) -> DivergedError:
         """The error for a number of the unfinished epoch that is not finite. what: names it and its step."""
-        checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "There is no checkpoint yet"
+        saved = self.saved_epoch
+        checkpoint = f"The checkpoint of epoch {saved} is kept" if saved else "There is no checkpoint yet"
         return DivergedError(
             f"{what} (epoch {self.epoch + 1}), learning rate {float(learning_rate):g}. {checkpoint}. Try a lower "
             "learning_rate, in a new workdir."
@@ -75,7 +98,12 @@ class Progress:
 
 
 class RunCheckpoints:
-    """The checkpoints of a run: one at the end of each epoch, and others midway in an epoch."""
+    """The checkpoints of a run: at the ends of epochs, and midway in an epoch.
+
+    To save takes half a second of the process, in which a GPU can train for half an epoch of CIFAR-10. So epochs that
+    end less than `config.checkpoint_seconds` after the last checkpoint have none. The state of the best of them is kept
+    on the devices until the next checkpoint, before which it is saved.
+    """
 
     def __init__(self, run: Run):
         self._run = run
@@ -87,6 +115,8 @@ class RunCheckpoints:
             val_accuracies={line["epoch"]: line["val_accuracy"] for line in lines},
         )
         self._midway = Checkpoints(run.folder / MIDWAY, unit="step", keep_best=0, schema=RECORD_MIDWAY)
+        self._unsaved_best = None  # the arguments of Checkpoints.save
+        self._saved_at = time.monotonic()
         self._is_open = True
 
     def restore_into(self, progress: Progress) -> None:
@@ -98,6 +128,7 @@ class RunCheckpoints:
         if newest := self._epochs.restore_newest(progress.state):
             progress.state, record = newest
             progress.step = record["epoch"] * self._run.steps_per_epoch
+            progress.saved_epoch = record["epoch"]
             _set_record(progress, record, RECORD)
         try:
             newest = self._midway.restore_newest({"state": progress.state, "totals": progress.totals})
@@ -105,22 +136,44 @@ class RunCheckpoints:
             if progress.epoch == 0:
                 raise
             newest = None  # the run resumes at the end of an epoch
-        # A checkpoint midway in an earlier epoch is obsolete. One in a later epoch needs the checkpoint of the epoch
-        # before it, which is damaged.
-        if newest is None or newest[1]["epoch"] != progress.epoch:
+        # A checkpoint midway in an earlier epoch is obsolete. One in a later epoch needs the checkpoint of the best
+        # epoch, which may be lost.
+        if newest is None or newest[1]["epoch"] < progress.epoch or not self._has(newest[1]["best_epoch"]):
             self._midway.delete_all()
             return
         arrays, record = newest
         progress.state, progress.totals, progress.step = arrays["state"], arrays["totals"], int(arrays["state"].step)
         _set_record(progress, record, RECORD_MIDWAY)
 
+    def _has(self, epoch):
+        return epoch == 0 or epoch in self._epochs.numbers()
+
     def save_epoch(self, progress: Progress, val_accuracy: float) -> None:
-        """Saves progress, which has just finished an epoch, in the background."""
-        self._epochs.save(progress.epoch, progress.state, _record(progress, RECORD), val_accuracy)
+        """Saves progress, which has just finished an epoch, in the background, if it is time or the last epoch."""
+        state, record = progress.state, _record(progress, RECORD)
+        is_best = progress.best_epoch == progress.epoch
+        if is_best:
+            self._unsaved_best = None
+        if progress.epoch == self._run.config.epochs or self._is_time():
+            self._save_best()
+            self._epochs.save(progress.epoch, state, record, val_accuracy)
+            progress.saved_epoch, self._saved_at = progress.epoch, time.monotonic()
+        elif is_best:
+            self._unsaved_best = progress.epoch, _copy(state), record, val_accuracy
+
+    def _is_time(self):
+        interval = self._run.config.checkpoint_seconds
+        return interval == 0 or processes.broadcast_from_first(time.monotonic() - self._saved_at >= interval)
+
+    def _save_best(self):
+        if self._unsaved_best is not None:
+            self._epochs.save(*self._unsaved_best)
+            self._unsaved_best = None
 
     def save_midway(self, progress: Progress) -> None:
         """Saves progress within an epoch, in the background. Raises DivergedError if it is not finite."""
         progress.check_finite(self._run.schedule)
+        self._save_best()
         arrays = {"state": progress.state, "totals": progress.totals}
         self._midway.save(progress.step, arrays, _record(progress, RECORD_MIDWAY))
 
@@ -141,6 +194,11 @@ class RunCheckpoints:
                 self._epochs.close()
             finally:
                 self._midway.close()
+
+
+@jit_unoptimized
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
 
 
 # A record has the attributes of Progress that its schema names.

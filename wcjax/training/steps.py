@@ -166,24 +166,31 @@ def eval_step(model, feed: "Feed", params, batch_stats, totals: Totals, inputs) 
 
 
 def compile_train_step(run: Run, feed: "Feed", state: TrainState, totals: Totals) -> jax.stages.Compiled:
-    """`train_step`, compiled: (state, totals, inputs) -> (state, totals, means).
+    """`train_step`, compiled, for the leaves of (state, totals): (arrays, inputs) -> (arrays, means).
 
-    The step reuses the buffers of state and totals. These are arrays here, or their shapes, dtypes and shardings.
+    The step reuses the buffers of `arrays`. state and totals are arrays here, or their shapes, dtypes and shardings.
 
     XLA chooses the layout of the state in memory, because GPUs want kernels with their input channels last and would
-    otherwise transpose each of them, and Ψ of it, in every step. Put the first state into
+    otherwise transpose each of them, and Ψ of it, in every step. Put the first arrays into
     `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
     """
-    everywhere = sharding.replicated(run.mesh)
-    auto = jax.tree.map(lambda s: Format(Layout.AUTO, s), sharding.state_sharding(run.mesh, state))
-    state, totals, inputs = jax.tree.map(_shape, (state, totals, feed.train_input_shapes()))
+    shapes, structure = jax.tree.flatten(jax.tree.map(_shape, (state, totals)))
+    inputs = jax.tree.map(_shape, feed.train_input_shapes())
+
+    def step(arrays, inputs):
+        state, totals, means = train_step(run, feed, *jax.tree.unflatten(structure, arrays), inputs)
+        return jax.tree.leaves((state, totals)), means
+
+    num_totals = len(jax.tree.leaves(totals))
+    formats = [Format(Layout.AUTO, x.sharding) for x in shapes[:-num_totals]]
+    formats += [x.sharding for x in shapes[-num_totals:]]
     step = jax.jit(
-        functools.partial(train_step, run, feed),
-        donate_argnums=(0, 1),
-        in_shardings=(auto, everywhere, jax.tree.map(lambda x: x.sharding, inputs)),
-        out_shardings=(auto, everywhere, everywhere),
+        step,
+        donate_argnums=0,
+        in_shardings=(formats, jax.tree.map(lambda x: x.sharding, inputs)),
+        out_shardings=(formats, sharding.replicated(run.mesh)),
     )
-    return _compile_with_options(step.lower(state, totals, inputs), sharding.compiler_options(run.mesh))
+    return _compile_with_options(step.lower(shapes, inputs), sharding.compiler_options(run.mesh))
 
 
 def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) -> jax.stages.Compiled:
