@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from wcjax import processes, run_folder
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset, make_model
-from wcjax.errors import InitialWeightsError, InputError
+from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.files import saving
 from wcjax.params import Reparameterized, fold, reparameterize
 from wcjax.paths import check_writable, run_path
@@ -133,7 +133,7 @@ def _train(
         done_epochs = progress.epoch if progress.step else -1
         writer = MetricsWriter(run.folder, run.config, done_epochs)
         session = _Session(run, progress, checkpoints, writer, on_step, on_epoch, signals)
-        with contextlib.closing(writer), _saved_on_signal(session):
+        with contextlib.closing(writer), _saved_at_its_end(session):
             with (
                 feed.training(run, progress.step) as train_feed,
                 feed.evaluation(run.dataset.val, run.dataset, run.config, run.mesh) as val_feed,
@@ -169,11 +169,18 @@ class _Session(NamedTuple):
 
 
 @contextlib.contextmanager
-def _saved_on_signal(session: _Session) -> Iterator[None]:
-    """Turns StopRequested into Preempted or KeyboardInterrupt, after the run is saved."""
+def _saved_at_its_end(session: _Session) -> Iterator[None]:
+    """Turns StopRequested into Preempted or KeyboardInterrupt, after the run is saved.
+
+    If the run diverges, its best epoch is saved. All processes of a run diverge together. Other errors may come in one
+    of them, and one cannot save anything alone.
+    """
     run, progress = session.run, session.progress
     try:
         yield
+    except DivergedError:
+        session.checkpoints.save_best()
+        raise
     except StopRequested as signal:
         if progress.step > progress.epoch * run.steps_per_epoch:  # else the epoch's checkpoint has it all
             session.checkpoints.save_midway(progress)

@@ -26,7 +26,7 @@ class Progress:
       totals: the sums over the images that the unfinished epoch has shown.
       step: steps done.
       epoch: epochs finished.
-      saved_epoch: the newest epoch that has a checkpoint; 0 if there is none.
+      saved_epoch: the newest epoch with a checkpoint, or whose state is kept for one; 0 if there is none.
       best_epoch, best_val_accuracy: the first epoch with the highest accuracy on val; 0 and -1 if none is finished.
       train_seconds: time that the steps of finished epochs took.
       seconds: time that the steps of the unfinished epoch took.
@@ -155,25 +155,27 @@ class RunCheckpoints:
         if is_best:
             self._unsaved_best = None
         if progress.epoch == self._run.config.epochs or self._is_time():
-            self._save_best()
+            self.save_best()
             self._epochs.save(progress.epoch, state, record, val_accuracy)
             progress.saved_epoch, self._saved_at = progress.epoch, time.monotonic()
         elif is_best:
             self._unsaved_best = progress.epoch, _copy(state), record, val_accuracy
+            progress.saved_epoch = progress.epoch
 
     def _is_time(self):
         interval = self._run.config.checkpoint_seconds
         return interval == 0 or processes.broadcast_from_first(time.monotonic() - self._saved_at >= interval)
 
-    def _save_best(self):
+    def save_best(self) -> None:
+        """Saves the best epoch, in the background, if it has no checkpoint yet."""
         if self._unsaved_best is not None:
             self._epochs.save(*self._unsaved_best)
             self._unsaved_best = None
 
     def save_midway(self, progress: Progress) -> None:
         """Saves progress within an epoch, in the background. Raises DivergedError if it is not finite."""
+        self.save_best()
         progress.check_finite(self._run.schedule)
-        self._save_best()
         arrays = {"state": progress.state, "totals": progress.totals}
         self._midway.save(progress.step, arrays, _record(progress, RECORD_MIDWAY))
 
