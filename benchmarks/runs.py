@@ -1,5 +1,6 @@
 """The step of a run, and what surrounds it: whole runs, saving, compilation with a cache, imports, growth."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -97,7 +98,7 @@ class BareSteps:
             return state, totals, totals.loss
 
         step = steps.train_step
-        with mock.patch.object(steps, "train_step", step if several == 1 else scanned):
+        with mock.patch.object(steps, "train_step", scanned) if several > 1 else contextlib.nullcontext():
             self.step = steps.compile_train_step(run, self.feed, state, totals)
         self.progress.arrays = jax.device_put(self.progress.arrays, self.step.input_formats[0][0])
 
@@ -138,8 +139,8 @@ def measure_epoch(model, batch, dtype, steps):
 
         def stretch():
             for _ in range(bare.steps_per_epoch):
-                loss = bare()
-            return loss
+                means = bare()
+            return means
 
         jax.block_until_ready((stretch(), bare.evaluate()))
         seconds = []
@@ -171,8 +172,8 @@ def measure_saving(model, batch, dtype, repeats, steps=8):
             if save:
                 checkpoints.save(next(numbers), bare.state, {}, 0.5)
             for _ in range(steps):
-                loss = bare()
-            return loss
+                means = bare()
+            return means
 
         calls = {name: functools.partial(stretch, name == "saving") for name in ("steps", "saving")}
         seconds = in_turn(calls, repeats)

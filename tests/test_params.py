@@ -186,9 +186,10 @@ def test_a_box_of_a_framework_may_hold_a_weight_already():
 
 class Softsign(wcjax.psi.Elementwise):
     bound = 1.0
+    offset: float = dataclasses.field(init=False, default=1.0)  # which the class holds, and not the instance
 
     def __call__(self, v):
-        return v / (1 + jnp.abs(v))
+        return v / (self.offset + jnp.abs(v))
 
     def inverse(self, w):
         return w / (1 - jnp.abs(w))

@@ -74,9 +74,9 @@ class Psi:
 
         # JAX calls these for each weight at each call of a jitted function.
         def flatten(psi):
-            fields, learned = vars(psi), psi.learned
-            constants = tuple([(name, fields[name]) for name in names if name not in learned])
-            return [fields[name] for name in learned], (learned, constants)
+            learned = psi.learned
+            constants = tuple([(name, getattr(psi, name)) for name in names if name not in learned])
+            return [getattr(psi, name) for name in learned], (learned, constants)
 
         def flatten_with_keys(psi):
             leaves, constants = flatten(psi)

@@ -59,7 +59,7 @@ def pretend(monkeypatch, accuracies):
 
 
 @pytest.mark.parametrize("best_is_lost", [False, True])
-def test_a_run_resumes_after_an_epoch_without_a_checkpoint(tmp_path, monkeypatch, best_is_lost):
+def test_a_run_resumes_after_an_epoch_without_a_checkpoint(tmp_path, monkeypatch, caplog, best_is_lost):
     accuracies, run, expected = [0.5, 0.9, 0.8, 0.7], tmp_path / "run", tmp_path / "expected"
     pretend(monkeypatch, accuracies)
     training.train(runs.tiny(), expected)
@@ -74,6 +74,7 @@ def test_a_run_resumes_after_an_epoch_without_a_checkpoint(tmp_path, monkeypatch
     assert runs.resume(config, run) == list(range(first_step, EPOCHS * STEPS + 1))
     runs.assert_same_run(run, expected)
     assert runs.saved(run) == [2, 4]
+    assert ("cannot be used, because the best epoch, 2, is lost" in caplog.text) == best_is_lost
 
 
 def test_checkpoints_are_as_far_apart_as_asked_for(tmp_path, monkeypatch):

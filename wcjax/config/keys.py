@@ -76,9 +76,10 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.epochs = 10
     config.batch_size = 128
-    config.checkpoint_seconds = 30  # at least, between checkpoints at the ends of epochs; 0: one after each epoch
+    # Seconds from one epoch that is saved to the next; 0: each one is saved. The best and the last epoch may be closer.
+    config.checkpoint_seconds = 30
     config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none within an epoch
-    config.keep_checkpoints = 2  # how many of the newest are kept, in addition to the two best on val
+    config.keep_checkpoints = 2  # how many of the newest are kept, in addition to the two best on val of those saved
     config.seed = 0  # for the initial weights, the order of the images and their augmentation
 
     # Devices along each axis; -1: all remaining ones. Batches are sharded over both axes, large parameters over fsdp.

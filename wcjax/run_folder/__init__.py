@@ -8,7 +8,7 @@
     summary.json     the result, once the run is finished
     failed.json      the reason, if the run can never finish; written by sweeps
     robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
-    checkpoints/     the training state after each epoch, see `wcjax.run_folder.checkpoints`
+    checkpoints/     the training state after some epochs, see `wcjax.run_folder.checkpoints`
     midway/          checkpoints within an epoch, see `wcjax.training.progress`
     folded/          the best weights as plain w
     tensorboard/     the numbers of each epoch for TensorBoard

@@ -50,7 +50,7 @@ def train(
       workdir: the run folder. It gets config.json, data.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/,
         folded/ and summary.json. All processes of a run must see it. The first one writes, and all write checkpoints.
       on_step: called with the `Progress` after each training step. Its arrays may not be computed yet: reading them
-        waits for the device, and the next step deletes them.
+        waits for the device, and the next step deletes them. To change them, assign `progress.state`.
       on_epoch: called after each epoch with its row of metrics.jsonl, for example to send it to another tracker. An
         epoch that is repeated because the process was killed is reported again.
 
@@ -182,7 +182,7 @@ def _saved_at_its_end(session: _Session) -> Iterator[None]:
         session.checkpoints.save_best()
         raise
     except StopRequested as signal:
-        if progress.step > progress.epoch * run.steps_per_epoch:  # else the epoch's checkpoint has it all
+        if progress.step > progress.epoch * run.steps_per_epoch:  # else no step was done since the last checkpoint
             session.checkpoints.save_midway(progress)
         raise interruption(signal.name, progress.position(run)) from None
 

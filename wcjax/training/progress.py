@@ -1,5 +1,6 @@
 """The progress of a run, and the checkpoints that restore it."""
 
+import logging
 import time
 
 import jax
@@ -13,6 +14,8 @@ from wcjax.run_folder.schema import RECORD, RECORD_MIDWAY
 from wcjax.training import steps
 from wcjax.training.run import Run
 
+log = logging.getLogger(__name__)
+
 MIDWAY = "midway"  # the folder of checkpoints within an epoch, which a finished run no longer has
 
 
@@ -20,9 +23,9 @@ class Progress:
     """The progress of a run, as its checkpoints hold it. Training updates it.
 
     Attributes:
-      arrays: the leaves of (state, totals) on the devices. Steps take and give this list, and the trees are built only
-        if they are asked for: JAX takes each weight that holds v apart in Python, at each call.
-      state: the training state.
+      arrays: the leaves of (state, totals) on the devices. Steps take and give this list, because JAX would build and
+        take apart each weight that holds v in Python, at each step.
+      state: the training state. It is built when it is read, so changes to it are lost unless it is assigned again.
       totals: the sums over the images that the unfinished epoch has shown.
       step: steps done.
       epoch: epochs finished.
@@ -100,9 +103,9 @@ class Progress:
 class RunCheckpoints:
     """The checkpoints of a run: at the ends of epochs, and midway in an epoch.
 
-    To save takes half a second of the process, in which a GPU can train for half an epoch of CIFAR-10. So epochs that
-    end less than `config.checkpoint_seconds` after the last checkpoint have none. The state of the best of them is kept
-    on the devices until the next checkpoint, before which it is saved.
+    Saving takes half a second of the process, in which a GPU can train for half an epoch of CIFAR-10. Therefore an
+    epoch that ends less than `config.checkpoint_seconds` after the last one that was saved is not saved. If it is the
+    best so far, a copy of its state stays on the devices, and is saved together with the next checkpoint.
     """
 
     def __init__(self, run: Run):
@@ -138,7 +141,13 @@ class RunCheckpoints:
             newest = None  # the run resumes at the end of an epoch
         # A checkpoint midway in an earlier epoch is obsolete. One in a later epoch needs the checkpoint of the best
         # epoch, which may be lost.
-        if newest is None or newest[1]["epoch"] < progress.epoch or not self._has(newest[1]["best_epoch"]):
+        is_usable = newest is not None and newest[1]["epoch"] >= progress.epoch
+        if is_usable and not self._has(best_epoch := newest[1]["best_epoch"]):
+            log.warning(
+                "%s cannot be used, because the best epoch, %d, is lost.", self._run.folder / MIDWAY, best_epoch
+            )
+            is_usable = False
+        if not is_usable:
             self._midway.delete_all()
             return
         arrays, record = newest
@@ -149,7 +158,10 @@ class RunCheckpoints:
         return epoch == 0 or epoch in self._epochs.numbers()
 
     def save_epoch(self, progress: Progress, val_accuracy: float) -> None:
-        """Saves progress, which has just finished an epoch, in the background, if it is time or the last epoch."""
+        """Saves progress, which has just finished an epoch, in the background, if it is time or the last epoch.
+
+        Otherwise copies its state if it is the best epoch so far.
+        """
         state, record = progress.state, _record(progress, RECORD)
         is_best = progress.best_epoch == progress.epoch
         if is_best:
