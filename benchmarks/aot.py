@@ -33,6 +33,7 @@ from wcjax.data.dataset import streamed_dataset
 from wcjax.files import write_json
 from wcjax.training import feed, sharding, steps
 from wcjax.training.run import Run
+from wcjax.training.train_state import Totals
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 MEMORY = {"v5e": 16 * 2**30, "v6e": 32 * 2**30}  # bytes of a chip
@@ -76,7 +77,7 @@ def compile_step(config, mesh: Mesh, run_class: type[Run] = Run):
         train_feed = feed.Streamed(dataset.train, dataset, config, mesh, iter(()))
     shapes = jax.eval_shape(steps.initializer(run.model, run.tx, run.image_shape), jax.random.key(0))
     state = abstract(shapes, sharding.state_sharding(mesh, shapes))
-    totals = abstract(jax.eval_shape(steps.Totals.zero), sharding.replicated(mesh))
+    totals = abstract(jax.eval_shape(Totals.zero), sharding.replicated(mesh))
     return steps.compile_train_step(run, train_feed, state, totals), (state, totals)
 
 

@@ -25,6 +25,7 @@ from wcjax.run_folder.fingerprint import dataset_of_run
 from wcjax.run_folder.schema import QUANTILES
 from wcjax.training import feed, sharding, steps
 from wcjax.training.run import Run
+from wcjax.training.train_state import Totals
 from wcjax.training.weights import layer_weights, learned_psis, weight_statistics
 
 THREADS = 4  # that compile, and as many that write
@@ -36,8 +37,8 @@ ARGUMENTS = {"learning_rate": 0.1, "weight_decay": 1e-4}
 class Epochs(NamedTuple):
     """What a run reports of each epoch, the first axis."""
 
-    train: steps.Totals
-    val: steps.Totals
+    train: Totals
+    val: Totals
     weights: Any  # of `weight_statistics`, {layer: its numbers}
     pairs: Any  # {layer: {'a', 'b'}} of learned ones
 
@@ -48,7 +49,7 @@ class Result(NamedTuple):
     before: Any  # the weights before the first epoch, as in Epochs
     epochs: Epochs
     best_epoch: jax.Array  # from 1
-    test: steps.Totals  # of the folded network of the best epoch
+    test: Totals  # of the folded network of the best epoch
     folded: dict  # its variables
 
 
@@ -70,13 +71,13 @@ def whole_run(run: Run, feeds: list[feed.Feed], seed, rates, splits) -> Result:
     def evaluate(model, split_feed, split, variables):
         step = lambda _, totals: steps.eval_step(model, split_feed, *variables, totals, split)
         batches = num_batches(split_feed.num_images, run.config.batch_size)
-        return jax.lax.fori_loop(0, batches, step, steps.Totals.zero())
+        return jax.lax.fori_loop(0, batches, step, Totals.zero())
 
     def epoch(carry, number):
         state, best, best_correct, best_epoch = carry
         inputs = splits[0], train.draw_order(state.key, state.step)
         step = lambda _, carry: steps.train_step(tuned, train, *carry, inputs)[:2]
-        state, totals = jax.lax.fori_loop(0, run.steps_per_epoch, step, (state, steps.Totals.zero()))
+        state, totals = jax.lax.fori_loop(0, run.steps_per_epoch, step, (state, Totals.zero()))
         variables = state.params, state.batch_stats
         on_val = evaluate(run.model, val, splits[1], variables)
         is_best = on_val.correct > best_correct

@@ -33,3 +33,7 @@ def __getattr__(name: str) -> types.ModuleType:
     if name not in _LAZY:
         raise AttributeError(f"module 'wcjax' has no attribute {name!r}")
     return importlib.import_module(f"wcjax.{name}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_LAZY]

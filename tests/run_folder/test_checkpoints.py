@@ -12,8 +12,8 @@ import pytest
 
 from tests.training.runs import assert_same_bits
 from wcjax.errors import InputError
-from wcjax.run_folder.checkpoints import Checkpoints, fingerprint, load_tree, save_tree
-from wcjax.run_folder.schema import COUNT, POSITIVE
+from wcjax.run_folder.checkpoints import Checkpoints, array_checksum, load_tree, save_tree
+from wcjax.run_folder.schema import COUNT, NON_NEGATIVE
 
 # Of coroutines that Orbax leaves behind when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -177,18 +177,18 @@ def test_a_readable_checkpoint_that_was_not_saved_is_passed_over(copy, change):
 def test_a_record_of_another_form_is_refused(copy):
     message = "the record of the checkpoint of epoch 3, seconds: expected a finite number of at least 0"
     with (
-        opened(copy, schema={"epoch": COUNT, "seconds": POSITIVE}) as checkpoints,
+        opened(copy, schema={"epoch": COUNT, "seconds": NON_NEGATIVE}) as checkpoints,
         pytest.raises(InputError, match=message),
     ):
         checkpoints.restore(3, LIKE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
-def test_the_fingerprint_changes_with_every_bit_and_place(dtype):
+def test_the_checksum_changes_with_every_bit_and_place(dtype):
     numbers = np.random.default_rng(0).normal(size=(2, 5, 8))
     first, second = jnp.asarray(numbers > 0 if dtype == "bool" else numbers, dtype)
-    whole = int(fingerprint([first, second]))
-    assert int(fingerprint([jnp.array(first), jnp.array(second)])) == whole
+    whole = int(array_checksum([first, second]))
+    assert int(array_checksum([jnp.array(first), jnp.array(second)])) == whole
     raw, width = np.asarray(second).tobytes(), 8 * first.dtype.itemsize
     bits = [width * index + bit for index in (0, 17, 39) for bit in range(1 if dtype == "bool" else width)]
     flipped = [np.frombuffer(flip(raw, bit), first.dtype).reshape(first.shape) for bit in bits]
@@ -196,7 +196,7 @@ def test_the_fingerprint_changes_with_every_bit_and_place(dtype):
     other = int(np.flatnonzero(values != values[0])[0])
     values[[0, other]] = values[[other, 0]]
     trees = [[second, first], [values.reshape(first.shape), second], *([first, leaf] for leaf in flipped)]
-    assert whole not in {int(fingerprint(jax.tree.map(jnp.asarray, tree))) for tree in trees}
+    assert whole not in {int(array_checksum(jax.tree.map(jnp.asarray, tree))) for tree in trees}
 
 
 def test_a_saved_tree_replaces_the_one_before(tmp_path):

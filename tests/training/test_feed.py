@@ -17,6 +17,7 @@ from tests.data import pictures
 from wcjax.config import default_config
 from wcjax.data import Split
 from wcjax.training import feed, sharding, steps
+from wcjax.training.train_state import Totals
 
 N, BATCH = 23, 5  # four batches in an epoch, and three images left over
 STEPS = N // BATCH
@@ -87,7 +88,7 @@ def test_augmentation_is_drawn_anew_in_each_step():
 
     def shown(seed, step):
         state = start[seed]._replace(step=jnp.int32(step))
-        state, _, _ = train_step(state, steps.Totals.zero(), next(split.epoch(state)))
+        state, _, _ = train_step(state, Totals.zero(), next(split.epoch(state)))
         return np.asarray(state.batch_stats["images"]).tobytes()
 
     cases = [(seed, step) for seed in (0, 1) for step in (0, 1, 4, 5)]  # 4 and 5: the same batches an epoch later

@@ -10,7 +10,8 @@ import pytest
 from tests.training import runs
 from tests.training.runs import STEPS
 from wcjax import training
-from wcjax.errors import DivergedError
+from wcjax.errors import DivergedError, InitialWeightsError
+from wcjax.models import layers
 from wcjax.run_folder.checkpoints import load_tree
 
 
@@ -53,7 +54,19 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_run, tmp_path, every, ba
 
 def test_a_loss_on_val_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("wcjax.training.loop.evaluate", lambda *_: {"loss": float("nan"), "accuracy": 0.1})
-    message = rf"at step {STEPS - 1} \(epoch 1\), learning rate 0\.1\. There is no checkpoint yet\. Try a lower"
+    place = rf"after step {STEPS - 1} \(epoch 1\), learning rate 0\.1"
+    message = rf"the loss on val is nan or inf {place}\. There is no checkpoint yet\. Try a lower"
     with pytest.raises(DivergedError, match=message):
         training.train(runs.tiny(), tmp_path / "run")
     assert runs.saved(tmp_path / "run") == runs.metrics(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("none", "the initial weights of the network tiny hold nan"), ("arctan", "head/kernel: .* holds nan")],
+)
+def test_initial_weights_that_are_not_finite_are_refused(tmp_path, monkeypatch, name, message):
+    monkeypatch.setitem(layers.KERNEL_INITS, "kaiming", jax.nn.initializers.constant(jnp.nan))
+    with pytest.raises(InitialWeightsError, match=message):
+        training.train(runs.tiny(reparam__name=name), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -84,7 +84,7 @@ def test_checkpoints_are_as_far_apart_as_asked_for(tmp_path, monkeypatch):
         nonlocal seconds
         seconds += 20
 
-    monkeypatch.setattr("wcjax.training.progress.time", types.SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr("wcjax.training.run_checkpoints.time", types.SimpleNamespace(monotonic=lambda: seconds))
     pretend(monkeypatch, [0.5, 0.6, 0.7, 0.9, 0.8, 0.6, 0.5])
     # The clock shows 40 after the third epoch and 80 after the fifth. The fourth is the best, the seventh the last.
     training.train(runs.tiny(epochs=7, checkpoint_seconds=30, keep_checkpoints=9), tmp_path / "run", on_epoch=on_epoch)

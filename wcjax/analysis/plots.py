@@ -1,5 +1,6 @@
 """Plots. Each function writes one PNG and returns its path."""
 
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -16,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.history import WeightHistory
 from wcjax.files import saving
-from wcjax.reparam import Arctan, PowerProp
+from wcjax.reparam import Arctan, PowerProp, Sigmoid
 
 # Okabe and Ito's colours, which people with red-green colour blindness can tell apart.
 # 9 colours with 4 lines or 8 markers: no pair occurs twice in the first 36.
@@ -61,7 +62,7 @@ def plot_step_size(path, *psis) -> pathlib.Path:
     for psi, style in _styled(psis):
         reach = min(psi.bound, 1.6)
         w = np.linspace(-reach, reach, 501, dtype=np.float32)
-        label = ", ".join(f"{name} = {getattr(psi, name):g}" for name in vars(psi) if name != "learned")
+        label = ", ".join(f"{name} = {getattr(psi, name):g}" for name in _constants(psi))
         axes.plot(w, np.square(psi.slope(w)), label=label, **style)
     axes.axhline(1, color="0.6", linewidth=1, label="plain")
     axes.set(xlabel="w", ylabel="step of w / plain step", yscale="log", ylim=(1e-3, 10))
@@ -69,10 +70,16 @@ def plot_step_size(path, *psis) -> pathlib.Path:
     return _save(figure, path)
 
 
+def _constants(psi):
+    return [field.name for field in dataclasses.fields(psi)]
+
+
 def _formula(psi):
     if isinstance(psi, PowerProp):
         return f"v·|v|^{psi.alpha - 1:g}"
-    return f"{psi.a:g}·{type(psi).__name__.lower()}(v / {psi.b:g})"
+    if isinstance(psi, Sigmoid):
+        return f"{psi.a:g}·{type(psi).__name__.lower()}(v / {psi.b:g})"
+    return f"{type(psi).__name__}({', '.join(f'{getattr(psi, name):g}' for name in _constants(psi))})"
 
 
 def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> pathlib.Path:

@@ -64,7 +64,7 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
             path = config.data_dir if data_dir is None else data_dir
             key = config.dataset, path, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
-                datasets[key] = load_dataset_of_run(run.path, config, data_dir)
+                datasets[key] = load_dataset_of_run(run.path, data_dir)
             if content is None or content["images"] != _some(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
 

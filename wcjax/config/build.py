@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from wcjax import data, models, optim
+from wcjax.data.dataset import num_full_batches
 from wcjax.errors import InputError
 from wcjax.params import Reparameterized, is_reparameterized
 from wcjax.reparam import BY_NAME
@@ -46,7 +47,7 @@ def load_dataset(config) -> data.Dataset:
     )
     if (n := dataset.train.num_images) < config.batch_size:
         raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {n} training images.")
-    if (highest := INT32 // (steps := n // config.batch_size)) < config.epochs:
+    if (highest := INT32 // (steps := num_full_batches(n, config.batch_size))) < config.epochs:
         raise InputError(
             f"config.epochs is {config.epochs} with {steps} steps each, but a run has at most {INT32} steps: choose at "
             f"most {highest} epochs."

@@ -7,7 +7,7 @@ import ml_collections
 
 from wcjax import data, models
 from wcjax.config.build import INT32, make_model
-from wcjax.config.keys import default_config, plain
+from wcjax.config.keys import default_config, to_python
 from wcjax.errors import InputError, short_repr, unknown
 from wcjax.psi import LEARN_NETWORK
 from wcjax.reparam import BY_NAME
@@ -84,7 +84,7 @@ def _merge(full, changes, prefix):
     for key, value in changes.items():
         if key not in full:
             raise unknown("config key", f"{prefix}{key}", [prefix + known for known in full])
-        default, value = full[key], plain(value)
+        default, value = full[key], to_python(value)
         if isinstance(default, ml_collections.ConfigDict):
             if not isinstance(value, Mapping):
                 keys = ", ".join(default)

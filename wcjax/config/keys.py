@@ -30,10 +30,10 @@ class Config(ml_collections.ConfigDict):
     """A ConfigDict that converts the numbers and bools of NumPy to Python's."""
 
     def __setitem__(self, key, value):
-        super().__setitem__(key, plain(value))
+        super().__setitem__(key, to_python(value))
 
 
-def plain(value):
+def to_python(value):
     """value with Python's numbers instead of NumPy's, in tuples and lists too."""
     if isinstance(value, np.generic):
         return value.item()

@@ -148,6 +148,11 @@ def hold_out(train, val_fraction, seed):
     return take(order[num_val:]), take(order[:num_val])
 
 
+def num_full_batches(num_images: int, batch_size: int) -> int:
+    """The number of steps in an epoch of training. Images that do not fill a last batch are omitted."""
+    return num_images // batch_size
+
+
 def num_batches(num_images: int, batch_size: int) -> int:
     """The number of batches that show each image once. The last batch may not be full."""
     return -(-num_images // batch_size)

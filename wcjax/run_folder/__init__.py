@@ -9,7 +9,7 @@
     failed.json      the reason, if the run can never finish; written by sweeps
     robustness.json  accuracy after changes of weights and images; written by `wcjax.analysis.robustness`
     checkpoints/     the training state after some epochs, see `wcjax.run_folder.checkpoints`
-    midway/          checkpoints within an epoch, see `wcjax.training.progress`
+    midway/          checkpoints within an epoch, see `wcjax.training.run_checkpoints`
     folded/          the best weights as plain w
     tensorboard/     the numbers of each epoch for TensorBoard
     .lock            held by the process that trains, see `wcjax.run_folder.lock`

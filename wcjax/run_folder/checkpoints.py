@@ -30,7 +30,7 @@ class Checkpoints:
     """The checkpoints in one folder, numbered by epochs or steps. It keeps the newest `keep` and the best `keep_best`.
 
     A checkpoint is a pytree of arrays (`state`) and a dict of plain values (`record`). It appears in the folder by one
-    rename after everything in it is written, and carries a fingerprint of both that is checked when it is read.
+    rename after everything in it is written, and carries a checksum of both that is checked when it is read.
 
     A checkpoint that cannot be written raises SaveError, at the latest when the next one is saved or the folder is
     closed. Missing permission to read raises InputError at once, because Orbax would report the checkpoint as damaged,
@@ -73,7 +73,7 @@ class Checkpoints:
 
         Does nothing if the folder has a checkpoint with this number.
         """
-        record = record | {"fingerprint": _fingerprint_of_both(state, record)}
+        record = record | {"fingerprint": _checksum(state, record)}
         if val_accuracy is not None:
             self._val_accuracies[number] = val_accuracy
         with saving(self._folder / str(number), WRITE_ERRORS):
@@ -95,7 +95,7 @@ class Checkpoints:
             raise InputError(f"the checkpoint of {self._unit} {number} cannot be read: {cause(error)}") from error
         check_schema(checkpoint.record, self._schema, f"the record of the checkpoint of {self._unit} {number}", hint="")
         record = dict(checkpoint.record)
-        if record.pop("fingerprint", None) != _fingerprint_of_both(checkpoint.state, record):
+        if record.pop("fingerprint", None) != _checksum(checkpoint.state, record):
             raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it differs from what was saved.")
         return checkpoint.state, record
 
@@ -207,12 +207,12 @@ def load_tree(path, like=None):
     return tree
 
 
-def _fingerprint_of_both(state, record) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode(), int(fingerprint(state)))
+def _checksum(state, record) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode(), int(array_checksum(state)))
 
 
 @jit_unoptimized
-def fingerprint(tree):
+def array_checksum(tree):
     """A sum over the bits of all arrays, weighted by position: uint32, shape (). It does not depend on the devices."""
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):

@@ -29,8 +29,8 @@ class Schema(NamedTuple):
 EACH = object()  # a key of such a dict, which stands for the name of every layer
 COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
 # Larger numbers overflow in plots.
-NUMBER = Schema("a finite number", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
-POSITIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
+NUMBER = Schema("a number of at most 1e30 in size", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
+NON_NEGATIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
 SHARE = Schema("a number from 0 to 1", lambda x: NUMBER.accepts(x) and 0 <= x <= 1)
 TEXT = Schema("a line of text", lambda x: type(x) is str and x.isprintable())
 ANY_TEXT = Schema("text", lambda x: type(x) is str)
@@ -46,8 +46,8 @@ HISTOGRAM = Schema(
 
 LAYER_STATISTICS = {
     "mean": NUMBER,
-    "std": POSITIVE,
-    "max": POSITIVE,
+    "std": NON_NEGATIVE,
+    "max": NON_NEGATIVE,
     "kurtosis": NUMBER,
     "below_0.01": SHARE,
     "below_tenth_of_std": SHARE,
@@ -57,14 +57,14 @@ SUMMARY = {
     "best_val_accuracy": SHARE,
     "test_accuracy": SHARE,
     "epochs": COUNT,
-    "train_seconds": POSITIVE,
-    "images_per_second": POSITIVE,
+    "train_seconds": NON_NEGATIVE,
+    "images_per_second": NON_NEGATIVE,
     "device": TEXT,
     "jax_version": TEXT,
 }
 CHANNELS = Schema(
     "a list of 1 to 4 finite numbers of at least 0",
-    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(POSITIVE.accepts, x)),
+    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(NON_NEGATIVE.accepts, x)),
 )
 CHECKSUM = Schema("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
@@ -72,17 +72,17 @@ SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
 CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x) and 1 <= x <= 1_000_000)
 DATA = {"classes": CLASSES, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
 # Records of checkpoints: at the end of an epoch, and midway in one.
-RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": POSITIVE}
-RECORD_MIDWAY = RECORD | {"seconds": POSITIVE}
+RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": NON_NEGATIVE}
+RECORD_MIDWAY = RECORD | {"seconds": NON_NEGATIVE}
 CURVE = Schema(
     "a list of [level, accuracy]",
     lambda x: (
-        type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(POSITIVE.accepts, p)) for p in x)
+        type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(NON_NEGATIVE.accepts, p)) for p in x)
     ),
 )
 ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
 PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
-PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), POSITIVE)
+PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), NON_NEGATIVE)
 PROGRESS["accuracy"] = SHARE
 FAILED = {"reason": ANY_TEXT, "config": OBJECT}
 METRICS = {"epoch": COUNT, "val_accuracy": SHARE}

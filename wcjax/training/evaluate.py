@@ -22,6 +22,7 @@ from wcjax.run_folder.checkpoints import load_tree
 from wcjax.run_folder.fingerprint import dataset_of_run
 from wcjax.training import feed, sharding, steps
 from wcjax.training.in_flight import InFlight
+from wcjax.training.train_state import zero_totals
 
 
 def evaluate(program, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
@@ -30,7 +31,7 @@ def evaluate(program, params, batch_stats, split_feed: feed.Feed, after_batch: C
     program: from `steps.compile_eval_step`.
     after_batch: called after each batch.
     """
-    totals, in_flight = steps.zero_totals(split_feed.mesh), InFlight()
+    totals, in_flight = zero_totals(split_feed.mesh), InFlight()
     for inputs in split_feed.one_pass():
         totals = program(params, batch_stats, totals, inputs)
         in_flight.add(totals.seen)
@@ -66,11 +67,12 @@ def load_folded(run, num_classes: int | None = None):
     return model, load_tree(folder, like=jax.eval_shape(model.init, jax.random.key(0), images))
 
 
-def load_dataset_of_run(run, config, data_dir: str | None = None) -> Dataset:
-    """The data set of config, which is that of the run folder `run`, from data_dir if it is not None.
+def load_dataset_of_run(run, data_dir: str | None = None) -> Dataset:
+    """The data set of a run folder, from data_dir if it is not None.
 
     Raises InputError if it cannot be read. The message says so if the path that the run has stored does not exist.
     """
+    config = run_folder.read_config(run)
     if data_dir is not None:
         config.data_dir = data_dir
     try:
@@ -108,7 +110,7 @@ def evaluate_folded(
       InputError: the images of splits differ from the images of the run. Their order in a file does not matter.
     """
     config = run_folder.read_config(run)
-    dataset, _ = dataset_of_run(run, dataset or load_dataset_of_run(run, config, data_dir), splits)
+    dataset, _ = dataset_of_run(run, dataset or load_dataset_of_run(run, data_dir), splits)
     model, variables = load_folded(run, dataset.num_classes)
     mesh = mesh or sharding.one_device()
     variables = sharding.replicate(mesh, variables)

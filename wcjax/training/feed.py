@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 from wcjax.compiling import jit_unoptimized
 from wcjax.data import augment
-from wcjax.data.dataset import Dataset, Split, num_batches
+from wcjax.data.dataset import Dataset, Split, num_batches, num_full_batches
 from wcjax.data.streaming.source import Source
 from wcjax.errors import InputError, LoaderError
 from wcjax.training import sharding
 from wcjax.training.run import Run
-from wcjax.training.steps import TrainState, order_key
+from wcjax.training.train_state import TrainState, order_key
 
 
 def training(run: Run, first_step: int) -> "Feed":
@@ -107,7 +107,7 @@ class OnDevice(Feed):
         # One row for each image: XLA would copy the whole split on a TPU, in each step, to gather from four axes.
         self._rows = Split(split.images.reshape(split.num_images, -1), split.labels)
         self._shape = split.images.shape[1:]
-        self._steps_per_epoch = split.num_images // config.batch_size
+        self._steps_per_epoch = num_full_batches(split.num_images, config.batch_size)
         self._draw = jit_unoptimized(self.draw_order, out_shardings=sharding.replicated(mesh))
 
     def close(self):

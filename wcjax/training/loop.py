@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -29,8 +28,10 @@ from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.in_flight import InFlight
 from wcjax.training.preemption import SharedSignals, Signals, StopRequested, interruption, signals_noticed
-from wcjax.training.progress import MIDWAY, Progress, RunCheckpoints
+from wcjax.training.progress import Progress
 from wcjax.training.run import Run
+from wcjax.training.run_checkpoints import RunCheckpoints
+from wcjax.training.train_state import TrainState
 from wcjax.training.weights import layer_statistics, learned_pairs
 from wcjax.trees import instances
 
@@ -108,12 +109,14 @@ def _check_initial_weights(run: Run, progress: Progress) -> None:
         )
     if steps.all_finite(progress.state.params):
         return
-    plain = make_model(run.config, run.dataset.num_classes, plain=True)
-    weights = steps.init_state(plain, optax.identity(), run.image_shape, run.config.seed).params
-    try:
-        reparameterize(weights, run.psi)
-    except ValueError as error:
-        raise InitialWeightsError(f"initial weights: {error}") from error
+    if run.psi is not None:
+        plain = make_model(run.config, run.dataset.num_classes, plain=True)
+        weights = steps.init_state(plain, optax.identity(), run.image_shape, run.config.seed).params
+        try:
+            reparameterize(weights, run.psi)
+        except ValueError as error:
+            raise InitialWeightsError(f"initial weights: {error}") from error
+    raise InitialWeightsError(f"the initial weights of the network {run.config.model} hold nan or inf.")
 
 
 def _write_config(run: Run, data_record: dict) -> None:
@@ -254,7 +257,7 @@ def _validate(session: _Session, program: Callable, val_feed: feed.Feed) -> dict
     state, step = progress.state, progress.step - 1
     means = evaluate(program, state.params, state.batch_stats, val_feed, session.check_stop)
     if not np.isfinite(means["loss"]):
-        raise progress.divergence_error(f"the loss became nan or inf at step {step}", run.schedule(step))
+        raise progress.divergence_error(f"the loss on val is nan or inf after step {step}", run.schedule(step))
     return means
 
 
@@ -278,18 +281,34 @@ def _weight_statistics(run: Run, progress: Progress) -> dict[str, dict]:
     return layer_statistics(sharding.unshard(run.mesh, progress.state.params), run.config)
 
 
-def _finish(session: _Session, best: steps.TrainState, compile_seconds: float) -> dict:
+def _finish(session: _Session, best: TrainState, compile_seconds: float) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns."""
-    run, progress = session.run, session.progress
-    params = sharding.unshard(run.mesh, best.params)
-    params = params if run.psi is None else jax.jit(fold)(params)  # one program, not one for each operation
-    save_tree(run.folder / "folded", {"params": params, "batch_stats": best.batch_stats})
+    run = session.run
+    num_parameters = _save_folded(run, best)
     if processes.is_first():
-        shutil.rmtree(run.folder / MIDWAY, ignore_errors=True)
+        session.checkpoints.delete_midway()
         (run.folder / "progress.json").unlink(missing_ok=True)
+    # The weights are read back from the run folder, so that the accuracy is that of what is stored.
     results = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=session.check_stop)
-    test = results["test"]
-    summary = {
+    summary = _summary(run, session.progress, results["test"], compile_seconds, num_parameters)
+    session.writer.write_summary(summary)
+    if processes.is_first():
+        run_folder.write(run.folder, "summary.json", summary)
+    processes.wait_for_all("the summary is written")
+    return summary
+
+
+def _save_folded(run: Run, state: TrainState) -> int:
+    """Writes the plain network of a state to the run folder, and returns the number of its parameters."""
+    params = sharding.unshard(run.mesh, state.params)
+    params = params if run.psi is None else jax.jit(fold)(params)  # one program, not one for each operation
+    save_tree(run.folder / "folded", {"params": params, "batch_stats": state.batch_stats})
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _summary(run: Run, progress: Progress, test: dict, compile_seconds: float, num_parameters: int) -> dict:
+    """The content of summary.json. test: {'loss', 'accuracy'} on test."""
+    return {
         "best_epoch": progress.best_epoch,
         "best_val_accuracy": progress.best_val_accuracy,
         "test_accuracy": test["accuracy"],
@@ -298,13 +317,8 @@ def _finish(session: _Session, best: steps.TrainState, compile_seconds: float) -
         "images_per_second": progress.step * run.config.batch_size / progress.train_seconds,
         "train_seconds": progress.train_seconds,
         "compile_seconds": compile_seconds,
-        "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "num_parameters": num_parameters,
         "device": jax.devices()[0].device_kind,
         "num_devices": run.mesh.size,
         "jax_version": jax.__version__,
     }
-    session.writer.write_summary(summary)
-    if processes.is_first():
-        run_folder.write(run.folder, "summary.json", summary)
-    processes.wait_for_all("the summary is written")
-    return summary

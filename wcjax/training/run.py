@@ -9,6 +9,7 @@ import ml_collections
 
 from wcjax.config.build import learning_rate_schedule, make_model, make_optimizer, make_psi
 from wcjax.data import Dataset, image_shape
+from wcjax.data.dataset import num_full_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +40,7 @@ class Run:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        """Images that do not fill a last batch are omitted."""
-        return self.dataset.train.num_images // self.config.batch_size
+        return num_full_batches(self.dataset.train.num_images, self.config.batch_size)
 
     @functools.cached_property
     def schedule(self):

@@ -2,61 +2,20 @@
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.experimental.layout import Format, Layout
 
 from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold
 from wcjax.training import sharding
+from wcjax.training.feed import Feed
 from wcjax.training.run import Run
-
-if TYPE_CHECKING:
-    from wcjax.training.feed import Feed  # which imports this file
+from wcjax.training.train_state import Totals, TrainState, step_key, zero_totals
 
 log = logging.getLogger(__name__)
-
-
-class TrainState(NamedTuple):
-    """All that a run needs to continue, as JAX arrays and trees of them, so that it can be donated and saved."""
-
-    step: jax.Array  # steps done, int32, shape ()
-    key: jax.Array  # random key data of the run, uint32, shape (2,): with step it decides order and augmentation
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-
-
-def order_key(key):
-    """The random key of the orders of the images, one order for each epoch. key: `TrainState.key`."""
-    return jax.random.split(jax.random.wrap_key_data(key))[0]
-
-
-def step_key(key, step):
-    """The random key of a step, for augmentation and dropout. key: `TrainState.key`."""
-    return jax.random.fold_in(jax.random.split(jax.random.wrap_key_data(key))[1], step)
-
-
-class Totals(NamedTuple):
-    """Sums over the images of an epoch or of a split, kept on the device."""
-
-    loss: jax.Array  # sum over images, float32, shape ()
-    correct: jax.Array  # int32, shape ()
-    seen: jax.Array  # int32, shape ()
-    first_bad_step: jax.Array  # the first step whose loss was not finite, or -1; int32, shape ()
-
-    @classmethod
-    def zero(cls):
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(-1))
-
-    def means(self) -> dict:
-        """{'loss', 'accuracy'} as Python numbers. Blocks until the device has finished."""
-        loss, correct, seen, _ = (np.asarray(x) for x in self)
-        return {"loss": float(loss) / int(seen), "accuracy": int(correct) / int(seen)}
 
 
 def init_state(model, tx, image_shape, seed: int, mesh: jax.sharding.Mesh | None = None) -> TrainState:
@@ -104,9 +63,7 @@ def gathered_network(mesh, model) -> tuple:
     return model.clone(reparam=None, learn="none"), gather
 
 
-def train_step(
-    run: Run, feed: "Feed", state: TrainState, totals: Totals, inputs
-) -> tuple[TrainState, Totals, jax.Array]:
+def train_step(run: Run, feed: Feed, state: TrainState, totals: Totals, inputs) -> tuple[TrainState, Totals, jax.Array]:
     """One step of the optimizer of a run: (state, totals, means).
 
     means: loss and accuracy of the epoch so far, float32, shape (2,). Unlike totals, the next step does not delete it.
@@ -149,7 +106,7 @@ def cross_entropy(logits, labels, label_smoothing: float):
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def eval_step(model, feed: "Feed", params, batch_stats, totals: Totals, inputs) -> Totals:
+def eval_step(model, feed: Feed, params, batch_stats, totals: Totals, inputs) -> Totals:
     """Adds the next batch to totals. An image with a negative label is padding and is not counted.
 
     inputs: what the feed gives for this step, see `wcjax.training.feed`.
@@ -165,7 +122,7 @@ def eval_step(model, feed: "Feed", params, batch_stats, totals: Totals, inputs) 
     )
 
 
-def compile_train_step(run: Run, feed: "Feed", state: TrainState, totals: Totals) -> jax.stages.Compiled:
+def compile_train_step(run: Run, feed: Feed, state: TrainState, totals: Totals) -> jax.stages.Compiled:
     """`train_step`, compiled, for the leaves of (state, totals): (arrays, inputs) -> (arrays, means).
 
     The step reuses the buffers of `arrays`. state and totals are arrays here, or their shapes, dtypes and shardings.
@@ -208,14 +165,10 @@ def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def compile_eval_step(model, feed: "Feed", params, batch_stats) -> jax.stages.Compiled:
+def compile_eval_step(model, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
     """`eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
     step = jax.jit(functools.partial(eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
     return step.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes()).compile()
-
-
-def zero_totals(mesh: jax.sharding.Mesh) -> Totals:
-    return sharding.replicate(mesh, Totals.zero())
 
 
 @jit_unoptimized

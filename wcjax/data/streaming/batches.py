@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from wcjax.data.dataset import Split, num_batches
+from wcjax.data.dataset import Split, num_batches, num_full_batches
 from wcjax.data.streaming import decode
 from wcjax.data.streaming.source import Encoded, Source
 from wcjax.errors import InputError
@@ -64,7 +64,7 @@ def train_batches(source: Source, loading: Loading, *, flip: bool = True, seed: 
         used.
     """
     images = grain.MapDataset.source(source).seed(seed).random_map(_Augment(loading.size, flip)).shuffle()
-    images = images[: source.num_images // loading.batch_size * loading.batch_size]
+    images = images[: num_full_batches(source.num_images, loading.batch_size) * loading.batch_size]
     return _iterate(_own_batches(images, loading).repeat()[first_step:], loading.workers)
 
 
