@@ -462,7 +462,7 @@ def wait_for(process, condition):
 def test_a_sweep_that_is_stopped_saves_its_runs(tmp_path, number, code):
     started = start_sweep(tmp_path, "--seeds", "0", "--config.epochs=1000")  # more than it trains until it is stopped
     run = tmp_path / "resnet8_plain_seed0"
-    wait_for(started, (run / "checkpoints" / "1").exists)
+    wait_for(started, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text())
     started.send_signal(number)
     assert started.wait() == code
     assert not (run / "summary.json").exists()
