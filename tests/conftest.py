@@ -11,6 +11,7 @@ import jax
 import pytest
 
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
+os.environ["TERM"] = "xterm"  # lines are not redrawn on a dumb terminal
 jax.config.update("jax_disable_most_optimizations", True)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 import resource
 
@@ -66,7 +67,21 @@ def clash(path):
     safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, path)
 
 
+def with_header(header):
+    return lambda path: path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def with_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+HUGE = b'{"a":{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]}}'
+DEEP = b'{"%s":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' % (b"x/" * 5000 + b"x")
 DAMAGES = {
+    "an array of 2**62": (with_header(HUGE), " cannot be read as safetensors: "),
+    "5000 folders": (with_header(DEEP), ": .* has more than 100 parts"),
+    "pipe": (with_pipe, " cannot be read as safetensors: it is not a file"),
     "missing": (pathlib.Path.unlink, " cannot be read as safetensors"),
     "names": (clash, ": (a/b is below the name of another array|a is both an array and a folder)"),
     **{
@@ -111,6 +126,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
         ({"a": jnp.ones(1, jnp.float8_e4m3fn)}, "a is float8_e4m3fn; a file can hold arrays of bool, int8"),
         ({"a": jax.random.key(0)}, "a is key<fry>; a file can hold"),
         ({"a": jax.ShapeDtypeStruct((1,), "float32")}, "a is a ShapeDtypeStruct without values"),
+        ({"\udcff": np.ones(1)}, "cannot be written: .*surrogates not allowed"),
         ({"__metadata__": np.ones(1)}, "__metadata__ cannot be the name of an array"),
     ],
 )
@@ -130,6 +146,7 @@ NAN[0, 1, 2, 3] = np.nan
     [
         ({"conv": CONV, "head": {"kernel": HEAD["kernel"]}}, "1 missing: head/bias"),
         (SMALL["params"] | {"extra": np.ones(1)}, "1 unexpected: extra"),
+        (SMALL["params"] | {"\x1b[31m": np.ones(1)}, r"1 unexpected: '\\x1b\[31m'"),
         ({"conv": CONV, "head": HEAD | {"bias": np.zeros(4, np.float16)}}, r"float16\(4,\), expected float16\(3,\)"),
         ({"conv": CONV, "head": HEAD | {"bias": np.zeros(3, np.float32)}}, r"float32\(3,\), expected float16"),
         ({"conv": {"kernel": NAN}, "head": HEAD}, "1 with nan or inf: conv/kernel"),

@@ -104,6 +104,12 @@ def test_a_step_where_psi_is_flat_is_finite(psi, v):  # 1 / Ψ′(200) is 111,11
     assert -1e-6 < steps[0, 0] <= 0 and np.isfinite(steps[0, 1]) and steps[0, 1] < 0
 
 
+def test_a_derivative_beyond_float16_is_finite():
+    params = {"kernel": Reparameterized(np.float16([[0.5, 0.0]]), Arctan(1e5, 1.0))}  # Ψ′(0) is 100,000
+    adam = optim.scale_by_derivative(optax.adam(LR, eps=1e-3))
+    assert not np.any(updates_of(adam, params, jax.tree.map(jnp.zeros_like, params), 2)["kernel"].v)
+
+
 @pytest.mark.parametrize("pair", [None, "shared"])
 def test_boxed_params_get_the_updates_of_their_arrays(pair):
     params = network(pair=pair)

@@ -308,8 +308,8 @@ def _inverse(psis, weights):
 
 
 def _slopes(psis, weights):
-    """Ψ′(v) of each companded leaf."""
-    return _map(lambda psi, w: psi.slope(w), psis, weights)
+    """Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
+    return _map(lambda psi, w: psi.slope(w.astype(wide_dtype(w.dtype))), psis, weights)
 
 
 def _scaled(psis, tree, factors):

@@ -144,7 +144,7 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
         grads = _map_v(lambda psi, v, g: scale(g, reciprocal_derivative(psi, v)), reparameterized, updates)
         w = _with_w(reparameterized, params)
         steps, state = inner.update(grads, state, w, **extra_args)
-        return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(v)), reparameterized, steps), state
+        return _map_v(lambda psi, v, step: scale_step(step, derivative(psi, v)), reparameterized, steps), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -175,6 +175,11 @@ def _map_v(f, reparameterized, tree):
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
     return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_node_or_none)
+
+
+def derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
+    """Ψ′(v) in the `wide_dtype` of v, because float16 would overflow."""
+    return psi.derivative(v.astype(wide_dtype(v.dtype)))
 
 
 def reciprocal_derivative(psi: Elementwise, v: jax.Array) -> jax.Array:

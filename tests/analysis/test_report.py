@@ -175,6 +175,7 @@ def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_repo
     assert (setting.dataset, len(setting.runs)) == ("digits", 4)
     assert len(tables.chosen_runs(setting.runs)[0]) == 2
     text = write_report()
+    assert "digits, resnet8, plain: n = 2\n" in text
     assert f"the same config and seed as another run\n\n- {tmp_path / 'runs' / 'b'}\n" in text
     assert "## Data that differ" not in text
 

@@ -92,7 +92,7 @@ def _header(groups):
     runs = [run for setting in groups for run in setting.runs]
     finished = [run for run in runs if run.summary]
     failed = sum(run.failure is not None for run in runs)
-    counts = Counter((s.dataset, s.model, run.method) for s in groups for run in s.runs if run.summary)
+    counts = Counter((s.dataset, s.model, r.method) for s in groups for r in without_repeats(s.runs)[0] if r.summary)
     versions = sorted({f"jax {r.summary['jax_version']} on {r.summary['device']}" for r in finished})
     return Bullets(
         [

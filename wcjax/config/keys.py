@@ -9,7 +9,8 @@ from ml_collections import config_dict
 
 from wcjax.errors import InputError, unknown
 
-# Keys that may change when a run resumes: they say where and how it runs. Only mesh changes results, by rounding.
+# Keys that may change when a run resumes: they say where and how it runs. Only mesh changes results, by rounding, as a
+# CPU with another number of cores does.
 MAY_DIFFER = ("data_dir", "data_workers", "checkpoint_seconds", "checkpoint_every", "keep_checkpoints", "mesh")
 
 # Named choices of reparam.* that every config file offers after a comma: configs/cifar10.py:resnet18,plain

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wcjax.errors import InputError
+from wcjax.errors import InputError, short_repr
 from wcjax.params import Reparameterized
 
 _SHOWN = 4  # names listed in an error
+_DEEPEST = 100  # folders in a name; Python cannot recurse much further
 
 
 def flatten(tree, at: str = "") -> dict:
@@ -33,6 +34,8 @@ def unflatten(arrays: Mapping, source) -> dict:
     out = {}
     for name, x in arrays.items():
         *folders, last = name.split("/")
+        if len(folders) > _DEEPEST:
+            raise InputError(f"{source}: {short_repr(name)} has more than {_DEEPEST} parts.")
         inside = out
         for folder in folders:
             inside = inside.setdefault(folder, {})
@@ -51,6 +54,10 @@ def check_like(variables, like, source="the variables") -> None:
     source: what the error calls the variables.
     """
     check_same(flatten(variables), flatten(like), f"{source} do not fit the network")
+
+
+def _printable(name):
+    return name if name.isprintable() else repr(name)
 
 
 def check_same(arrays: Mapping, expected: Mapping, sentence: str) -> None:
@@ -74,7 +81,7 @@ def check_same(arrays: Mapping, expected: Mapping, sentence: str) -> None:
     }
     if any(wrong.values()):
         parts = [
-            f"{len(names)} {how}: {', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)}"
+            f"{len(names)} {how}: {', '.join(map(_printable, names[:_SHOWN]))}{', …' * (len(names) > _SHOWN)}"
             for how, names in wrong.items()
             if names
         ]

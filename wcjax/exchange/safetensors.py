@@ -1,5 +1,7 @@
 """Weights to and from safetensors files."""
 
+import os
+
 import numpy as np
 
 from wcjax.errors import InputError
@@ -28,7 +30,7 @@ def save_safetensors(path, variables) -> None:
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _checked(flatten(variables)).items()}
     try:
         content = safetensors.numpy.save(arrays)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, UnicodeEncodeError) as error:
         raise InputError(f"{path} cannot be written: {error}") from error
     with atomic_write(path) as file:
         file.write(content)
@@ -43,9 +45,12 @@ def load_safetensors(path, like=None) -> dict:
       InputError: the file does not exist or is damaged; it does not fit `like`; safetensors is not installed.
     """
     safetensors = _safetensors()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} cannot be read as safetensors: it is not a file.")  # reading a pipe would never end
     try:
         arrays = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype NumPy lacks
+    # AttributeError: a dtype that NumPy lacks. ValueError: a shape that NumPy refuses.
+    except (safetensors.SafetensorError, OSError, AttributeError, ValueError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     variables = unflatten(arrays, path)
     if like is not None:

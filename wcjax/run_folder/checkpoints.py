@@ -193,7 +193,9 @@ def load_tree(path, like=None):
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(absolute).item_metadata.tree
+            if (metadata := checkpointer.metadata(absolute).item_metadata) is None:
+                raise InputError(f"{path} cannot be read: Orbax finds no list of its arrays. {hint}")
+            stored = metadata.tree
             stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
             if like is not None:
                 check_like(stored, like, f"the weights in {path}")

@@ -23,12 +23,12 @@ class Output:
     """A stream, or nothing as soon as it cannot be written any more: a terminal was closed, a disk is full.
 
     Attributes:
-      is_live: whether the stream is a terminal, where lines can be redrawn.
+      is_live: whether the stream is a terminal on which lines can be redrawn.
     """
 
     def __init__(self, stream):
         """stream: None if it is closed."""
-        self._stream, self.is_live = stream, stream is not None and stream.isatty()
+        self._stream, self.is_live = stream, stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def write(self, text: str) -> None:
         if self._stream is None:
