@@ -177,15 +177,17 @@ def _map_v(f, reparameterized, tree):
     return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_node_or_none)
 
 
+# Ψ′(v) and 1 / Ψ′(v) may overflow in float16.
+
+
 def derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
-    """Ψ′(v) in the `wide_dtype` of v, because float16 would overflow."""
-    return psi.derivative(v.astype(wide_dtype(v.dtype)))
+    """Ψ′(v) in the `wide_dtype` of v."""
+    return psi.derivative(jnp.asarray(v, wide_dtype(v.dtype)))
 
 
 def reciprocal_derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
-    """1 / Ψ′(v) in float32 or float64, because it would overflow in float16."""
-    v = jnp.asarray(v)
-    return psi.reciprocal_derivative(v.astype(wide_dtype(v.dtype)))
+    """1 / Ψ′(v) in the `wide_dtype` of v."""
+    return psi.reciprocal_derivative(jnp.asarray(v, wide_dtype(v.dtype)))
 
 
 def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
