@@ -10,7 +10,8 @@ import pathlib
 import runpy
 
 if __name__ == "__main__":
-    # Not an import, because `import wcjax.training` takes a second in which SIGTERM would be lost.
+    # Not an import: `import wcjax.training` takes a second, in which SIGTERM would end the process with exit code 143
+    # (its default action) instead of 75.
     runpy.run_path(pathlib.Path(__file__).with_name("wcjax") / "training" / "start.py")["prepare"]()
     from wcjax.training.__main__ import main
 

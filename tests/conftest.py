@@ -1,6 +1,6 @@
-"""Programs are compiled in a hurry, as in JAX's own tests: most of them run for less time than XLA would optimize them.
+"""Tests disable most optimizations of XLA, because compiling would take longer than running.
 
-Tests of rounding errors, and long runs, compile as users do: with the fixture `optimized`.
+JAX's own tests do the same. Tests of rounding errors, and long runs, compile as users do: with the fixture `optimized`.
 """
 
 import gc

@@ -77,7 +77,7 @@ COUNTS = {  # kernels, convolutions, copies, aliased, cycles; collectives: numbe
 
 
 @pytest.mark.parametrize("program", COUNTS, ids=["gpu", "tpu"])
-def test_a_program_is_counted_by_kernel_and_collective(program):
+def test_kernels_and_collectives_of_a_program_are_counted(program):
     counts, sent = COUNTS[program]
     numbers = hlo.describe(program)
     assert tuple(numbers[k] for k in ("kernels", "convolutions", "copies", "aliased", "cycles")) == counts

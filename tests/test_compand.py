@@ -58,7 +58,7 @@ def test_inner_sees_dl_dv_and_v_or_dl_dw_and_w(adaptive):
     np.testing.assert_allclose(state.inner[1]["conv"]["kernel"], seen_params, rtol=1e-6)
 
 
-def test_where_is_asked_once_a_leaf_and_kept_as_structure():
+def test_where_is_asked_once_for_each_leaf_and_kept():
     asked = []
 
     def where(path, leaf):

@@ -81,7 +81,7 @@ def largest_initial_weight(model, shape):
 
 
 @pytest.mark.parametrize("file", [path.stem for path in CONFIGS.glob("*.py")])
-def test_networks_can_be_made_and_start_in_their_bound(file):
+def test_networks_can_be_built_and_start_inside_their_bound(file):
     models, shape = FILES[file]
     assert file in data.NAMES
     for model, variant in itertools.product(models, keys.VARIANTS):

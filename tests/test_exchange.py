@@ -169,7 +169,7 @@ def test_logits_are_those_that_torch_computed(name):
 
 
 @each_network
-def test_a_state_dict_becomes_variables_and_the_same_again(name):
+def test_a_state_dict_becomes_variables_and_back(name):
     state_dict, _ = recorded(name)
     variables = exchange.from_torchvision(state_dict)
     model = models.create(name, record.CLASSES, stem="imagenet")

@@ -112,7 +112,7 @@ def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
     assert {x.name: x.read_text() for x in tmp_path.iterdir()} == {path.name: "new"}
 
 
-def test_a_writer_removes_leftovers_of_killed_ones_alone(tmp_path):
+def test_a_writer_removes_only_leftovers_of_killed_writers(tmp_path):
     for name in ("a[1]", "other"):
         (tmp_path / f".{name}.01234567.partial").write_text("killed")
     replace(tmp_path / "a[1]", b"first", before_end=lambda: replace(tmp_path / "a[1]", b"second"))
@@ -129,7 +129,7 @@ def test_the_permissions_of_a_new_file_follow_the_umask(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
 
 
-def test_an_error_of_the_disk_alone_is_one_line(tmp_path):
+def test_only_errors_of_the_disk_become_one_line(tmp_path):
     message = r"{0} cannot be written \(.*No such file .*'{0}'\)\. Earlier files are intact\. Fix the cause and"
     with pytest.raises(SaveError, match="^" + message.format(tmp_path / "no" / "a.json")) as error:
         write_json(tmp_path / "no" / "a.json", {})

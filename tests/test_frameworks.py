@@ -161,7 +161,7 @@ def test_a_tree_is_stepped_like_a_dict_of_its_leaves(make, inner, learn):
 
 @pytest.mark.parametrize("learn", ["none", "channel"])
 @pytest.mark.parametrize("make", [*MODELS, array], ids=named)
-def test_a_tree_of_any_kind_is_folded_to_exactly_itself(make, learn):
+def test_folding_restores_a_tree_of_any_kind_exactly(make, learn):
     plain, where = drawn(make()), (lambda path, leaf: True) if make is array else None
     companded = wcjax.reparameterize(plain, PSI, where, learn)
     leaves = jax.tree_util.tree_leaves_with_path(companded, is_leaf=is_reparameterized)

@@ -90,7 +90,7 @@ def test_a_layer_starts_with_the_plain_weights_and_computes_w(name, form):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_without_reparam_it_is_the_program_of_the_flax_layer(name):
+def test_without_reparam_a_layer_compiles_to_the_flax_layer(name):
     cls, arguments, shape, _ = LAYERS[name]
     plain, layer = (c(**arguments, **DRAWN) for c in (cls, layer_of(name)))
     expected, program = (jax.make_jaxpr(model.init_with_output)(KEY, inputs(shape)) for model in (plain, layer))
@@ -219,7 +219,7 @@ def test_a_layer_that_asks_for_a_boxed_kernel_gets_boxed_w():
     chex.assert_trees_all_close(w.value, jnp.ones((2, 2)), rtol=1e-6)
 
 
-def test_an_initial_weight_beyond_the_bound_is_nan_alone():
+def test_only_initial_weights_beyond_the_bound_are_nan():
     w, psi = np.float32([[0.1, -0.4, 0.2], [0.4, -0.3, -0.1]]), Arctan(0.2, 1.0)
     layer = linen.Dense(3, reparam=psi, kernel_init=lambda *_: jnp.asarray(w))
     v = jax.jit(layer.init)(KEY, jnp.ones((1, 2)))["params"]["kernel"].v

@@ -42,7 +42,7 @@ def companded(name, learning_rate=0.1):
     return wcjax.compand(make(**rate, **SETTINGS.get(name, {})), wcjax.Arctan(0.9, 0.6), adaptive=ADAPTIVE[name])
 
 
-def test_the_page_knows_every_optimizer_of_optax():
+def test_the_optimizer_page_lists_every_optax_optimizer():
     public = {name for name in dir(optax) if inspect.isfunction(getattr(alias, name, None))}
     makes_optimizer = lambda x: inspect.isfunction(x) and "GradientTransformation" in str(inspect.signature(x))
     public |= {name for name in dir(optax.contrib) if makes_optimizer(getattr(optax.contrib, name))}

@@ -140,7 +140,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrapped_by_optax_the_steps_are_the_same(wrapper, door):
+def test_wrappers_of_optax_leave_the_steps_unchanged(wrapper, door):
     make, alone, params = DOORS[door]
     tx, grads = WRAPPERS[wrapper](make), gradients(params)
     chex.clear_trace_counter()

@@ -59,7 +59,7 @@ DOORS = {
 TRAIN = "flax, matplotlib, ml_collections, orbax-checkpoint, scikit-learn, scipy, tqdm"
 
 
-def test_an_absent_extra_is_named_at_every_door(tmp_path):
+def test_a_missing_extra_is_named_at_every_entry_point(tmp_path):
     code = f"""import json, wcjax
 messages = {{}}
 for door in {list(DOORS)}:
@@ -73,7 +73,7 @@ print(json.dumps(messages))"""
     assert json.loads(process.stdout) == {door: text.replace("TRAIN", TRAIN) for door, text in DOORS.items()}
 
 
-def test_a_command_without_its_extra_ends_in_one_line(tmp_path):
+def test_a_command_without_its_extra_says_so_in_one_line(tmp_path):
     process = run(tmp_path, "-m", "wcjax.training.evaluate")
     assert process.stderr == f"error: wcjax.training needs {TRAIN}: pip install 'wcjax[train]'\n"
     assert (process.stdout, process.returncode > 0) == ("", True)
@@ -120,7 +120,7 @@ def test_help_names_the_program_that_was_typed(monkeypatch, capsys, script, modu
         assert capsys.readouterr().out.startswith(f"usage: {usage} [-h]")
 
 
-def test_a_config_of_ones_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
+def test_a_user_config_takes_precedence_over_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()  # a folder is no config
     expected = read_config_file(f"{ROOT}/configs/digits.py:resnet20,plain")

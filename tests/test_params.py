@@ -117,7 +117,7 @@ SHARED_BY_HAND = {
 }
 
 
-def test_weights_that_share_a_pair_fold_with_it_and_it_goes():
+def test_fold_applies_and_removes_a_shared_pair():
     by_default = lambda tree: collections.defaultdict(dict, tree)
     for around in (lambda tree: tree, flax.core.freeze, by_default, lambda tree: ({"deep": [tree]}, {})):
         chex.assert_trees_all_close(fold(around(SHARED)), around(SHARED_BY_HAND), rtol=1e-6)
@@ -147,7 +147,7 @@ def test_shapes_alone_become_the_shapes_of_the_companded_tree(psi, learn):
 
 
 @pytest.mark.parametrize("cls, dtype", [(Arctan, jnp.float32), (Erf, jnp.bfloat16)])
-def test_a_weight_beyond_the_bound_is_an_error_whose_a_fits(cls, dtype):
+def test_the_error_for_a_weight_beyond_the_bound_names_a_fit(cls, dtype):
     for size in (0.096, 0.95, 0.999, 1.0, 9.9999, 9.999999, 1234.5):
         tree = {"block": {"kernel": (jnp.array([[0.1, -1.0]]) * size * cls(1.0).bound).astype(dtype)}}
         largest = float(jnp.abs(tree["block"]["kernel"]).max())
@@ -198,7 +198,7 @@ class Softsign(wcjax.psi.Elementwise):
         return 1 / jnp.square(1 + jnp.abs(v))
 
 
-def test_a_psi_of_the_users_own_is_folded_and_trained():
+def test_a_user_defined_psi_is_folded_and_trained():
     params, w = {"kernel": W}, np.float64(W)
     chex.assert_trees_all_close(fold(reparameterize(params, Softsign())), params, rtol=1e-6)
     tx = wcjax.compand(optax.sgd(0.1), Softsign())
@@ -287,7 +287,7 @@ OTHERS += ["dense/v", "kernel/bias", "bias/.value", "attention/w/value", "0", ""
 
 
 @pytest.mark.parametrize("names, expected", [*((x, True) for x in KERNELS), *((x, False) for x in OTHERS)])
-def test_is_kernel_by_path(names, expected):  # .name: an attribute; a number: an index
+def test_is_kernel_decides_by_path(names, expected):  # .name: an attribute; a number: an index
     key = lambda x: GetAttrKey(x[1:]) if x[0] == "." else SequenceKey(int(x)) if x.isdigit() else DictKey(x)
     path = tuple(map(key, filter(None, names.split("/"))))
     assert is_kernel(path, jnp.ones((2, 2))) is is_kernel(path, jax.ShapeDtypeStruct((2, 2), "bfloat16")) is expected

@@ -104,7 +104,7 @@ def test_round_trip_keeps_w_over_the_whole_usable_range(name, dtype, x64):
 
 @pytest.mark.parametrize("cls", [Arctan, Erf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_inverse_never_returns_on_the_other_side_of_the_bound(cls, dtype, x64):
+def test_inverse_never_changes_sign_at_the_bound(cls, dtype, x64):
     eps, exact = np.finfo(dtype).eps, 3  # w / a is exact for the first three a
     a = np.array([1.0, 0.5, 0.25, 0.6, 0.7, 1.1, *np.random.default_rng(0).uniform(0.05, 3, 94)])[:, None]
     psi = cls(a, 0.9)
@@ -176,7 +176,7 @@ def test_numbers_out_of_range_and_complex_ones_are_refused(cls, field):
             compute(jnp.ones(2, jnp.complex64))
 
 
-def test_weight_norm_of_zeros_is_zero_and_of_bfloat16_cast_once():
+def test_weight_norm_keeps_zeros_and_casts_bfloat16_once():
     random = np.random.default_rng(0)
     v, g = (jnp.float32(random.normal(size=shape)) for shape in ((3, 3, 4, 5), (1, 1, 1, 5)))
     half = jnp.bfloat16(v)
@@ -213,7 +213,7 @@ def test_change_is_off_by_a_few_roundings_of_w_for_any_step(psi, dtype, share):
 
 
 @each_learned
-def test_no_step_is_no_change_and_any_step_a_finite_one(psi):
+def test_a_zero_step_changes_nothing_and_any_step_is_finite(psi):
     w, far, ours = inside(psi, np.float32, 0.9), inside(psi, np.float32, 0.999), learned(psi)
     for dtype in (np.float32, jnp.bfloat16):
         np.testing.assert_array_equal(change(ours, w.astype(dtype), np.zeros(w.shape, dtype)), 0)
@@ -228,7 +228,7 @@ def test_no_step_is_no_change_and_any_step_a_finite_one(psi):
 
 
 @each_learned
-def test_derivatives_as_functions_of_w_are_those_by_way_of_v(psi, x64):
+def test_derivatives_computed_from_w_are_those_computed_from_v(psi, x64):
     w, v, ours = inside(psi, np.float64), np.linspace(0.1, 2, 21), learned(psi, jnp.float64)
     slope = psi.derivative(psi.inverse(w))
     np.testing.assert_allclose(ours.slope(w), slope, 1e-11)

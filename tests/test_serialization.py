@@ -53,7 +53,7 @@ def test_weights_and_states_are_restored_to_the_bit(tmp_path, restored):
     chex.assert_trees_all_equal(restored(trees, tmp_path / "trees"), trees, strict=True)
 
 
-def test_flax_serialization_restores_what_masks_left():
+def test_flax_serialization_restores_masked_trees():
     with_array = Arctan(np.full((1, 1), 0.6, np.float32), 0.7)  # the Ψ of its state are without their learned arrays
     trees = [compand(optax.sgd(0.1), with_array, learn="fine").init(PARAMS)]
     for params in (reparameterize(PARAMS, PSI, learn="fine"), reparameterize(PARAMS, WeightNorm())):

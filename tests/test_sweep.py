@@ -214,7 +214,7 @@ def test_two_sweeps_at_once_share_the_runs(trainer, tmp_path):
     assert len(trainer.trained) == len(set(trainer.trained)) == 8
 
 
-def test_sweeps_share_a_folder_by_any_path_and_not_its_name(trainer, tmp_path):
+def test_sweeps_share_a_folder_under_any_path_to_it(trainer, tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     for place in "ab":
         (tmp_path / place).mkdir()

@@ -148,7 +148,7 @@ def assert_same(params, expected, count, **tolerance):
 
 
 @pytest.mark.parametrize(ARGUMENTS, RUNS + OF_LAYERS)
-def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
+def test_layers_reproduce_the_run_computed_by_hand(name, learn, optimizer, decay):
     tx = inner(optimizer, learn)
     tx = wcjax.optim.scale_by_derivative(tx) if optimizer == "adam" else tx
     tx = optax.chain(wcjax.optim.add_decayed_weights(decay), tx) if decay else tx
@@ -160,7 +160,7 @@ def test_the_layers_take_the_run_by_hand(name, learn, optimizer, decay):
 
 
 @pytest.mark.parametrize(ARGUMENTS, RUNS)
-def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
+def test_compand_reproduces_the_run_computed_by_hand(name, learn, optimizer, decay):
     psi, model, expected = PSIS[name], Net(None, "none"), by_hand(name, learn, optimizer, decay)
     adaptive = optimizer == "adam"
     tx = wcjax.compand(inner(optimizer, learn), OURS[name], adaptive=adaptive, weight_decay=decay, learn=learn)
@@ -173,7 +173,7 @@ def test_compand_takes_the_run_by_hand(name, learn, optimizer, decay):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("optimized")
-def test_in_float32_compand_strays_little_more_than_a_rounding():
+def test_in_float32_compand_drifts_little_more_than_a_rounding():
     with jax.enable_x64(False):
         layers, companded, others = compand_gap.runs(jnp.tanh, [100], 1)
     assert 0 < compand_gap.gap(layers[100], companded[100]) < 10 * compand_gap.gap(layers[100], others[0][100])

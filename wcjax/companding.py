@@ -86,7 +86,7 @@ def compand(
     inside.
 
     Args:
-      inner: an optax optimizer with its learning rate. Its update is the step u in v.
+      inner: an optax optimizer with its learning rate. Its update is u, or u / Ψ′(v) if adaptive.
       psi: Arctan, Arsinh, Erf or PowerProp.
       adaptive: whether inner normalizes gradients (adam, lion, rmsprop, lamb, muon). If so, it sees dL/dw and w, and u
         is its step times Ψ′(v): see `wcjax.optim.scale_by_derivative`. If not, it sees dL/dv = Ψ′(v)·dL/dw and v.

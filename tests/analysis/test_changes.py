@@ -24,7 +24,7 @@ def changed(change, level, seed=3):
     return [(PARAMS[name]["kernel"], after[name]["kernel"]) for name in ("conv", "head")]
 
 
-def test_pruning_removes_the_smallest_weights_of_a_layer_or_of_all():
+def test_pruning_removes_the_smallest_weights_of_a_layer_or_all():
     for before, after in changed(changes.prune_smallest, 0.7):
         smallest = sorted(abs(before.ravel()))[: round(0.7 * before.size)]
         np.testing.assert_array_equal(after, np.where(abs(before) <= smallest[-1], 0, before))

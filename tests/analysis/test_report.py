@@ -223,7 +223,7 @@ def test_curves_have_a_gap_where_a_run_has_no_number(tmp_path, write_run):
     np.testing.assert_array_equal(curves["learning_rate"], [[np.nan, np.nan, 0.1], [0.1, 0.1, np.nan]])
 
 
-def test_a_course_has_the_bound_and_the_density_of_weights(cifar):
+def test_a_history_has_the_bound_and_the_density_of_weights(cifar):
     wc, *_ = [run for run in find_runs([cifar])[0] if run.method == "WC"]
     weights = history.first_layer_history(wc)
     np.testing.assert_allclose(weights.bound, np.pi / 2)
@@ -242,7 +242,7 @@ def test_curves_of_equal_runs_are_drawn_without_a_warning(tmp_path):
     assert image.imread(path)[..., :3].std() > 0.05
 
 
-def test_what_holds_no_run_is_omitted_and_named(tmp_path, write_run, write_report, caplog):
+def test_folders_without_a_run_are_omitted_and_named(tmp_path, write_run, write_report, caplog):
     runs, elsewhere = tmp_path / "runs", write_run("b", "plain", 1, 0.95).rename(tmp_path / "elsewhere")
     (runs / "link").symlink_to(elsewhere)
     fault = f"{runs}/link: a link to {elsewhere}; give that folder too"
@@ -271,7 +271,7 @@ def test_what_holds_no_run_is_omitted_and_named(tmp_path, write_run, write_repor
         ("plain", "weights.jsonl", '"head"', '"tail"', "have the same model, but other layers in weights.jsonl"),
     ],
 )
-def test_a_run_of_foreign_names_is_refused(tmp_path, write_run, variant, file, old, new, message):
+def test_a_run_with_foreign_names_is_refused(tmp_path, write_run, variant, file, old, new, message):
     good = write_run("a", "wc", 0, 0.94)
     path = write_run("b", variant, 1, 0.94) / file
     path.write_text(path.read_text().replace(old, new))

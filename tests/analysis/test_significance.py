@@ -19,7 +19,7 @@ def test_the_interval_is_welchs():
     np.testing.assert_allclose(significance.welch_interval(FEW, MANY), [middle - half, middle + half])
 
 
-def test_a_permutation_p_of_few_runs_counts_all_ways():
+def test_a_permutation_test_of_few_runs_counts_all_splits():
     x, y = [94.1, 94.6, 94.4, 94.9], [93.9, 94.0, 94.5, 94.2]
     differences = [2 * (np.mean(chosen) - np.mean(x + y)) for chosen in itertools.combinations(x + y, 4)]
     larger = np.mean(np.array(differences) >= np.mean(x) - np.mean(y) - 1e-9)
@@ -54,5 +54,5 @@ def test_too_few_or_constant_accuracies_have_no_interval():
         ([0.6, 0.7], [1.0, 1.0]),
     ],
 )
-def test_holm_steps_down_over_the_tests_there_are(p, corrected):
+def test_holm_steps_down_over_the_available_tests(p, corrected):
     assert significance.holm(p) == pytest.approx(corrected)

@@ -10,7 +10,7 @@ from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule, make_optimizer, make_psi
 
 
-def test_a_milestone_counts_from_the_first_step_after_that_epoch():
+def test_a_milestone_takes_effect_right_after_its_epoch():
     milestones = (2, 5, 10**9)  # the last step of the run is far below int32, and the last milestone above it
     config = check_config({"learning_rate": 0.4, "schedule": {"milestones": milestones, "factor": 0.1}})
     schedule = learning_rate_schedule(config, steps_per_epoch=10)

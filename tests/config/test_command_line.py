@@ -16,7 +16,7 @@ from wcjax.errors import InputError
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_a_process_that_cannot_train_ends_in_one_line(tmp_path):
+def test_a_process_that_cannot_train_says_why_in_one_line(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={tmp_path}/run"]
     env = os.environ | {"JAX_PLATFORMS": "nonsense"}
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
@@ -47,7 +47,7 @@ VARIANT = "unknown variant 'plane'. Did you mean 'plain'? Known: wc, arsinh, erf
         (CONFIG, "--config.augment=1", "config.augment has its own keys: augment.flip, augment.padding."),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, config, argument, message):
+def test_a_mistake_on_the_command_line_is_named_in_one_line(tmp_path, monkeypatch, config, argument, message):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as end:
         commands.train(["--config", config, "--workdir", str(tmp_path / "run"), argument])
@@ -77,7 +77,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, config
         ("data_check no", "no is not a folder;"),
     ],
 )
-def test_what_a_command_cannot_use_is_one_line(tmp_path, write_run, capsys, monkeypatch, command, message):
+def test_what_a_command_cannot_use_is_named_in_one_line(tmp_path, write_run, capsys, monkeypatch, command, message):
     write_run("$_$", "plain", 0, 0.94)
     write_run("half", "plain")
     (tmp_path / "empty" / "psi.png").mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_a_mistake_in_a_config_file_is_named_with_its_line(tmp_path, text, messa
 
 
 @pytest.mark.parametrize("values, dropout", [([], 0.5), (["0.25", "None"], None), (["None", "0.25"], 0.25)])
-def test_none_is_a_dropout_and_the_last_override_counts(tmp_path, values, dropout):
+def test_dropout_may_be_none_and_the_last_override_counts(tmp_path, values, dropout):
     path = config_file(tmp_path, "def get_config():\n    c = default_config()\n    c.dropout = 0.5\n    return c")
     assert read_config_file(path, [f"--config.dropout={value}" for value in values]).dropout == dropout
 

@@ -115,7 +115,7 @@ def modified(folder):
 
 
 @pytest.mark.parametrize("name", ["config.json", "failed.json"])  # a run that could not start has no config.json
-def test_another_config_in_a_folder_is_printed_as_a_difference(tmp_path, name):
+def test_another_config_is_refused_with_the_difference(tmp_path, name):
     stored = check_config(GONE).to_dict()
     del stored["label_smoothing"]  # as if that key were younger than the run
     (tmp_path / name).write_text(json.dumps(stored if name == "config.json" else {"reason": "", "config": stored}))

@@ -93,7 +93,7 @@ def test_images_before_the_first_step_are_not_decoded():
 
 
 @pytest.mark.long
-def test_workers_give_the_same_batches_whatever_the_signals(dataset):
+def test_signals_do_not_change_the_batches_of_workers(dataset):
     iterator = batches.train_batches(dataset.train, LOADING._replace(workers=2))
     first = [next(iterator) for _ in range(2)]  # one of each worker
     for worker in multiprocessing.active_children():

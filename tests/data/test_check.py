@@ -17,7 +17,7 @@ def root(tmp_path):
     return pictures.class_folders(tmp_path / "set", num_train=3, num_val=2)
 
 
-def test_a_good_folder_is_good(root, capsys):
+def test_a_good_folder_passes(root, capsys):
     (root / "train" / "n00000001" / ".DS_Store").write_text("")
     (root / "words.txt").write_text("")
     (root / "train" / "n00000001" / "again").symlink_to(root)  # following it would never end

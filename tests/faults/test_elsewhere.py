@@ -32,7 +32,7 @@ def with_another_jax(run):
 
 @pytest.mark.long
 @pytest.mark.parametrize("finish", [on_two_devices, pytest.param(with_another_jax, marks=needs_python)])
-def test_a_stopped_run_resumes_elsewhere_on_its_course(unbroken, tmp_path, chance, finish):
+def test_a_run_resumed_elsewhere_gives_the_same_losses(unbroken, tmp_path, chance, finish):
     def stop_and_move(attempt, run):
         struck = attempts.stop(attempt, run)
         if not (run / "summary.json").exists():

@@ -63,7 +63,7 @@ def flip(path, random):
 
 
 @pytest.mark.parametrize("kind", ["checkpoints", "midway"])
-def test_a_damaged_checkpoint_costs_the_steps_since_the_last(unbroken, tmp_path, chance, kind):
+def test_a_damaged_checkpoint_costs_only_steps_since_the_last(unbroken, tmp_path, chance, kind):
     def kill_and_damage(attempt, run):
         attempt.wait_for(lambda: len(runs.saved(run, kind)) >= 2)  # there is none before the first
         attempts.kill(attempt, run)

@@ -51,7 +51,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command, closed, bits", COMMANDS)
-def test_every_command_says_permission_in_one_line(run, tmp_path, command, closed, bits):
+def test_every_command_names_a_lack_of_permission_in_one_line(run, tmp_path, command, closed, bits):
     command, path = ([x.format(run=run, runs=run.parent, out=tmp_path / "out") for x in y] for y in (command, [closed]))
     path = pathlib.Path(*path)
     if not path.exists():

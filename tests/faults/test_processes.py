@@ -33,7 +33,7 @@ def test_a_stopped_run_resumes_at_the_step_it_was_at(unbroken, tmp_path, chance)
     attempts.strike(tmp_path, chance, unbroken.seconds, stop, unbroken.same)
 
 
-def test_the_second_of_two_runs_in_one_folder_refuses(unbroken, tmp_path, chance):
+def test_the_second_of_two_runs_in_one_folder_is_refused(unbroken, tmp_path, chance):
     def start_another(attempt, run):
         if not attempt.wait_for((run / "config.json").exists):
             return False
@@ -76,7 +76,7 @@ WITHIN_EPOCHS = "--config.checkpoint_every=2"
     ],
     ids=["killed", "killed, streamed", "stopped while the clock goes backwards", "stopped between checkpoints"],
 )
-def test_a_run_that_was_ended_ends_in_the_same_bits(request, tmp_path, chance, kind, fault, flag, changes):
+def test_an_interrupted_run_resumes_to_the_same_bits(request, tmp_path, chance, kind, fault, flag, changes):
     expected = request.getfixturevalue(kind)
     flags = (*expected.flags, flag)
     attempts.strike(tmp_path, chance, expected.seconds, fault, expected.same, *flags, changes=changes)

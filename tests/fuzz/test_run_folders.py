@@ -79,7 +79,7 @@ def written(folder, files):
 
 
 @given(run_folders())
-def test_the_files_of_a_run_are_read_for_tables_and_courses(tmp_path_factory, files):
+def test_the_files_of_a_run_are_read_or_refused(tmp_path_factory, files):
     folder = written(tmp_path_factory.mktemp("runs") / "run", files)
     for name in RUN:
         with only_our_errors():

@@ -38,7 +38,7 @@ needs_onednn = pytest.mark.skipif(  # onednn.is_usable() would hide the fault if
 
 @needs_onednn
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_gradients_inside_shard_map_and_on_an_explicit_mesh_are_those_of_lax(axis_type):
+def test_gradients_in_shard_map_and_explicit_mesh_match_lax(axis_type):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
     x, w, *window = arrays(*SMALL)
     x, w = (jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in ((x, P("data")), (w, P())))
@@ -135,7 +135,7 @@ def assert_sums(x, w, *shape):
     "with_onednn, with_avx512",
     [pytest.param(True, True, marks=needs_onednn), pytest.param(True, False, marks=needs_onednn), (False, False)],
 )
-def test_a_convolution_and_its_gradients_are_float64_sums(monkeypatch, case, with_onednn, with_avx512):
+def test_a_convolution_and_its_gradients_match_float64_sums(monkeypatch, case, with_onednn, with_avx512):
     monkeypatch.setattr(onednn, "is_usable", lambda: with_onednn)
     monkeypatch.setattr(cpu_convolution, "has_avx512", lambda: with_avx512)  # which decides the form, not its values
     assert_sums(*arrays(*case))
@@ -171,7 +171,7 @@ def test_bfloat16_is_rounded_once(shape):
     ],
     ids=str,
 )
-def test_a_flax_layer_gives_what_it_gave(options):
+def test_a_flax_layer_gives_the_same_results(options):
     options = {"kernel_size": (3, 3)} | options
     x = jax.random.normal(jax.random.key(0), (2, *(9,) * len(options["kernel_size"]), 4))
     loss = jax.jit(lambda params, layer: jnp.sum(layer.apply(params, x).astype(jnp.float32) ** 2), static_argnums=1)
@@ -180,7 +180,7 @@ def test_a_flax_layer_gives_what_it_gave(options):
     assert_close(*(jax.value_and_grad(loss)(params, conv) for conv in (layer, plain)))
 
 
-def test_float64_is_that_of_lax():
+def test_float64_results_are_those_of_lax():
     with jax.enable_x64(True):
         x, w, *rest = arrays(3, 1, 4, 4, (6, 6), jnp.float64)
         np.testing.assert_array_equal(ours(x, w, *rest), by_lax(x, w, *rest))
@@ -206,13 +206,13 @@ TRANSFORMED |= {"second derivative": second_derivative, "checkpoint": checkpoint
 
 
 @pytest.mark.parametrize("case", TRANSFORMED)
-def test_transformations_of_jax_give_what_they_give_of_lax(case):
+def test_transformations_of_jax_give_the_results_of_lax(case):
     transformed = jax.jit(TRANSFORMED[case], static_argnums=(0, 3, 4))
     for shape in (SMALL, (1, 1, 7, 5, (6, 8))):
         assert_close(*(transformed(convolve, *arrays(*shape)) for convolve in (ours, by_lax)), 256)
 
 
-def test_the_environment_variable_gives_lax_and_so_forward_mode(monkeypatch):
+def test_the_environment_variable_selects_lax_with_jvp(monkeypatch):
     x, w, *rest = arrays(*SMALL)
     tangent = lambda convolve: jax.jvp(lambda x: convolve(x, w, *rest), (x,), (x + 1,))
     with pytest.raises(TypeError, match="custom_vjp"):
@@ -302,7 +302,7 @@ print(repr((onednn.is_usable(), bits, losses)))
 
 @pytest.mark.long
 @needs_onednn
-def test_processes_give_the_same_bits_devices_the_same_losses():
+def test_processes_agree_bit_by_bit_and_devices_on_losses():
     def start(devices):
         env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
         return subprocess.Popen([sys.executable, "-c", STEPS], env=env, stdout=subprocess.PIPE, text=True)

@@ -131,7 +131,7 @@ RESNET = functools.partial(resnet.ResNet, num_classes=5, stages=(1, 2), width=3)
     ],
     ids=["basic", "bottleneck", "wide", "vgg"],
 )
-def test_logits_are_numpys_and_fold_leaves_the_plain_tree(model, in_numpy, size):
+def test_logits_are_those_of_numpy_and_fold_gives_a_plain_tree(model, in_numpy, size):
     x = images(*size, batch=2)
     variables = random_variables(model, x.shape)
     logits = jax.jit(model.apply)(variables, x)
@@ -168,7 +168,7 @@ def calls(model, kind, *args, **kwargs):
     ],
     ids=["wide", "vgg"],
 )
-def test_dropout_acts_in_training_at_the_share_asked_for(model, size, count):
+def test_dropout_drops_the_requested_share_in_training(model, size, count):
     def dropouts(*args, **kwargs):
         return [(x, y) for _, x, y in calls(model, nn.Dropout, *args, **kwargs)[1]]
 

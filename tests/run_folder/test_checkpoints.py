@@ -108,7 +108,7 @@ def test_the_newest_and_the_two_best_are_kept(tmp_path, accuracies, options, exp
     assert epochs(tmp_path / "at once") == epochs(tmp_path / "resumed") == expected
 
 
-def test_a_checkpoint_is_not_lost_if_it_cannot_be_read_once(copy, monkeypatch):
+def test_a_checkpoint_survives_a_read_that_fails_once(copy, monkeypatch):
     real, failures = ocp.CheckpointManager.restore, [OSError(116, "Stale file handle")]
 
     def restore(self, number, args):
@@ -136,7 +136,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "deleted"])
-def test_a_damaged_file_gives_its_bits_or_the_epoch_before(saved, tmp_path, damage, caplog):
+def test_a_damaged_file_gives_its_bits_or_the_previous_epoch(saved, tmp_path, damage, caplog):
     files = sorted(path.relative_to(saved) for path in (saved / "3").rglob("*") if path.is_file())
     fell_back = set()
     for i, file in enumerate(files):
@@ -169,7 +169,7 @@ def unfinished(folder):
 
 
 @pytest.mark.parametrize("change", [other_arrays, other_digit, unfinished])
-def test_a_readable_checkpoint_that_was_not_saved_is_passed_over(copy, change):
+def test_a_readable_checkpoint_that_was_altered_is_skipped(copy, change):
     change(copy)
     assert restore_newest(copy) == 2
 

@@ -44,7 +44,7 @@ OTHER = {  # the kind of run, whether it has checkpoints, and what is done to it
 
 
 @pytest.mark.parametrize("kind, is_saved, act, message", OTHER.values(), ids=OTHER)
-def test_a_run_stays_with_its_data(request, tmp_path, monkeypatch, kind, is_saved, act, message):
+def test_a_run_refuses_other_data(request, tmp_path, monkeypatch, kind, is_saved, act, message):
     finished, config = request.getfixturevalue(f"{kind}_run")
     run, folder = tmp_path / "run", tmp_path / "set"
     runs.unfinished_copy(finished, run, epoch=3) if is_saved else runs.stop(config, run, 1)

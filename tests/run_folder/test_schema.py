@@ -69,7 +69,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name, content, message", WRONG, ids=[message for _, _, message in WRONG])
-def test_what_no_run_writes_is_named(tmp_path, name, content, message):
+def test_values_that_no_run_writes_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / name))}{message}"):
         read_lines(tmp_path, name) if name.endswith("l") else read(tmp_path, name)

@@ -87,7 +87,7 @@ def test_a_stored_data_dir_that_does_not_exist_is_named(tiny_run, tmp_path, monk
     assert "there is no directory elsewhere. Prepare it once" in capsys.readouterr().err
 
 
-def test_weights_that_are_lost_are_written_again_from_a_checkpoint(tiny_run, tmp_path):
+def test_lost_weights_are_rewritten_from_a_checkpoint(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     before = load_tree(run / "folded")
     shutil.rmtree(run / "folded")

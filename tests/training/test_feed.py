@@ -123,7 +123,7 @@ def test_a_broken_image_in_a_worker_leaves_no_shared_memory(tmp_path):
 
 
 @pytest.mark.parametrize("code, cure", [(-9, "smaller config.data_workers"), (1, "under `if __name__ == '__main__':`")])
-def test_a_worker_that_was_killed_and_one_that_failed_have_other_cures(code, cure):
+def test_a_killed_worker_and_a_failed_one_get_different_advice(code, cure):
     def batches():
         raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. Search the logs above.")
         yield

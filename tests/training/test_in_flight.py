@@ -3,7 +3,7 @@
 from wcjax.training.in_flight import IN_FLIGHT, InFlight
 
 
-def test_a_result_is_passed_on_when_the_device_has_it():
+def test_a_result_is_passed_on_when_the_device_has_finished():
     class Result:
         is_ready = False
 

@@ -68,7 +68,7 @@ def test_on_step_and_on_epoch_follow_each_step_and_epoch(tmp_path):
     assert rows == read_lines(tmp_path / "run") and len(rows) == 2
 
 
-def test_a_run_that_began_here_before_the_lock_is_not_mixed_up_with(tiny_run, tmp_path, monkeypatch):
+def test_a_run_that_started_before_the_lock_is_refused(tiny_run, tmp_path, monkeypatch):
     def load(config, real=loop.load_dataset):
         shutil.copytree(tiny_run[0], tmp_path / "run")  # another process trains here while this one reads the data
         (tmp_path / "run" / "summary.json").unlink()

@@ -113,7 +113,7 @@ def test_the_only_checkpoints_are_kept_if_none_can_be_read(tmp_path):
     assert checkpoint.exists()
 
 
-def test_lines_that_a_copy_lacks_are_named(tiny_run, tmp_path, caplog):
+def test_lines_missing_from_a_copy_are_named(tiny_run, tmp_path, caplog):
     run = runs.unfinished_copy(tiny_run[0], tmp_path / "run")
     path = run / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))

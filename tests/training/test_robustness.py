@@ -41,7 +41,7 @@ def test_each_curve_has_the_accuracy_of_the_changed_network(tiny_run, tmp_path):
             assert measured == [level, by_hand(*changed)], name
 
 
-def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
+def test_a_run_is_measured_once_for_each_number_of_images(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     measured = {"images": 20, "accuracy": 0.5, "curves": {"weight_bits": [[8, 0.5]]}}
     (run / "robustness.json").write_text(json.dumps(measured))
@@ -51,7 +51,7 @@ def test_a_run_is_measured_once_for_a_number_of_images(tiny_run, tmp_path):
     assert read(run, "robustness.json")["images"] == 21
 
 
-def test_streamed_runs_of_several_image_sizes_are_measured_together(tmp_path):
+def test_streamed_runs_may_differ_in_image_size(tmp_path):
     images = pictures.class_folders(tmp_path / "set")
     for size in (16, 24):
         training.train(runs.streamed(images, image_size=size, epochs=1), tmp_path / "runs" / str(size))
@@ -59,6 +59,6 @@ def test_streamed_runs_of_several_image_sizes_are_measured_together(tmp_path):
     assert [read(tmp_path / "runs" / size, "robustness.json")["images"] for size in ("16", "24")] == [4, 4]
 
 
-def test_some_images_of_a_stream_are_of_all_classes():
+def test_a_sample_of_a_stream_has_images_of_all_classes():
     some = Spread("aaabbbccc", 3)  # sorted by class, like the folders of ImageNet
     assert len(some) == some.num_images == 3 and [some[i] for i in range(3)] == ["a", "b", "c"]

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize("devices", ["4", "8", "4 on 2"])
-def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
+def test_several_devices_give_the_losses_of_one(folder, tiny_run, devices):
     runs.assert_same_course(folder / devices, tiny_run[0])
     summary = runs.summary(folder / devices)
     assert summary["num_devices"] == int(devices[-1])
@@ -38,7 +38,7 @@ def test_several_devices_take_the_course_of_one(folder, tiny_run, devices):
 
 
 @pytest.mark.long
-def test_two_processes_take_the_course_of_one(folder, tiny_run, streamed_run, cifar_run, tmp_path):
+def test_two_processes_give_the_losses_of_one(folder, tiny_run, streamed_run, cifar_run, tmp_path):
     expected = {"fsdp": tiny_run, "resumed": tiny_run, "streamed": streamed_run, "cifar": cifar_run}
     tasks = {name: {"config": config, "workdir": tmp_path / name} for name, (_, config) in expected.items()}
     tasks["fsdp"]["config"] = on(2, 2) | {"checkpoint_seconds": 1000}
@@ -56,7 +56,7 @@ def test_two_processes_take_the_course_of_one(folder, tiny_run, streamed_run, ci
 
 
 @pytest.mark.long
-def test_four_processes_take_the_course_of_one(streamed_run, tmp_path):
+def test_four_processes_give_the_losses_of_one(streamed_run, tmp_path):
     run, config = streamed_run
     worker.train([{"config": config, "workdir": tmp_path / "run"}], devices=4, processes=4)
     runs.assert_same_course(tmp_path / "run", run)

@@ -26,7 +26,7 @@ def test_the_loss_is_the_cross_entropy_with_smooth_labels(smoothing):
     np.testing.assert_allclose(cross_entropy(np.float32(logits), labels, smoothing), expected, rtol=1e-6)
 
 
-def test_a_step_takes_over_the_buffers_of_the_state_before(tmp_path):
+def test_a_step_reuses_the_buffers_of_the_old_state(tmp_path):
     leaves = []
 
     def on_step(progress):
@@ -38,7 +38,7 @@ def test_a_step_takes_over_the_buffers_of_the_state_before(tmp_path):
     training.train(runs.tiny(epochs=2), tmp_path / "run", on_step)
 
 
-def test_no_number_moves_to_the_host_in_an_epoch(tmp_path, monkeypatch):
+def test_no_number_moves_to_the_host_within_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(display, "RECORD_SECONDS", math.inf)  # reads what is there already
     monkeypatch.setattr(display, "LINE_SECONDS", math.inf)
 

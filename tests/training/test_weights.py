@@ -35,7 +35,7 @@ WEIGHTS |= {"on edges": np.array([-9, EDGES[0], 0, EDGES[-1], 9, 9]), "without s
 
 
 @pytest.mark.parametrize("w", WEIGHTS.values(), ids=WEIGHTS)
-def test_the_numbers_of_a_layer_are_those_of_numpy_and_scipy(w):
+def test_layer_statistics_are_those_of_numpy_and_scipy(w):
     numbers, expected = weights.weight_statistics(np.float32(w)), described(np.float32(w))
     assert numbers.keys() == expected.keys()
     np.testing.assert_array_equal(numbers.pop("histogram"), expected["histogram"])
@@ -71,7 +71,7 @@ def variant(request, tmp_path_factory):
     return folder, config.reparam.learn, layers
 
 
-def test_every_epoch_describes_what_the_network_sees(variant):
+def test_each_epoch_describes_the_w_that_the_network_sees(variant):
     folder, _, layers = variant
     before, after = read_lines(folder, "weights.jsonl")
     assert (before["epoch"], after["epoch"]) == (0, 1)
@@ -85,7 +85,7 @@ def test_every_epoch_describes_what_the_network_sees(variant):
             np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-6, err_msg=f"{layer} {name}")
 
 
-def test_the_folded_network_has_w_and_everything_else(variant):
+def test_the_folded_network_has_w_and_all_else_unchanged(variant):
     folder, _, layers = variant
     folded, trained = load_tree(folder / "folded"), runs.checkpoint(folder, 1)
     for layer, (w, _) in layers.items():

@@ -88,7 +88,7 @@ def _table(runs):
 
 def all_weights(folder) -> np.ndarray:
     """The weights of all layers of the folded network of a run, in one row: (n,)."""
-    from wcjax.training import load_folded, sharding, weights  # here, because they import Orbax and optax
+    from wcjax.training import load_folded, sharding, weights  # here, because Orbax takes seconds
 
     sharding.check_devices()
     layers = weights.layer_weights(load_folded(folder)[1]["params"], plain=True)

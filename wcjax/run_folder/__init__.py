@@ -14,7 +14,7 @@
     tensorboard/     the numbers of each epoch for TensorBoard
     .lock            held by the process that trains, see `wcjax.run_folder.lock`
 
-A run folder may come from anyone, so that each file is checked when it is read.
+Run folders are untrusted input, so every file is validated when it is read.
 """
 
 import json

@@ -6,7 +6,7 @@ from wcjax.extras import needs
 
 needs("wcjax.training", "train")
 
-_MODULES = {  # imported when they are needed, because Orbax and optax take seconds
+_MODULES = {  # imported when they are needed, because Orbax takes seconds
     "train": "wcjax.training.loop",
     "load_folded": "wcjax.training.evaluate",
     "evaluate_folded": "wcjax.training.evaluate",

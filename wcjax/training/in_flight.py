@@ -1,4 +1,4 @@
-"""The steps that are on their way to the device."""
+"""Steps that were dispatched but have not finished."""
 
 import collections
 

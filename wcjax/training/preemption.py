@@ -1,9 +1,9 @@
-"""SIGTERM, by which schedulers announce that they will kill, and Ctrl-C: a run saves itself, then the process ends.
+"""Schedulers send SIGTERM before they kill a process. After SIGTERM or Ctrl-C a run saves its state and exits.
 
-A handler that raises is not enough. Python drops an exception that is raised within a callback of the garbage
-collector, and JAX has such a callback. An `except Exception` in a library may also swallow it. So there are two kinds
-of handlers, and neither raises. Until a run takes its first step there is nothing to save, and the process exits at
-once (`leave_at_once`). From then on the signal is noted, and the loop asks for it after each step (`signals_noticed`).
+A handler that raises would not be reliable. Python drops an exception that is raised in a callback of the garbage
+collector, and JAX has such a callback; an `except Exception` in a library may also swallow it. So neither of the two
+kinds of handlers here raises. Until a run takes its first step there is nothing to save, and the process exits at once
+(`leave_at_once`). From then on the signal is noted, and the loop asks for it after each step (`signals_noticed`).
 """
 
 import contextlib

@@ -30,7 +30,7 @@ class Source(Protocol):
         """Reads one image. Raises InputError, which names the image, if it cannot be read."""
 
     def fingerprint(self) -> dict:
-        """{'images': number, 'labels': checksum, 'content': checksum}, computed without reading the images."""
+        """{'images': number, 'labels': checksum, 'content': checksum}, computed without decoding an image."""
 
 
 @dataclasses.dataclass(frozen=True)
