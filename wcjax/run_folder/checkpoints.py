@@ -178,11 +178,13 @@ def load_tree(path, like=None):
     like: the shapes and dtypes that the tree must have, and then it may hold neither nan nor inf. They are checked
     before the arrays are read, because a forged file could ask for all memory. Raises InputError.
     """
+    hint = "To write it again from the best checkpoint, remove summary.json and run the training command."
     with reading(path):
         if not pathlib.Path(path).is_dir():
-            raise InputError(f"{path} does not exist: the run has not ended yet, or this is not a run folder.")
+            raise InputError(
+                f"{path} does not exist: the run has not ended yet, or this is not a run folder, or it was removed. {hint}"
+            )
     check_readable(path)
-    hint = "To write it again from the best checkpoint, remove summary.json and run the training command."
     if not pathlib.Path(path, "_METADATA").is_file():  # Orbax's list of the arrays
         raise InputError(f"{path} holds no weights. {hint}")
     absolute = pathlib.Path(path).absolute()
