@@ -182,7 +182,8 @@ def load_tree(path, like=None):
     with reading(path):
         if not pathlib.Path(path).is_dir():
             raise InputError(
-                f"{path} does not exist: the run has not ended yet, or this is not a run folder, or it was removed. {hint}"
+                f"{path} does not exist: the run has not ended yet, its weights were removed, or it is not a run. "
+                f"{hint}"
             )
     check_readable(path)
     if not pathlib.Path(path, "_METADATA").is_file():  # Orbax's list of the arrays
