@@ -1,6 +1,5 @@
 """The step of a run, and what surrounds it: whole runs, saving, compilation with a cache, imports, growth."""
 
-import contextlib
 import functools
 import itertools
 import json
@@ -84,21 +83,14 @@ def run_config(model, batch, dtype, folder, images):
 class BareSteps:
     """The compiled step of a run on its own, with the state that it moves, as a call without arguments."""
 
-    def __init__(self, config, several=1, run_class=Run):
-        """several: steps in one call, as a jax.lax.scan."""
+    def __init__(self, config, run_class=Run, step=steps.train_step):
+        """step: what is compiled in place of `steps.train_step`."""
         self.run = run = run_class(config, None, sharding.make_mesh(config), load_dataset(config))
         self.progress, self.steps_per_epoch = Progress.start(run), run.steps_per_epoch
         state, totals = self.state, self.progress.totals
         self.feed = feed.OnDevice(run.dataset.train, run.dataset, config, run.mesh)
         self.inputs = next(self.feed.epoch(state))
-
-        def scanned(run, feed, state, totals, inputs):
-            body = lambda carry, _: (step(run, feed, *carry, inputs)[:2], None)
-            (state, totals), _ = jax.lax.scan(body, (state, totals), length=several)
-            return state, totals, totals.loss
-
-        step = steps.train_step
-        with mock.patch.object(steps, "train_step", scanned) if several > 1 else contextlib.nullcontext():
+        with mock.patch.object(steps, "train_step", step):
             self.step = steps.compile_train_step(run, self.feed, state, totals)
         self.progress.arrays = jax.device_put(self.progress.arrays, self.step.input_formats[0][0])
 
@@ -192,19 +184,26 @@ def measure_dispatch(model, batch, dtype, repeats):
         return state._replace(step=state.step + 1), totals, totals.loss
 
     calls = {}
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(steps, "train_step", nothing):
+    with tempfile.TemporaryDirectory() as folder:
         for name, (variant, run_class) in VARIANTS.items():
             config = with_variant(run_config(model, batch, dtype, folder, 4 * batch), f"{model},{variant}")
-            calls[name] = BareSteps(config, run_class=run_class)
+            calls[name] = BareSteps(config, run_class, nothing)
     for variant, times in summary(in_turn(calls, repeats)).items():
         yield {"group": "dispatch", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
 
 
 def measure_scan(model, batch, dtype, repeats, several=(1, 10)):
     """Time of a step that is dispatched alone, and of a step among several in one scan, measured in turn."""
+
+    def scanned(n, step, run, feed, state, totals, inputs):
+        body = lambda carry, _: (step(run, feed, *carry, inputs)[:2], None)
+        (state, totals), _ = jax.lax.scan(body, (state, totals), length=n)
+        return state, totals, totals.loss
+
+    steps_of = lambda n: functools.partial(scanned, n, steps.train_step)
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(model, batch, dtype, folder, 4 * batch)
-        seconds = in_turn({f"{n} a dispatch": BareSteps(config, n) for n in several}, repeats)
+        seconds = in_turn({f"{n} a dispatch": BareSteps(config, step=steps_of(n)) for n in several}, repeats)
     per_step = {name: [x / int(name.split()[0]) for x in times] for name, times in seconds.items()}
     for variant, times in summary(per_step).items():
         yield {"group": "scan", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times

@@ -54,7 +54,7 @@ def assert_same_bits(tree, expected):
 
 
 def test_a_file_keeps_bits_shapes_dtypes_and_names(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra 'exchange'")
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs pip install 'wcjax[exchange]'")
     for tree in (ODD, SMALL):
         exchange.save_safetensors(tmp_path / "w", flax.core.freeze(tree))
         assert_same_bits(exchange.load_safetensors(tmp_path / "w"), tree)
@@ -63,7 +63,7 @@ def test_a_file_keeps_bits_shapes_dtypes_and_names(tmp_path):
 
 
 def clash(path):
-    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra 'exchange'")
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs pip install 'wcjax[exchange]'")
     safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, path)
 
 

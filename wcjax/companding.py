@@ -18,9 +18,9 @@ import optax
 import optax.contrib
 
 from wcjax import checks, elementary, optimizer_checks, serialization
-from wcjax.optim import reciprocal_derivative, scale, scale_step
+from wcjax.optim import scale, scale_step
 from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized_or_box, selected_weights, unboxed
-from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype
+from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype, widen
 from wcjax.reparam import Sigmoid
 from wcjax.trees import instances
 
@@ -185,7 +185,7 @@ def compand(
         if learned and not adaptive:
             grads, decay_state = decay.update(_scaled(psis, updates, slopes), state.decay, v)
         else:
-            penalty_gradients = _scaled(psis, v, _map(reciprocal_derivative, psis, v)) if learned else weights
+            penalty_gradients = _scaled(psis, v, _reciprocal_slopes(psis, v)) if learned else weights
             grads, decay_state = decay.update(updates, state.decay, penalty_gradients)
             grads = grads if adaptive else _scaled(psis, grads, slopes)
 
@@ -291,7 +291,7 @@ def _pair_gradients(state, psis, weights, grads, learn):
     def linear(psi, w, g, new):
         if not isinstance(psi, Sigmoid) or g is None:
             return 0.0
-        w, g = (jnp.asarray(x, wide_dtype(x.dtype)) for x in (unboxed(w), unboxed(g)))
+        w, g = (widen(x) for x in (unboxed(w), unboxed(g)))
         return jnp.sum(g * w * (new.a / psi.a) + g * psi.derivative_b(w) * new.b)
 
     def total(pairs):  # automatic differentiation sums over the weights that share an a and b
@@ -309,7 +309,12 @@ def _inverse(psis, weights):
 
 def _slopes(psis, weights):
     """Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
-    return _map(lambda psi, w: psi.slope(w.astype(wide_dtype(w.dtype))), psis, weights)
+    return _map(lambda psi, w: psi.slope(widen(w)), psis, weights)
+
+
+def _reciprocal_slopes(psis, v):
+    """1 / Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
+    return _map(lambda psi, v: psi.reciprocal_derivative(widen(v)), psis, v)
 
 
 def _scaled(psis, tree, factors):
@@ -340,7 +345,7 @@ def _inside(psi, w):
         return w
     w = jnp.asarray(w)
     limit = _limit(psi, w.dtype)
-    return jnp.clip(w.astype(wide_dtype(w.dtype)), -limit, limit).astype(w.dtype)
+    return jnp.clip(widen(w), -limit, limit).astype(w.dtype)
 
 
 def _limit(psi, dtype):

@@ -16,7 +16,7 @@ import optax
 
 from wcjax import optimizer_checks
 from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized, with_shared_pair
-from wcjax.psi import LARGEST, Elementwise, Psi, PyTree, wide_dtype
+from wcjax.psi import LARGEST, Elementwise, Psi, PyTree, wide_dtype, widen
 from wcjax.trees import instances
 
 
@@ -141,10 +141,10 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
         optimizer_checks.check_has_params(params)
         extra_args = optimizer_checks.without_functions(extra_args, updates)
         reparameterized = _with_psis(params)
-        grads = _map_v(lambda psi, v, g: scale(g, reciprocal_derivative(psi, v)), reparameterized, updates)
+        grads = _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(widen(v))), reparameterized, updates)
         w = _with_w(reparameterized, params)
         steps, state = inner.update(grads, state, w, **extra_args)
-        return _map_v(lambda psi, v, step: scale_step(step, derivative(psi, v)), reparameterized, steps), state
+        return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(widen(v))), reparameterized, steps), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -175,19 +175,6 @@ def _map_v(f, reparameterized, tree):
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
     return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_node_or_none)
-
-
-# Ψ′(v) and 1 / Ψ′(v) may overflow in float16.
-
-
-def derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
-    """Ψ′(v) in the `wide_dtype` of v."""
-    return psi.derivative(jnp.asarray(v, wide_dtype(v.dtype)))
-
-
-def reciprocal_derivative(psi: Elementwise, v: jax.Array) -> jax.Array:
-    """1 / Ψ′(v) in the `wide_dtype` of v."""
-    return psi.reciprocal_derivative(jnp.asarray(v, wide_dtype(v.dtype)))
 
 
 def scale(x: jax.Array, factor: jax.Array) -> jax.Array:

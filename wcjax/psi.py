@@ -35,6 +35,11 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     return jnp.float64 if jax.dtypes.canonicalize_dtype(dtype) == jnp.float64 else jnp.float32
 
 
+def widen(x: jax.Array) -> jax.Array:
+    """x in its `wide_dtype`. Ψ′ and 1 / Ψ′ may overflow in float16."""
+    return jnp.asarray(x, wide_dtype(x.dtype))
+
+
 def _widened(compute):
     """compute(psi, x, ...) in the `wide_dtype` of x; the result gets the float dtype of x."""
 
@@ -46,8 +51,8 @@ def _widened(compute):
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{type(psi).__name__} is not defined for complex numbers, found {x.dtype}.")
         out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(0.0).dtype
-        widen = lambda leaf: jnp.asarray(leaf, wide_dtype(out))
-        psi, x, more, named = jax.tree.map(widen, (psi, x, more, named))
+        widen_all = lambda leaf: jnp.asarray(leaf, wide_dtype(out))
+        psi, x, more, named = jax.tree.map(widen_all, (psi, x, more, named))
         return compute(psi, x, *more, **named).astype(out)
 
     return wrapper

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax import elementary
-from wcjax.psi import Elementwise, Psi, check_number, wide_dtype
+from wcjax.psi import Elementwise, Psi, check_number, widen
 
 _Function: TypeAlias = "staticmethod[[jax.Array], jax.Array]"
 
@@ -227,7 +227,7 @@ class WeightNorm(Psi):
         """
         if self.axis is not None and w.ndim:
             axes = np.lib.array_utils.normalize_axis_tuple(self.axis, w.ndim)
-        wide = jnp.asarray(w, wide_dtype(w.dtype))
+        wide = widen(w)
         summed = [axis for axis in range(w.ndim) if axis not in axes]
         return dataclasses.replace(self, g=jnp.sqrt(jnp.sum(jnp.square(wide), axis=summed, keepdims=True)))
 

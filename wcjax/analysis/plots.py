@@ -62,7 +62,7 @@ def plot_step_size(path, *psis) -> pathlib.Path:
     for psi, style in _styled(psis):
         reach = min(psi.bound, 1.6)
         w = np.linspace(-reach, reach, 501, dtype=np.float32)
-        label = ", ".join(f"{name} = {getattr(psi, name):g}" for name in _constants(psi))
+        label = ", ".join(f"{field.name} = {getattr(psi, field.name):g}" for field in dataclasses.fields(psi))
         axes.plot(w, np.square(psi.slope(w)), label=label, **style)
     axes.axhline(1, color="0.6", linewidth=1, label="plain")
     axes.set(xlabel="w", ylabel="step of w / plain step", yscale="log", ylim=(1e-3, 10))
@@ -70,16 +70,12 @@ def plot_step_size(path, *psis) -> pathlib.Path:
     return _save(figure, path)
 
 
-def _constants(psi):
-    return [field.name for field in dataclasses.fields(psi)]
-
-
 def _formula(psi):
     if isinstance(psi, PowerProp):
         return f"v·|v|^{psi.alpha - 1:g}"
     if isinstance(psi, Sigmoid):
         return f"{psi.a:g}·{type(psi).__name__.lower()}(v / {psi.b:g})"
-    return f"{type(psi).__name__}({', '.join(f'{getattr(psi, name):g}' for name in _constants(psi))})"
+    return repr(psi)
 
 
 def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> pathlib.Path:

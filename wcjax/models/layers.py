@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from wcjax import linen
 from wcjax.models import cpu_convolution
-from wcjax.psi import Psi, wide_dtype
+from wcjax.psi import Psi, widen
 
 Reparam = Psi | linen.LearnedPair | None
 
@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
-        x = x.astype(wide_dtype(x.dtype))
+        x = widen(x)
         mean, variance = running_mean.value, running_variance.value
         if not self.use_running_average:
             mean = x.mean(axes)

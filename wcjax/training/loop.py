@@ -101,7 +101,7 @@ def _announce(run: Run) -> None:
 
 
 def _check_initial_weights(run: Run, progress: Progress) -> None:
-    """Raises InputError if no weight is companded, or, naming the weight, if Ψ⁻¹ of an initial weight is not finite."""
+    """Raises InputError if no weight is companded, or if an initial weight or its Ψ⁻¹ is not finite."""
     if run.psi is not None and not instances(progress.state.params, Reparameterized):
         raise InputError(
             f"the network {run.config.model} has no companded layer, but config.reparam.name is "

@@ -63,7 +63,7 @@ class RunCheckpoints:
             self._midway.delete_all()
 
     def _restore_midway(self, progress):
-        """The newest checkpoint within an epoch, None if there is none, or none that is later than progress."""
+        """The newest checkpoint within an epoch. None if there is none, if it is obsolete, or if its best is lost."""
         try:
             newest = self._midway.restore_newest({"state": progress.state, "totals": progress.totals})
         except InputError:

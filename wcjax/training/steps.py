@@ -131,16 +131,15 @@ def compile_train_step(run: Run, feed: Feed, state: TrainState, totals: Totals) 
     otherwise transpose each of them, and Ψ of it, in every step. Put the first arrays into
     `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
     """
-    shapes, structure = jax.tree.flatten(jax.tree.map(_shape, (state, totals)))
-    inputs = jax.tree.map(_shape, feed.train_input_shapes())
+    state, totals, inputs = jax.tree.map(_shape, (state, totals, feed.train_input_shapes()))
+    shapes, structure = jax.tree.flatten((state, totals))
 
     def step(arrays, inputs):
         state, totals, means = train_step(run, feed, *jax.tree.unflatten(structure, arrays), inputs)
         return jax.tree.leaves((state, totals)), means
 
-    num_totals = len(jax.tree.leaves(totals))
-    formats = [Format(Layout.AUTO, x.sharding) for x in shapes[:-num_totals]]
-    formats += [x.sharding for x in shapes[-num_totals:]]
+    formats = [Format(Layout.AUTO, x.sharding) for x in jax.tree.leaves(state)]
+    formats += [x.sharding for x in totals]
     step = jax.jit(
         step,
         donate_argnums=0,
