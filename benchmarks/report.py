@@ -1,4 +1,4 @@
-"""Puts the numbers of benchmarks/results/*.json into docs/performance.md and docs/scaling.md.
+"""Puts the numbers of benchmarks/results/*.json into the pages of docs that have tables of them.
 
     python -m benchmarks.report
 
@@ -12,7 +12,7 @@ import re
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (DOCS / "performance.md", DOCS / "scaling.md")
+PAGES = (DOCS / "performance.md", DOCS / "performance_notes.md", DOCS / "scaling.md")
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- (?P<name>\w+): (?P<group>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

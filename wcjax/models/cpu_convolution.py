@@ -13,7 +13,7 @@ in the form that is fastest for its shape:
 - oneDNN does the rest, except for gradients of images where the stride is larger than the kernel, which XLA computes.
 
 If oneDNN cannot be called (see `onednn.is_usable`), products serve kernel gradients of many channels and images of few
-pixels, and XLA everything else. docs/performance.md has the measurements behind the choice.
+pixels, and XLA everything else. docs/performance_notes.md has the measurements behind the choice.
 """
 
 import functools

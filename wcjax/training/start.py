@@ -12,7 +12,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # glibc asks Linux fo
 def prepare() -> None:
     """Makes SIGTERM and Ctrl-C end this process at once, and starts it again with huge pages.
 
-    docs/performance.md says how much faster a CPU trains with them.
+    docs/performance_notes.md says how much faster a CPU trains with them.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))  # until wcjax.training.preemption is imported
     signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
