@@ -3,7 +3,7 @@
 Under optax.inject_hyperparams every argument except weight_decay belongs in static_args (inner, psi, adaptive, mask,
 where, learn), because a Ψ, a mask and a `where` may be callable and would be taken for schedules.
 
-docs/two_doors.md derives the step.
+docs/how_it_works.md derives the step.
 """
 
 import dataclasses
