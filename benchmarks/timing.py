@@ -14,6 +14,7 @@ import jax
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
+FLAGS += ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")  # limits of the width of vectors
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # and the flag of each
 SHORTEST_ON_CPU, SHORTEST = 0.02, 0.5  # seconds that a measurement takes at least
 LONGEST = 60  # seconds after which no further repeat begins, once there are 3
