@@ -287,6 +287,21 @@ def test_a_wrong_argument_is_an_error_that_names_it(case):
         call()
 
 
+class Members(nn.Module):
+    """A pair that is an attribute of layers under nn.vmap, and of a layer that has as many outputs as they are."""
+
+    @nn.compact
+    def __call__(self, x):
+        pair = linen.LearnedPair(PSI)
+        dense = nn.vmap(linen.Dense, variable_axes={"params": 0}, split_rngs={"params": True})
+        return linen.Dense(2, reparam=pair)(dense(4, reparam=pair)(x))
+
+
+def test_a_stack_of_pairs_is_not_shared_with_a_layer():  # it would broadcast over the output channels
+    with pytest.raises(ValueError, match=r"LearnedPair_0: the pair has the shape \(2,\).*hand `pair\(\)`"):
+        jax.eval_shape(Members().init, KEY, jnp.zeros((2, 3, 4)))
+
+
 OTHER = [  # (the layer that made the parameters, the layer that gets them)
     ({}, {"reparam": PSI}),
     ({"reparam": PSI}, {}),

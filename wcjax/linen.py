@@ -46,9 +46,9 @@ class LearnedPair(nn.Module):
     """One learned (a, b), shared by all layers that get this module as their reparam (the paper's coarse form).
 
     Make it once in the parent module and hand it to every layer. Its parameter 'psi' is the Ψ, whose a and b have
-    shape (), in float64 if param_dtype is float64 and in float32 otherwise. Under nn.scan hand `pair()` to the scanned
-    module as an argument with in_axes=nn.broadcast. If the pair were an attribute of that module, each layer would get
-    its own pair.
+    shape (), in float64 if param_dtype is float64 and in float32 otherwise. Under nn.scan or nn.vmap hand `pair()` to
+    the module as an argument, with in_axes=nn.broadcast or None. If the pair were an attribute of that module, each
+    layer would get its own pair, and a layer outside could not share it: ValueError.
     """
 
     psi: Sigmoid
@@ -62,7 +62,14 @@ class LearnedPair(nn.Module):
             raise ValueError(f"LearnedPair starts from numbers a and b, found {self.psi!r}.")
         start = lambda: self.psi.for_weight(jnp.zeros((), self.param_dtype), "fine", ())
         # self.param would draw a key, so that the initial weights would differ from the plain network's.
-        return SharedPsi(self.variable("params", "psi", start).value)
+        psi = self.variable("params", "psi", start).value
+        if any(map(jnp.ndim, jax.tree.leaves(psi))):
+            raise ValueError(
+                f"{'/'.join(self.path)}: the pair has the shape {jnp.shape(psi.a)}, but layers share a scalar a and "
+                "b. A module under nn.scan or nn.vmap has this LearnedPair as an attribute: hand `pair()` to that "
+                "module instead, as an argument that is broadcast."
+            )
+        return SharedPsi(psi)
 
 
 class _Companded(type):
