@@ -8,7 +8,8 @@ import time
 
 from wcjax import run_folder
 from wcjax.errors import InputError
-from wcjax.training.display import LINE_SECONDS, Output, progress_text
+from wcjax.streams import Output
+from wcjax.training.display import LINE_SECONDS, progress_text
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")
 ORDER = ("running", "lost", "failed", "finished", "to do")
