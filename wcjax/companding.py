@@ -18,9 +18,9 @@ import optax
 import optax.contrib
 
 from wcjax import checks, elementary, optimizer_checks, serialization
-from wcjax.optim import scale, scale_step
 from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized_or_box, selected_weights, unboxed
-from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype, widen
+from wcjax.precision import scale, scale_step, wide_dtype, widen
+from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where
 from wcjax.reparam import Sigmoid
 from wcjax.trees import instances
 
