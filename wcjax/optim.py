@@ -60,10 +60,7 @@ def add_decayed_weights(
       Cakaj et al, `Weight Compander: A Simple Weight Reparameterization for Regularization
       <https://arxiv.org/abs/2306.16993>`_, 2023
     """
-    for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
-        if isinstance(x, Psi):
-            raise ValueError(f"add_decayed_weights finds each Ψ in the tree: omit {x!r}.")
-    optimizer_checks.check_weight_decay(weight_decay)
+    optimizer_checks.check_decay(weight_decay, mask)
     inner = optax.add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):
