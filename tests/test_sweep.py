@@ -34,7 +34,7 @@ from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseEr
 from wcjax.files import write_json
 from wcjax.sweep import __main__ as sweep
 from wcjax.sweep import plan, process, study
-from wcjax.sweep.table import LiveTable, table_rows
+from wcjax.sweep.table import LiveTable, Row, table_rows
 from wcjax.training.start import EXIT_PREEMPTED
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -386,12 +386,12 @@ def test_runs_import_from_where_the_sweep_imports(tmp_path, monkeypatch, imports
 
 
 def test_the_table_is_redrawn_on_a_terminal():
-    rows = {"r1": ("running", "1/3", "50.00%", "step 7/9"), "r2": ("to do", "", "", "")}
+    rows = {"r1": Row("running", "1/3", "50.00%", "step 7/9"), "r2": Row("to do")}
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     table = LiveTable(rows, terminal)
     table.show(rows)
-    table.show(rows | {"r1": ("finished", "3/3", "90.00%", "")})
+    table.show(rows | {"r1": Row("finished", "3/3", "90.00%")})
     first, second = terminal.getvalue().split("\x1b[6F\x1b[J")
     assert first.startswith("2 runs: 1 running, 1 to do\n\n| run | state   |")
     assert second.splitlines()[2:] == [
@@ -417,8 +417,8 @@ def test_a_log_has_a_line_for_a_running_run_each_minute():
     seconds, file = [0], io.StringIO()
     table = LiveTable(["r1"], file, clock=lambda: seconds[0])
     for step, seconds[0] in ((1, 0), (2, 59), (3, 60), (3, 200), (4, 210)):
-        table.show({"r1": ("running", "1/3", "", f"step {step}/9")})
-    table.show({"r1": ("finished", "3/3", "90.00%", "")})
+        table.show({"r1": Row("running", "1/3", note=f"step {step}/9")})
+    table.show({"r1": Row("finished", "3/3", "90.00%")})
     lines = [f"r1: running, 1/3, step {step}/9" for step in (1, 3, 4)]
     assert file.getvalue().splitlines() == [*lines, "r1: finished, 3/3, 90.00%"]
 
@@ -434,8 +434,8 @@ def test_a_running_run_shows_its_progress(tmp_path):
     note = "step 7/100  loss 0.5000  accuracy 75.0%  0:01:33 left, run 1:06:40  1,234 images/s"
     (tmp_path / "r1" / "metrics.jsonl").write_text("damaged\n")
     rows.append(table_rows(outcome, tmp_path))
-    unknown = {"r1": ("running", "0/10", "", "")}
-    assert rows == [unknown, {"r1": ("running", "2/10", "", note)}, unknown]
+    unknown = {"r1": Row("running", "0/10")}
+    assert rows == [unknown, {"r1": Row("running", "2/10", note=note)}, unknown]
 
 
 START = """import sys
