@@ -21,7 +21,7 @@ from wcjax.data.dataset import num_batches
 from wcjax.files import write_text
 from wcjax.params import fold
 from wcjax.run_folder.checkpoints import save_tree
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.schema import QUANTILES
 from wcjax.training import feed, sharding, steps
 from wcjax.training.run import Run
@@ -118,7 +118,7 @@ class Trainer:
         key = config.data_dir, config.val_fraction, config.train_images
         if key not in self._datasets:
             dataset = load_dataset(config)
-            self._datasets[key] = dataset, dataset_of_run(self.out, dataset)[1]
+            self._datasets[key] = dataset, checked_dataset(self.out, dataset)[1]
         return self._datasets[key]
 
     def compile(self, config):

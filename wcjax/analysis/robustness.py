@@ -21,7 +21,7 @@ from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
 from wcjax.errors import InputError
 from wcjax.paths import check_writable
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.training import feed, sharding, steps
 from wcjax.training.evaluate import evaluate, load_dataset_of_run, load_folded
 
@@ -84,7 +84,7 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
       images of a streamed data set are not changed.
     """
     config, programs = run_folder.read_config(run), {} if programs is None else programs
-    dataset, _ = dataset_of_run(run, dataset, ("test",))
+    dataset, _ = checked_dataset(run, dataset, ("test",))
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
     mesh = sharding.one_device()

@@ -19,7 +19,7 @@ from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.files import saving
 from wcjax.params import Reparameterized, reparameterize
 from wcjax.paths import check_writable, run_path
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.lock import run_lock
 from wcjax.run_folder.metrics import MetricsWriter
 from wcjax.training import feed, result, sharding, steps
@@ -74,7 +74,7 @@ def train(
         return summary
     check_writable(folder, "workdir")
 
-    dataset, data_record = dataset_of_run(folder, load_dataset(config))
+    dataset, data_record = checked_dataset(folder, load_dataset(config))
     run = Run(config, folder, mesh, dataset)
     _announce(run)
     progress = Progress.start(run)
