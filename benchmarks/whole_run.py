@@ -5,10 +5,10 @@ leaves a run folder that `wcjax.analysis` reads, without checkpoints to resume f
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import pathlib
 import time
-import types
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax import run_folder
-from wcjax.config.build import learning_rate_schedule, load_dataset, make_model, make_optimizer
+from wcjax.config.build import learning_rate_schedule, load_dataset, make_model
 from wcjax.data.dataset import num_batches
 from wcjax.files import write_text
 from wcjax.params import fold
 from wcjax.run_folder.checkpoints import save_tree
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.schema import QUANTILES
 from wcjax.training import feed, sharding, steps
 from wcjax.training.run import Run
@@ -59,9 +59,7 @@ def whole_run(run: Run, feeds: list[feed.Feed], seed, rates, splits) -> Result:
     config = run.config.copy_and_resolve_references()
     with config.ignore_type():
         config.update(rates)
-    tuned = types.SimpleNamespace(
-        config=config, mesh=run.mesh, model=run.model, tx=make_optimizer(config, run.steps_per_epoch)
-    )
+    tuned = dataclasses.replace(run, config=config)
     is_plain = run.psi is None
     state = steps.initializer(run.model, tuned.tx, run.image_shape)(jax.random.key(seed))
     weights = lambda params: {
@@ -120,7 +118,7 @@ class Trainer:
         key = config.data_dir, config.val_fraction, config.train_images
         if key not in self._datasets:
             dataset = load_dataset(config)
-            self._datasets[key] = dataset, dataset_of_run(self.out, dataset)[1]
+            self._datasets[key] = dataset, checked_dataset(self.out, dataset)[1]
         return self._datasets[key]
 
     def compile(self, config):

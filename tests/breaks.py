@@ -1,7 +1,7 @@
 """Breaks the code on purpose, one break of breaks.txt at a time, and reports the breaks that no test notices.
 
     python -m tests.breaks                       every break of the list
-    python -m tests.breaks --only core models    those of these rooms, or of these names
+    python -m tests.breaks --only core models    those of these sections, or of these names
 
 Each break is made in a copy of the tracked files, where the tests that must notice it run. The exit code is 1 if they
 pass or cannot run, or if the text that the break replaces does not occur exactly once.
@@ -23,7 +23,7 @@ LIST = pathlib.Path(__file__).with_suffix(".txt")
 class Break(NamedTuple):
     """In `file` the text `old` becomes `new`, and one of `tests` must fail."""
 
-    room: str
+    section: str
     name: str
     file: str
     tests: list[str]
@@ -33,15 +33,15 @@ class Break(NamedTuple):
 
 def read(text: str) -> list[Break]:
     """The breaks of a list in the form that breaks.txt describes."""
-    breaks, room = [], None
+    breaks, section = [], None
     for block in text.split("\n\n"):
         lines = block.strip("\n").split("\n")
         if lines[0].startswith("# "):
-            room = lines[0][2:]
-        elif room:
+            section = lines[0][2:]
+        elif section:
             name, file, tests = lines[0].split(" | ")
             old, new = ("\n".join(line[2:] for line in lines[1:] if line[0] == sign) for sign in "-+")
-            breaks.append(Break(room, name, file, tests.split(), old, new))
+            breaks.append(Break(section, name, file, tests.split(), old, new))
     return breaks
 
 
@@ -72,15 +72,15 @@ def result_of(change: Break, folder: pathlib.Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rooms or breaks")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="sections or breaks")
     only = set(parser.parse_args().only)
-    chosen = [x for x in read(LIST.read_text(encoding="utf-8")) if not only or only & {x.room, x.name}]
+    chosen = [x for x in read(LIST.read_text(encoding="utf-8")) if not only or only & {x.section, x.name}]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         copy_tracked(pathlib.Path(folder))
         for change in chosen:
             results.append(result_of(change, pathlib.Path(folder)))
-            print(f"{change.room:<12}{change.name:<60}{results[-1]}", flush=True)
+            print(f"{change.section:<12}{change.name:<60}{results[-1]}", flush=True)
     print(f"{results.count('noticed')} of {len(results)} breaks were noticed.")
     return 0 if results and set(results) == {"noticed"} else 1
 

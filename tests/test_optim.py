@@ -179,7 +179,8 @@ MISUSES = {
     "own pair hidden": (lambda: BY_LEAF.init(network(pair="own")), "hides the learned a and b"),
     "shared pair hidden": (lambda: BY_LEAF.init(network(pair="shared")), "hides the learned a and b"),
     "module of the pair hidden": (lambda: BY_MODULE.init(network(pair="shared")), "holds 0 pairs.* one optimizer"),
-    "a Ψ for a schedule": (lambda: optim.add_decayed_weights(Arctan()), "finds each Ψ in the tree: omit Arctan"),
+    "a Ψ for a schedule": (lambda: optim.add_decayed_weights(Arctan()), "or a schedule of it, found Arctan"),
+    "a Ψ for a mask": (lambda: optim.add_decayed_weights(0.1, Arctan()), "mask must be bools .* found Arctan"),
 }
 
 

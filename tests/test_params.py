@@ -257,7 +257,7 @@ MISTAKES = {
         lambda: fold({"x": Reparameterized(W, jax.tree.map(lambda _: None, Arctan(jnp.ones(()), 0.6)))}),
         "learned a and b are in another part of the tree",
     ),
-    "a Ψ beyond float32": (lambda: Arctan(1e39, 1e39), "a must be from 1e-08 to 1e8, found a=1e"),
+    "a Ψ beyond float32": (lambda: Arctan(1e39, 1e39), "a must be from 1e-08 to 1e.08, found a=1e"),
     "an axis that w lacks": (lambda: start(WeightNorm(axis=5)), "x/kernel: axis 5 is out of bounds"),
     "an axis that is text": (lambda: WeightNorm(axis="x"), "axis must be an int or several of them, found 'x'"),
     "where gives an array": (

@@ -1,13 +1,12 @@
 """Command lines: how they report an error that the user can fix, and the console scripts."""
 
-import codecs
 import functools
 import importlib
-import os
 import pathlib
 import sys
 
 from wcjax.errors import InputError, LoaderError, SaveError, cause
+from wcjax.streams import open_closed_streams, use_plain_letters
 
 
 def user_message(error: Exception) -> str | None:
@@ -41,40 +40,6 @@ def program(module: str) -> str:
     """The command that a user types to run this program: wcjax-NAME, train.py or `python -m module`."""
     name = pathlib.Path(sys.argv[0]).name
     return name if name.startswith("wcjax-") or name == "train.py" else f"python -m {module}"
-
-
-def open_closed_streams() -> None:
-    """Opens /dev/null for each of the standard streams that is closed.
-
-    Libraries write to them without a check, and the next file that is opened would get the number of a closed one.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number: this one
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
-
-
-PLAIN_LETTERS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}
-PLAIN_LETTERS |= {"′": "'", "…": "...", "⁻": "^-", "¹": "1", "⁴": "^4", "≥": ">="}
-
-
-def use_plain_letters() -> None:
-    """Makes a terminal or log that cannot show Ψ show Psi, and an escape for any other letter that it cannot show."""
-
-    def plain(error):
-        if not isinstance(error, UnicodeEncodeError):
-            raise error
-        letters = error.object[error.start : error.end]
-        return "".join(PLAIN_LETTERS.get(x, ascii(x)[1:-1]) for x in letters), error.end
-
-    codecs.register_error("plain letters", plain)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # the streams of a notebook lack it
-            stream.reconfigure(errors="plain letters")
 
 
 def _main_of(module: str):

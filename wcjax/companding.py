@@ -18,9 +18,9 @@ import optax
 import optax.contrib
 
 from wcjax import checks, elementary, optimizer_checks, serialization
-from wcjax.optim import scale, scale_step
 from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized_or_box, selected_weights, unboxed
-from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where, wide_dtype, widen
+from wcjax.precision import scale, scale_step, wide_dtype, widen
+from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where
 from wcjax.reparam import Sigmoid
 from wcjax.trees import instances
 
@@ -145,11 +145,9 @@ def compand(
     optimizer_checks.check_optimizer(inner)
     checks.check_psi(psi, Elementwise)
     checks.check_learn(psi, learn, LEARN_NETWORK)
-    optimizer_checks.check_weight_decay(weight_decay)
+    optimizer_checks.check_decay(weight_decay, mask)
     if not isinstance(adaptive, bool):
         raise ValueError(f"adaptive must be True or False, found {adaptive!r}.")
-    if isinstance(mask, Psi):  # it is callable, and would pass for a function
-        raise ValueError(f"mask must be bools or a function of the params, found {mask!r}.")
     inner = optax.with_extra_args_support(inner)
     decay = optax.add_decayed_weights(weight_decay, mask)
     learned = learn != "none"

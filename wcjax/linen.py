@@ -110,22 +110,9 @@ def companded(cls: type[nn.Module]) -> type[Any]:
             return value
         _check_arguments(self)
         reparam = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
-
-        def make(w):  # w may be in a box with the names of its axes, as nn.with_partitioning makes it
-            checks.check_float(_place(self), unboxed(w))
-            if isinstance(reparam, SharedPsi):
-                return Reparameterized(jax.tree.map(reparam.psi.inverse, w), None)
-            return reparameterize_leaf(w, reparam, self.learn, _output_axes(self, unboxed(w).ndim))
-
-        init = lambda *args, **kwargs: make(init_fn(*args, **kwargs))
+        init = lambda *args, **kwargs: _with_v(self, reparam, init_fn(*args, **kwargs))
         weight = super(layer, self).param(name, init, *args, unbox=False, **kwargs)
-        structure: Any = jax.tree.structure(weight)
-        if not is_reparameterized(weight) or structure != jax.tree.structure(jax.eval_shape(make, weight.v)):
-            kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_reparameterized(weight) else "not Reparameterized"
-            raise ValueError(
-                f"{_place(self)} is {kind}, but the layer has reparam={self.reparam!r} and learn={self.learn!r}: fold "
-                "the params, and reparameterize them for this layer."
-            )
+        _check_weight(self, reparam, weight)
         w = Reparameterized(weight.v, reparam.psi).w if isinstance(reparam, SharedPsi) else weight.w
         return nn.meta.unbox(w) if unbox else w
 
@@ -172,6 +159,26 @@ def _check_arguments(layer):
     checks.check_learn(layer.reparam, layer.learn)
     if layer.reparam is not None:
         checks.check_psi(layer.reparam)
+
+
+def _with_v(layer, reparam, w):
+    """The initial w of a layer's kernel as a Reparameterized. w may be in a box, as nn.with_partitioning makes it."""
+    checks.check_float(_place(layer), unboxed(w))
+    if isinstance(reparam, SharedPsi):
+        return Reparameterized(jax.tree.map(reparam.psi.inverse, w), None)
+    return reparameterize_leaf(w, reparam, layer.learn, _output_axes(layer, unboxed(w).ndim))
+
+
+def _check_weight(layer, reparam, weight):
+    """Raises ValueError if the layer would not have made a weight of this structure."""
+    structure: Any = jax.tree.structure(weight)
+    expected = functools.partial(_with_v, layer, reparam)
+    if not is_reparameterized(weight) or structure != jax.tree.structure(jax.eval_shape(expected, weight.v)):
+        kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_reparameterized(weight) else "not Reparameterized"
+        raise ValueError(
+            f"{_place(layer)} is {kind}, but the layer has reparam={layer.reparam!r} and learn={layer.learn!r}: fold "
+            "the params, and reparameterize them for this layer."
+        )
 
 
 def _place(layer):

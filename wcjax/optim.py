@@ -16,7 +16,8 @@ import optax
 
 from wcjax import optimizer_checks
 from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized, with_shared_pair
-from wcjax.psi import LARGEST, Elementwise, Psi, PyTree, wide_dtype, widen
+from wcjax.precision import scale, scale_step, widen
+from wcjax.psi import Elementwise, Psi, PyTree
 from wcjax.trees import instances
 
 
@@ -59,10 +60,7 @@ def add_decayed_weights(
       Cakaj et al, `Weight Compander: A Simple Weight Reparameterization for Regularization
       <https://arxiv.org/abs/2306.16993>`_, 2023
     """
-    for x in (weight_decay, mask):  # a Ψ is callable, and would pass for a schedule or a mask
-        if isinstance(x, Psi):
-            raise ValueError(f"add_decayed_weights finds each Ψ in the tree: omit {x!r}.")
-    optimizer_checks.check_weight_decay(weight_decay)
+    optimizer_checks.check_decay(weight_decay, mask)
     inner = optax.add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):
@@ -175,21 +173,3 @@ def _map_v(f, reparameterized, tree):
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
     return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_node_or_none)
-
-
-def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """x·factor in the dtype of x. Finite for a finite x and a finite factor."""
-    x = jnp.asarray(x)
-    wide, largest = wide_dtype(x.dtype), _largest(x.dtype)
-    scaled = x.astype(wide) * factor.astype(wide)
-    return jnp.where(jnp.isfinite(x), jnp.clip(scaled, -largest, largest), scaled).astype(x.dtype)
-
-
-def scale_step(step: jax.Array, factor: jax.Array) -> jax.Array:
-    """step·factor with an infinite step taken as `LARGEST`."""
-    largest = _largest(step.dtype)
-    return scale(jnp.clip(step, -largest, largest), factor)
-
-
-def _largest(dtype):
-    return min(LARGEST, float(jnp.finfo(dtype).max))

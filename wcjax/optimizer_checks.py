@@ -45,8 +45,13 @@ def check_optimizer(inner: Any) -> None:
         raise ValueError(f"inner must be an optax optimizer, for example optax.sgd(0.1), found {inner!r}.")
 
 
-def check_weight_decay(weight_decay: Any) -> None:
-    """Raises ValueError if weight_decay is neither a number >= 0 nor a schedule. A Ψ is callable, but no schedule."""
+def check_decay(weight_decay: Any, mask: Any) -> None:
+    """Raises ValueError if weight_decay is neither a number >= 0 nor a schedule, or if mask is a Ψ.
+
+    A Ψ is callable, and would pass for a schedule or for a function that makes a mask.
+    """
+    if isinstance(mask, Psi):
+        raise ValueError(f"mask must be bools or a function of the params, found {mask!r}.")
     if isinstance(weight_decay, jax.core.Tracer) or (callable(weight_decay) and not isinstance(weight_decay, Psi)):
         return
     is_number = isinstance(weight_decay, numbers.Real | np.ndarray | jax.Array) and not isinstance(weight_decay, bool)

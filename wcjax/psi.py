@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wcjax.precision import LARGEST, wide_dtype
+
 PyTree = Any  # a tree of arrays, of any framework
 Where = Callable[[jax.tree_util.KeyPath, Any], bool]  # (key path, leaf) -> whether the leaf is companded
 
@@ -23,21 +25,12 @@ Where = Callable[[jax.tree_util.KeyPath, Any], bool]  # (key path, leaf) -> whet
 LEARN = ("none", "fine", "channel")
 LEARN_NETWORK = (*LEARN, "coarse")
 
-LARGEST = 1e30  # a larger step is as good as infinite, and its products would overflow in float32
+# Of the numbers a, b and α. Beyond it, quotients and a step of `LARGEST`, divided by b, overflow in float32.
+RANGE = (1e-8, 1e8)
 
 # A subclass defines some of these. `__init_subclass__` wraps each, so that it computes in `wide_dtype` and returns the
 # dtype of its argument.
 WIDENED = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
-
-
-def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-    """The dtype to compute in: float64 for float64, if JAX has it enabled, and float32 for any other dtype."""
-    return jnp.float64 if jax.dtypes.canonicalize_dtype(dtype) == jnp.float64 else jnp.float32
-
-
-def widen(x: jax.Array) -> jax.Array:
-    """x in its `wide_dtype`. Ψ′ and 1 / Ψ′ may overflow in float16."""
-    return jnp.asarray(x, wide_dtype(x.dtype))
 
 
 def _widened(compute):
@@ -124,8 +117,9 @@ def check_number(psi: Psi, field: str, lowest: float, inclusive: bool = False) -
     if not (math.isfinite(number) and (number >= lowest if inclusive else number > lowest)):
         allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
         raise ValueError(f"{type(psi).__name__}: {field} must be finite and {allowed}, found {field}={x}.")
-    if not 1e-8 <= number <= 1e8:  # beyond this, quotients and a step of 1e30, divided by b, overflow in float32
-        raise ValueError(f"{type(psi).__name__}: {field} must be from {max(lowest, 1e-8):g} to 1e8, found {field}={x}.")
+    if not RANGE[0] <= number <= RANGE[1]:
+        allowed = f"from {max(lowest, RANGE[0]):g} to {RANGE[1]:g}"
+        raise ValueError(f"{type(psi).__name__}: {field} must be {allowed}, found {field}={x}.")
     vars(psi)[field] = number
 
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax import elementary
-from wcjax.psi import Elementwise, Psi, check_number, widen
+from wcjax.precision import widen
+from wcjax.psi import Elementwise, Psi, check_number
 
 _Function: TypeAlias = "staticmethod[[jax.Array], jax.Array]"
 

@@ -1,4 +1,4 @@
-"""Run folders written by hand, in no time: analysis reads folders and nothing else."""
+"""Run folders written by hand, in no time, because analysis reads folders and nothing else; and a trained one."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.run_folder.examples import DATA, LAYER, SUMMARY
+from tests.training.conftest import compilation_cache, tiny_network, tiny_run  # noqa: F401
 from wcjax.config import default_config, with_variant
 from wcjax.run_folder.schema import EDGES
 

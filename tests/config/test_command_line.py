@@ -1,6 +1,5 @@
 """A mistake on a command line or in a config file is one line, and an exit code that a script can see."""
 
-import io
 import os
 import pathlib
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import pytest
 
 from wcjax import commands
-from wcjax.commands import use_plain_letters
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import InputError
 
@@ -136,38 +134,3 @@ def test_overrides_are_split_off_in_all_their_spellings():
     assert rest == ["train.py", "--config", "FILE", "more", "--workdir=x"]
     flips = ["--config.augment.flip", "--noconfig.augment.flip"]
     assert overrides == ["--config.epochs=3", "--config.seed=7", *flips, "--config.model"]
-
-
-@pytest.mark.parametrize(
-    "encoding, text",
-    [("ascii", "Psi'(v) 1 +- 2 alpha x \\xfc \\u65e5 \\udcff"), ("latin-1", "Psi'(v) 1 ± 2 alpha × ü \\u65e5 \\udcff")],
-)
-def test_letters_that_a_terminal_lacks_are_spelt_out(tmp_path, monkeypatch, encoding, text):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    use_plain_letters()
-    for stream in (sys.stdout, sys.stderr):
-        print("Ψ′(v) 1 ± 2 α × ü 日 \udcff", file=stream, flush=True)
-        assert stream.buffer.getvalue().decode(encoding) == text + "\n"
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert commands.compare([str(tmp_path / "Ψ")]) == 2, "as every command does"
-    sys.stderr.flush()
-    assert sys.stderr.buffer.getvalue().startswith(f"error: {tmp_path}/Psi holds no config.json".encode())
-
-
-USE_STREAMS = """import subprocess, sys
-from wcjax.commands import command
-
-@command
-def main(argv):
-    sys.stdout.write(sys.stdin.read())
-    sys.stderr.write("as tqdm does")
-    subprocess.run("echo output && echo errors >&2", shell=True, check=True)
-    return 7
-
-sys.exit(main())"""
-
-
-def test_a_command_runs_with_closed_standard_streams():
-    shell = '"$0" -c "$1" <&- >&- 2>&-'
-    assert subprocess.run(["sh", "-c", shell, sys.executable, USE_STREAMS]).returncode == 7

@@ -23,7 +23,7 @@ NUMBERS = {
     "learning_rate": [(x, "a finite number above 0") for x in (0.0, float("inf"), float("nan"))],
     "image_size": [(4097, "between 1 and 4096")],
     "data_workers": [(1025, "between 0 and 1024")],
-    "reparam.a": [(1e7, "between 1e-06 and 1000000.0"), ([0.5], "of type float")],
+    "reparam.a": [*((x, "between 1e-08 and 100000000.0") for x in (-1.0, 1e9)), ([0.5], "of type float")],
     "dropout": [("0.3", "of type float")],
 }
 NAMES = {
@@ -43,7 +43,10 @@ WRONG = [
         for value, allowed in cases
     ),
     *(({key: value}, f"unknown config.{key} '{value}'.{hint}") for key, (value, hint) in NAMES.items()),
-    ({"reparam.a": -1.0, "reparam.name": "erf"}, "Erf: a must be finite and greater than 0, found a=-1.0."),
+    (
+        {"reparam.alpha": 0.5, "reparam.name": "powerprop"},
+        "PowerProp: alpha must be finite and at least 1, found alpha=0.5.",
+    ),
     ({"reparam.name": "powerprop", "reparam.learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
     ({"reparam": "arctan"}, "config.reparam has its own keys (a, alpha, b, learn, name), found 'arctan'."),
     ({"learning_rat": 1}, "unknown config key 'learning_rat'. Did you mean 'learning_rate'? Known: augment, batch_"),

@@ -19,9 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from tests import truth
 from wcjax import models
-from wcjax.models import convolution_products as products
-from wcjax.models import cpu_convolution, onednn
-from wcjax.models.cpu_convolution import conv_general_dilated
+from wcjax.models import cpu_convolution
+from wcjax.models.cpu_convolution import conv_general_dilated, onednn, products
 
 EPS = np.finfo(np.float32).eps
 by_lax = functools.partial(lax.conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
@@ -273,8 +272,7 @@ def test_every_convolution_of_the_networks_uses_it(name):
 STEPS = """
 import hashlib
 import jax, jax.numpy as jnp, numpy as np
-from wcjax.models import onednn
-from wcjax.models.cpu_convolution import LAYOUT, conv_general_dilated
+from wcjax.models.cpu_convolution import LAYOUT, conv_general_dilated, onednn
 
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

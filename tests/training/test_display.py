@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wcjax.run_folder import read
-from wcjax.training.display import RECORD_SECONDS, Display, Output
+from wcjax.training.display import RECORD_SECONDS, Display
 from wcjax.training.progress import Progress
 
 LINE = {"train_loss": 0.4, "train_accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.7, "images_per_second": 64.0}
@@ -102,9 +102,3 @@ def test_numbers_that_a_reader_refuses_are_not_recorded(tmp_path):
     for loss in (float("nan"), 1e31):
         display.finish_epoch(LINE | {"epoch": 1, "train_loss": loss})
         assert read(tmp_path, "progress.json") is None
-
-
-@pytest.mark.parametrize("term, is_live", [("xterm", True), ("dumb", False)])
-def test_lines_are_redrawn_unless_the_terminal_is_dumb(monkeypatch, term, is_live):
-    monkeypatch.setenv("TERM", term)
-    assert Output(Terminal()).is_live == is_live

@@ -21,7 +21,7 @@ from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
 from wcjax.errors import InputError
 from wcjax.paths import check_writable
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.training import feed, sharding, steps
 from wcjax.training.evaluate import evaluate, load_dataset_of_run, load_folded
 
@@ -65,7 +65,7 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
             key = config.dataset, path, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
                 datasets[key] = load_dataset_of_run(run.path, data_dir)
-            if content is None or content["images"] != _some(datasets[key].test, num_images).num_images:
+            if content is None or content["images"] != _subset(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
 
 
@@ -84,11 +84,11 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
       images of a streamed data set are not changed.
     """
     config, programs = run_folder.read_config(run), {} if programs is None else programs
-    dataset, _ = dataset_of_run(run, dataset, ("test",))
+    dataset, _ = checked_dataset(run, dataset, ("test",))
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
     mesh = sharding.one_device()
-    test = _some(dataset.test, num_images)
+    test = _subset(dataset.test, num_images)
 
     def accuracy(params, split_feed):
         shapes = str(split_feed.eval_input_shapes())
@@ -177,7 +177,8 @@ def change_table(variants: dict[str, list[RunRecord]], baseline: list[RunRecord]
     return Table([*columns], [[*line, p] for line, p in zip(lines, corrected, strict=True)])
 
 
-def _some(split, num_images):
+def _subset(split, num_images):
+    """The split, or num_images of its images if that is not 0: see `measure`."""
     if not num_images:
         return split
     if not isinstance(split, Split):

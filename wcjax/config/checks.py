@@ -5,11 +5,10 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from wcjax import data, models
+from wcjax import data, models, psi
 from wcjax.config.build import INT32, make_model
 from wcjax.config.keys import default_config, to_python
 from wcjax.errors import InputError, short_repr, unknown
-from wcjax.psi import LEARN_NETWORK
 from wcjax.reparam import BY_NAME
 
 REPARAMS = (*BY_NAME, "none")
@@ -28,12 +27,14 @@ RANGES = {  # inclusive
     "augment.padding": (0, 32),  # the compiled step grows with the number of crop offsets
     "image_size": (1, 4096),  # this and the next one are bounded because a run folder may come from anyone
     "data_workers": (0, 1024),
+    "reparam.a": psi.RANGE,
+    "reparam.b": psi.RANGE,
+    "reparam.alpha": psi.RANGE,
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
     "label_smoothing": (0, 1),
 }
 OPEN_RANGES = {"val_fraction": (0, 1), "learning_rate": (0, math.inf), "schedule.factor": (0, math.inf)}
-PSI_RANGE = (1e-6, 1e6)  # beyond it, float32 cannot represent Ψ
 
 
 def check_config(config: Mapping) -> ml_collections.ConfigDict:
@@ -51,7 +52,7 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     _one_of(full, "optimizer", OPTIMIZERS)
     _one_of(full, "dtype", DTYPES)
     _one_of(full, "reparam.name", REPARAMS)
-    _one_of(full, "reparam.learn", LEARN_NETWORK)
+    _one_of(full, "reparam.learn", psi.LEARN_NETWORK)
     for key, (lowest, highest) in RANGES.items():
         _in_range(full, key, lowest, highest)
     for key, (lowest, highest) in OPEN_RANGES.items():
@@ -74,8 +75,6 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
         make_model(full, num_classes=2)
     except ValueError as error:
         raise InputError(str(error)) from error
-    for key in ("reparam.a", "reparam.b", "reparam.alpha"):
-        _in_range(full, key, *PSI_RANGE)
     return full
 
 

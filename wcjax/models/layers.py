@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from wcjax import linen
 from wcjax.models import cpu_convolution
-from wcjax.psi import Psi, widen
+from wcjax.precision import widen
+from wcjax.psi import Psi
 
 Reparam = Psi | linen.LearnedPair | None
 

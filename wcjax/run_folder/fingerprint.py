@@ -11,7 +11,7 @@ from wcjax.data.dataset import checksum
 from wcjax.errors import InputError
 
 
-def dataset_of_run(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:
+def checked_dataset(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:
     """(dataset with the mean and std of the run, content of data.json) of a run that begins, resumes or is evaluated.
 
     data.json holds `Dataset.fingerprint`, 'mean' and 'std'. If a run has no data.json yet, it gets one from dataset.

@@ -5,20 +5,30 @@ import contextlib
 import shutil
 import sys
 import time
+from typing import NamedTuple
 
 from wcjax import run_folder
 from wcjax.errors import InputError
-from wcjax.training.display import LINE_SECONDS, Output, progress_text
+from wcjax.streams import Output
+from wcjax.training.display import LINE_SECONDS, progress_text
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")
 ORDER = ("running", "lost", "failed", "finished", "to do")
 
 
-def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
-    """{name: (state, epoch, accuracy on val, note)} from the `study.Outcome` of the runs in the folder `out`.
+class Row(NamedTuple):
+    """A run in the table."""
 
-    The epoch is the last one that is finished, or of a running run the one that its progress.json has. Files that
-    cannot be read do not matter here: a run that needs them reports the error.
+    state: str  # one of ORDER
+    epoch: str = ""  # the last one that is finished, or of a running run the one that its progress.json has
+    accuracy: str = ""  # on val
+    note: str = ""
+
+
+def table_rows(outcome, out) -> dict[str, Row]:
+    """{name: its row} from the `study.Outcome` of the runs in the folder `out`.
+
+    Files that cannot be read do not matter here: a run that needs them reports the error.
     """
     rows = {}
     for name, config in outcome.plan.configs.items():
@@ -29,23 +39,23 @@ def table_rows(outcome, out) -> dict[str, tuple[str, str, str, str]]:
                 progress = run_folder.read(out / name, "progress.json")
         epoch = f"{len(lines)}/{config.epochs}"
         if name in outcome.accuracy:
-            rows[name] = ("finished", epoch, f"{outcome.accuracy[name]:.2%}", "")
+            rows[name] = Row("finished", epoch, f"{outcome.accuracy[name]:.2%}")
         elif name in outcome.failed:
-            rows[name] = ("failed", epoch, "", outcome.failed[name])
+            rows[name] = Row("failed", epoch, note=outcome.failed[name])
         elif name in outcome.lost:
-            rows[name] = ("lost", epoch, "", outcome.lost[name])
+            rows[name] = Row("lost", epoch, note=outcome.lost[name])
         elif name in outcome.running:
             note = ""
             if progress:
                 epoch, note = f"{progress['epoch']}/{config.epochs}", "  ".join(progress_text(progress)[1:])
-            rows[name] = ("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", note)
+            rows[name] = Row("running", epoch, f"{lines[-1]['val_accuracy']:.2%}" if lines else "", note)
         else:
-            rows[name] = ("to do", epoch if lines else "", "", "")
+            rows[name] = Row("to do", epoch if lines else "")
     return rows
 
 
 class LiveTable:
-    """Prints {name: (state, epoch, accuracy on val, note)} to a stream, by default standard output.
+    """Prints the rows of runs, {name: Row}, to a stream, by default standard output.
 
     If the stream is not a terminal, a line is printed when the state of a run changes, and at most once a minute when
     only the numbers of a running run change. If nobody reads the stream any more, the sweep continues without a table.
@@ -53,11 +63,11 @@ class LiveTable:
 
     def __init__(self, names, stream=None, clock=time.monotonic):
         self._output, self._clock = Output(stream or sys.stdout), clock
-        self._printed = dict.fromkeys(names, (("to do",), -LINE_SECONDS))  # {name: (row, time)} of the last lines
+        self._printed = dict.fromkeys(names, (Row("to do"), -LINE_SECONDS))  # {name: (row, time)} of the last lines
         self._drawn = 0  # lines on the terminal that the next table replaces
         self._waiting = False
 
-    def show(self, rows: dict[str, tuple[str, str, str, str]], last: bool = False) -> None:
+    def show(self, rows: dict[str, Row], last: bool = False) -> None:
         """Prints the rows, or the changes. last: prints the whole table, which is not replaced."""
         self._waiting = False
         if last or self._output.is_live:
@@ -65,7 +75,8 @@ class LiveTable:
         else:
             for name, row in rows.items():
                 (printed, then), now = self._printed[name], self._clock()
-                if row[0] != printed[0] or (row != printed and row[0] == "running" and now - then >= LINE_SECONDS):
+                is_due = row.state == "running" and now - then >= LINE_SECONDS
+                if row.state != printed.state or (row != printed and is_due):
                     self._output.write(f"{name}: {', '.join(cell for cell in row if cell)}\n")
                     self._printed[name] = row, now
 
@@ -80,11 +91,11 @@ class LiveTable:
         names = list(rows)
         omitted = 0
         if not last:  # running runs come first, and no more rows are drawn than the terminal holds
-            names.sort(key=lambda name: ORDER.index(rows[name][0]))
+            names.sort(key=lambda name: ORDER.index(rows[name].state))
             room = max(1, shutil.get_terminal_size().lines - 6)
             omitted = max(0, len(names) - room)
             names = names[:room]
-        counts = collections.Counter(row[0] for row in rows.values())
+        counts = collections.Counter(row.state for row in rows.values())
         lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), ""]
         lines += aligned([HEAD, *((name, *rows[name]) for name in names)])
         if omitted:

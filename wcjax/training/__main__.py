@@ -11,11 +11,11 @@ Open MPI; elsewhere also --coordinator_address, --num_processes and --process_id
 import argparse
 import json
 import logging
-import os
 import sys
 
-from wcjax.commands import open_closed_streams, program, use_plain_letters, user_message
+from wcjax.commands import program, user_message
 from wcjax.errors import DivergedError, InputError, Preempted
+from wcjax.streams import discard, open_closed_streams, use_plain_letters
 from wcjax.training import start
 
 
@@ -98,8 +98,8 @@ def run(args, config) -> None:
     if processes.is_first():
         try:
             print(json.dumps(summary, indent=2), flush=True)
-        except OSError:  # nobody reads it, but it is in summary.json; Python would try once more and exit with 120
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError:  # nobody reads it, but it is in summary.json
+            discard(sys.stdout)
 
 
 def join_processes(args) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shutil
 import sys
 import time
@@ -13,33 +12,11 @@ import numpy as np
 from wcjax import processes, run_folder
 from wcjax.errors import SaveError
 from wcjax.run_folder.schema import PROGRESS
+from wcjax.streams import Output
 
 REDRAW_SECONDS = 0.2  # between two live lines
 RECORD_SECONDS = 10  # between two versions of progress.json
 LINE_SECONDS = 60  # between two plain lines
-
-
-class Output:
-    """A stream, or nothing as soon as it cannot be written any more: a terminal was closed, a disk is full.
-
-    Attributes:
-      is_live: whether the stream is a terminal on which lines can be redrawn.
-    """
-
-    def __init__(self, stream):
-        """stream: None if it is closed."""
-        self._stream, self.is_live = stream, stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
-
-    def write(self, text: str) -> None:
-        if self._stream is None:
-            return
-        try:
-            print(text, end="", file=self._stream, flush=True)
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            if isinstance(error, BrokenPipeError):  # nobody reads it; Python would try once more and exit with 120
-                with contextlib.suppress(OSError):  # it is not a file
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            self._stream, self.is_live = None, False
 
 
 class Display:

@@ -19,7 +19,7 @@ from wcjax.data import Dataset, image_shape
 from wcjax.errors import InputError
 from wcjax.paths import local_path
 from wcjax.run_folder.checkpoints import load_tree
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.training import feed, sharding, steps
 from wcjax.training.in_flight import InFlight
 from wcjax.training.train_state import zero_totals
@@ -110,7 +110,7 @@ def evaluate_folded(
       InputError: the images of splits differ from the images of the run. Their order in a file does not matter.
     """
     config = run_folder.read_config(run)
-    dataset, _ = dataset_of_run(run, dataset or load_dataset_of_run(run, data_dir), splits)
+    dataset, _ = checked_dataset(run, dataset or load_dataset_of_run(run, data_dir), splits)
     model, variables = load_folded(run, dataset.num_classes)
     mesh = mesh or sharding.one_device()
     variables = sharding.replicate(mesh, variables)

@@ -180,16 +180,12 @@ class Streamed(Feed):
         array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.by_rows(self.mesh))
         return Split(array((n, size, size, 3), jnp.uint8), array((n,), jnp.int32))
 
-    def eval_input_shapes(self):
-        return self.train_input_shapes()
+    eval_input_shapes = train_input_shapes
 
     def train_batch(self, batch, step, key):
-        return self._normalized(batch)  # the host has augmented it
+        return self.eval_batch(batch, seen=None)  # the host has augmented it
 
     def eval_batch(self, batch, seen):
-        return self._normalized(batch)
-
-    def _normalized(self, batch):
         return self._normalize(batch.images), batch.labels
 
 

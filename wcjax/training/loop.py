@@ -17,13 +17,12 @@ from wcjax.config import check_config
 from wcjax.config.build import load_dataset, make_model
 from wcjax.errors import DivergedError, InitialWeightsError, InputError
 from wcjax.files import saving
-from wcjax.params import Reparameterized, fold, reparameterize
+from wcjax.params import Reparameterized, reparameterize
 from wcjax.paths import check_writable, run_path
-from wcjax.run_folder.checkpoints import save_tree
-from wcjax.run_folder.fingerprint import dataset_of_run
+from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.lock import run_lock
 from wcjax.run_folder.metrics import MetricsWriter
-from wcjax.training import feed, sharding, steps
+from wcjax.training import feed, result, sharding, steps
 from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.in_flight import InFlight
@@ -75,7 +74,7 @@ def train(
         return summary
     check_writable(folder, "workdir")
 
-    dataset, data_record = dataset_of_run(folder, load_dataset(config))
+    dataset, data_record = checked_dataset(folder, load_dataset(config))
     run = Run(config, folder, mesh, dataset)
     _announce(run)
     progress = Progress.start(run)
@@ -284,41 +283,15 @@ def _weight_statistics(run: Run, progress: Progress) -> dict[str, dict]:
 def _finish(session: _Session, best: TrainState, compile_seconds: float) -> dict:
     """Folds the best state, evaluates it on test and writes the summary, which it returns."""
     run = session.run
-    num_parameters = _save_folded(run, best)
+    num_parameters = result.save_folded(run, best)
     if processes.is_first():
         session.checkpoints.delete_midway()
         (run.folder / "progress.json").unlink(missing_ok=True)
     # The weights are read back from the run folder, so that the accuracy is that of what is stored.
-    results = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=session.check_stop)
-    summary = _summary(run, session.progress, results["test"], compile_seconds, num_parameters)
+    means = evaluate_folded(run.folder, run.dataset, splits=("test",), mesh=run.mesh, after_batch=session.check_stop)
+    summary = result.summary(run, session.progress, means["test"], compile_seconds, num_parameters)
     session.writer.write_summary(summary)
     if processes.is_first():
         run_folder.write(run.folder, "summary.json", summary)
     processes.wait_for_all("the summary is written")
     return summary
-
-
-def _save_folded(run: Run, state: TrainState) -> int:
-    """Writes the plain network of a state to the run folder, and returns the number of its parameters."""
-    params = sharding.unshard(run.mesh, state.params)
-    params = params if run.psi is None else jax.jit(fold)(params)  # one program, not one for each operation
-    save_tree(run.folder / "folded", {"params": params, "batch_stats": state.batch_stats})
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
-def _summary(run: Run, progress: Progress, test: dict, compile_seconds: float, num_parameters: int) -> dict:
-    """The content of summary.json. test: {'loss', 'accuracy'} on test."""
-    return {
-        "best_epoch": progress.best_epoch,
-        "best_val_accuracy": progress.best_val_accuracy,
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "epochs": run.config.epochs,
-        "images_per_second": progress.step * run.config.batch_size / progress.train_seconds,
-        "train_seconds": progress.train_seconds,
-        "compile_seconds": compile_seconds,
-        "num_parameters": num_parameters,
-        "device": jax.devices()[0].device_kind,
-        "num_devices": run.mesh.size,
-        "jax_version": jax.__version__,
-    }

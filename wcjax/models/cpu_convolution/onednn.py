@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from wcjax.models.window import Window
+from wcjax.models.cpu_convolution.window import Window
 
 JAXLIBS = ((0, 10, 2), (0, 13))  # the call is tried from the first of these versions on, and below the second
 SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured from 2**17 to 2**21

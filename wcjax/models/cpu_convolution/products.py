@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from wcjax.models.window import Window, image_gradient_of
+from wcjax.models.cpu_convolution.window import Window, image_gradient_of
 
 # Winograd's transforms for F(3, 2), from the points 0, 1, −1 and ∞. Three taps of a kernel, each a sum over two
 # neighbours, take four products instead of six (Lavin and Gray, arXiv 1509.09308).

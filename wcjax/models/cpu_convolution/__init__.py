@@ -4,7 +4,7 @@
 `nn.Conv(features, (3, 3), conv_general_dilated=wcjax.models.cpu_convolution.conv_general_dilated)`.
 
 On a CPU each of the three results of a convolution (forward, gradient of the image, gradient of the kernel) is computed
-in the form that is fastest for its shape:
+in the form that is fastest for its shape. The forms are in `onednn`, `products` (of matrices) and `xla`:
 
 - Kernels of 1x1 are matrix products. With AVX-512 so are the forward pass and the gradient of the image if the result
   has at most FEW_PIXELS pixels.
@@ -27,12 +27,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from wcjax.models import convolution_products as products
-from wcjax.models import onednn
-from wcjax.models.window import Window, image_gradient_of
+from wcjax.models.cpu_convolution import onednn, products, xla
+from wcjax.models.cpu_convolution.window import Window
+from wcjax.models.cpu_convolution.xla import LAYOUT
 
 SWITCH = "WCJAX_CPU_CONVOLUTION"  # environment variable: 'xla' for lax.conv_general_dilated and nothing else
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 MANY_CHANNELS = 64  # from this number on, Winograd is the fastest for gradients of 3x3 kernels, and products beat XLA
 MANY_CHANNELS_AVX512 = 160  # the same next to oneDNN with AVX-512
 FEW_PIXELS = 4  # up to this number in the result, XLA takes up to 120 times as long as one product
@@ -70,7 +69,7 @@ def conv_general_dilated(
         return by_lax(dimension_numbers=dimension_numbers)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    window = Window(lhs.shape[1:3], rhs.shape[:2], tuple(window_strides), tuple(map(tuple, padding)))
+    window = Window(lhs.shape[1:3], rhs.shape[:2], tuple(window_strides), tuple((low, high) for low, high in padding))
     narrow = all(0 <= min(pads) <= max(pads) < taps for pads, taps in zip(window.padding, window.size, strict=True))
     if not narrow or 0 in (*lhs.shape, *rhs.shape) or min(window.result) < 1:
         return by_lax(dimension_numbers=dimension_numbers)
@@ -95,20 +94,20 @@ def _layout(lhs, rhs):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     """x * w: x (n, *window.image, inputs), w (*window.size, inputs, outputs) -> (n, *window.result, outputs)."""
-    return _by_platform(_cpu_forward(window), _xla_forward, window, x, w)
+    return _by_platform(_cpu_forward(window), xla.forward, window, x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
     """dL/dx from dL/dy, for the x and the result of `convolve`."""
-    return _by_platform(_cpu_image_gradient(window), _xla_image_gradient, window, dy, w)
+    return _by_platform(_cpu_image_gradient(window), xla.image_gradient, window, dy, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
     """dL/dw from dL/dy, for the w and the result of `convolve`."""
     form = _cpu_kernel_gradient(window, x.shape[3], dy.shape[3])
-    return _by_platform(form, _xla_kernel_gradient, window, x, dy)
+    return _by_platform(form, xla.kernel_gradient, window, x, dy)
 
 
 def _differentiable(function, gradient_a, gradient_b):
@@ -160,7 +159,7 @@ def has_avx512() -> bool:
 def _cpu_forward(window):
     if window.is_1x1 or (_has_few_pixels(window) and (has_avx512() or not onednn.is_usable())):
         return products.forward
-    return onednn.forward if onednn.is_usable() else _xla_forward
+    return onednn.forward if onednn.is_usable() else xla.forward
 
 
 def _cpu_image_gradient(window):
@@ -170,7 +169,7 @@ def _cpu_image_gradient(window):
     by_onednn = onednn.is_usable() and is_covered
     if _has_few_pixels(window) and (has_avx512() or not by_onednn):
         return products.image_gradient
-    return onednn.image_gradient if by_onednn else _xla_image_gradient
+    return onednn.image_gradient if by_onednn else xla.image_gradient
 
 
 def _cpu_kernel_gradient(window, inputs, outputs):
@@ -185,17 +184,4 @@ def _cpu_kernel_gradient(window, inputs, outputs):
         return onednn.kernel_gradient
     if window.is_1x1 or channels >= MANY_CHANNELS or _has_few_pixels(window):
         return products.kernel_gradient
-    return _xla_kernel_gradient
-
-
-def _xla_forward(window, x, w):
-    return lax.conv_general_dilated(x, w, window.strides, window.padding, dimension_numbers=LAYOUT)
-
-
-_xla_image_gradient = image_gradient_of(_xla_forward)
-
-
-def _xla_kernel_gradient(window, x, dy):
-    w = jax.ShapeDtypeStruct((*window.size, x.shape[3], dy.shape[3]), x.dtype)
-    (dw,) = jax.linear_transpose(lambda w: _xla_forward(window, x, w), w)(dy)
-    return dw
+    return xla.kernel_gradient

@@ -13,7 +13,7 @@ class Window(NamedTuple):
     image: tuple[int, ...]  # height and width of x
     size: tuple[int, ...]  # height and width of the kernel
     strides: tuple[int, ...]
-    padding: tuple[tuple[int, ...], ...]  # zeros above and below, left and right, each fewer than the size
+    padding: tuple[tuple[int, int], ...]  # zeros above and below, left and right, each fewer than the size
 
     @property
     def result(self) -> tuple[int, ...]:
