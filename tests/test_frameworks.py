@@ -1,4 +1,4 @@
-"""Trees of every JAX framework are companded as they are, by both doors, and stepped like a dict of their leaves.
+"""Trees of every JAX framework are companded as they are, in both ways, and stepped like a dict of their leaves.
 
 The leaves that should be companded are written out by hand for each tree.
 """

@@ -1,4 +1,4 @@
-"""The transforms that know Ψ: masks, boxes, optax's wrappers, and misuse. Both doors keep optax's contract.
+"""The transforms that know Ψ: masks, boxes, optax's wrappers, and misuse. Both ways keep optax's contract.
 
 What they compute, in whole runs by hand: test_training_rules.py.
 """
@@ -69,10 +69,10 @@ def decayed_by_compand(weight_decay, mask=None):
 DECAYING = {"layers": (optim.add_decayed_weights, network()), "compand": (decayed_by_compand, fold(network()))}
 
 
-@pytest.mark.parametrize("door", DECAYING)
+@pytest.mark.parametrize("way", DECAYING)
 @pytest.mark.parametrize("is_function", [False, True])
-def test_the_mask_and_the_schedule_choose_what_decays(is_function, door):
-    make, params = DECAYING[door]
+def test_the_mask_and_the_schedule_choose_what_decays(is_function, way):
+    make, params = DECAYING[way]
     prefix = {"conv": {"kernel": True, "bias": False}, "norm": False, "head": True}
     mask = (lambda params: jax.tree.map(lambda p: p.ndim > 1, params)) if is_function else prefix
     expected = penalty(make(DECAY), params)
@@ -127,7 +127,7 @@ def companded(learning_rate=LR, weight_decay=DECAY):
 
 
 SHARED = network(pair="shared")
-DOORS = {"layers": (adam_on, WHOLE, SHARED), "compand": (companded, companded(), wcjax.fold(SHARED))}
+WAYS = {"layers": (adam_on, WHOLE, SHARED), "compand": (companded, companded(), wcjax.fold(SHARED))}
 PLAIN = optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LR))
 labels = lambda params: {name: "plain" if name == "norm" else "wc" for name in params}
 SCHEDULES = (lambda count: LR + 0 * count, lambda count: DECAY + 0 * count)
@@ -138,10 +138,10 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_of_optax_leave_the_steps_unchanged(wrapper, door):
-    make, alone, params = DOORS[door]
+def test_wrappers_of_optax_leave_the_steps_unchanged(wrapper, way):
+    make, alone, params = WAYS[way]
     tx, grads = WRAPPERS[wrapper](make), gradients(params)
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(tx.update, n=1), donate_argnums=1)

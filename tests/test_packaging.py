@@ -45,7 +45,7 @@ print(*sys.modules)"""
     assert not optional & set(loaded.split())
 
 
-DOORS = {
+ENTRIES = {
     "from wcjax import linen": "wcjax.linen needs flax: pip install 'wcjax[flax]'",
     "wcjax.exchange.from_torchvision({})": "wcjax.models needs flax: pip install 'wcjax[flax]'",
     "wcjax.exchange.save_safetensors('x', {})": "a .safetensors file needs safetensors: pip install 'wcjax[exchange]'",
@@ -62,15 +62,15 @@ TRAIN = "flax, matplotlib, ml_collections, orbax-checkpoint, scikit-learn, scipy
 def test_a_missing_extra_is_named_at_every_entry_point(tmp_path):
     code = f"""import json, wcjax
 messages = {{}}
-for door in {list(DOORS)}:
+for entry in {list(ENTRIES)}:
     try:
-        exec(door)
+        exec(entry)
     except (wcjax.errors.InputError, ImportError) as error:
         assert isinstance(error, ImportError) and isinstance(error, wcjax.errors.InputError), error
-        messages[door] = str(error)
+        messages[entry] = str(error)
 print(json.dumps(messages))"""
     process = run(tmp_path, "-c", code)
-    assert json.loads(process.stdout) == {door: text.replace("TRAIN", TRAIN) for door, text in DOORS.items()}
+    assert json.loads(process.stdout) == {entry: text.replace("TRAIN", TRAIN) for entry, text in ENTRIES.items()}
 
 
 def test_a_command_without_its_extra_says_so_in_one_line(tmp_path):

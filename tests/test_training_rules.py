@@ -1,4 +1,4 @@
-"""Both doors take the training runs that truth.py takes by hand, step by step and leaf by leaf in float64."""
+"""compand and parameters that hold v take the runs that truth.py takes by hand, leaf by leaf in float64."""
 
 import functools
 
