@@ -84,7 +84,7 @@ class BareSteps:
     """The compiled step of a run on its own, with the state that it moves, as a call without arguments."""
 
     def __init__(self, config, run_class=Run, step=steps.train_step):
-        """step: what is compiled in place of `steps.train_step`."""
+        """step: what is compiled instead of `steps.train_step`."""
         self.run = run = run_class(config, None, sharding.make_mesh(config), load_dataset(config))
         self.progress, self.steps_per_epoch = Progress.start(run), run.steps_per_epoch
         state, totals = self.state, self.progress.totals

@@ -18,7 +18,7 @@ VGG is trained with the schedule and the decay of CIFAR-100. The variant after t
 'coarse' for one learned pair in the network, or 'channel' for a learned pair of each output channel. The paper does not
 have 'channel'.
 
-The paper does not have resnet8 (78,042 parameters) and resnet20 either. They are trained for 20 epochs, with the a and
+The paper does not have resnet8 (78,042 parameters) or resnet20 either. They are trained for 20 epochs, with the a and
 b of ResNet18. On two CPU cores with AVX-512, an epoch of resnet8 takes 22 to 24 s (1,880 to 2,100 images/s). 5 epochs
 gave 70 to 72 % on test. ResNet18 takes 1.0 s a step there, which is 6 minutes an epoch, so it needs a GPU or TPU.
 

@@ -101,7 +101,7 @@ def test_a_second_reparameterize_takes_other_weights_only():
     chex.assert_trees_all_close(fold(both), plain, rtol=1e-6)
 
 
-SHARED = {  # weights that share the pair of the module `pair`, beside one that has its own
+SHARED = {  # weights that share the pair of the module `pair`, next to one that has its own
     "pair": {"psi": LEARNED},
     "x": {"kernel": Reparameterized(weights(3, 2), None), "bias": weights(2)},
     "y": {"z": {"kernel": Reparameterized(weights(2, 2, 2), None)}, "scale": jnp.float32(0), "empty": {}},

@@ -7,17 +7,17 @@ import sys
 import pytest
 
 from wcjax import commands
-from wcjax.streams import Output, use_plain_letters
+from wcjax.streams import Output, use_ascii_forms
 
 
 @pytest.mark.parametrize(
     "encoding, text",
     [("ascii", "Psi'(v) 1 +- 2 alpha x \\xfc \\u65e5 \\udcff"), ("latin-1", "Psi'(v) 1 ± 2 alpha × ü \\u65e5 \\udcff")],
 )
-def test_letters_that_a_terminal_lacks_are_spelt_out(tmp_path, monkeypatch, encoding, text):
+def test_characters_that_a_terminal_lacks_are_spelt_out(tmp_path, monkeypatch, encoding, text):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    use_plain_letters()
+    use_ascii_forms()
     for stream in (sys.stdout, sys.stderr):
         print("Ψ′(v) 1 ± 2 α × ü 日 \udcff", file=stream, flush=True)
         assert stream.buffer.getvalue().decode(encoding) == text + "\n"

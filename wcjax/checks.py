@@ -1,4 +1,4 @@
-"""The errors for what cannot be companded, raised before any work. Each says why."""
+"""Checks of what is to be companded. Each raises a ValueError that says what is wrong, before any work."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from wcjax.psi import LEARN, Elementwise, Psi, PyTree
-from wcjax.reparam import BY_NAME, Sigmoid, WeightNorm
+from wcjax.reparam import BY_NAME, Scaled, WeightNorm
 from wcjax.trees import instances, path_str
 
 Weights = Mapping[jax.tree_util.KeyPath, Any]  # {key path: w}
@@ -38,7 +38,7 @@ def check_learn(psi: Psi | None, learn: str, choices: tuple[str, ...] = LEARN) -
     """Raises ValueError for an unknown way of learning, and for a Ψ without a and b that should learn them."""
     if learn not in choices:
         raise ValueError(f"learn must be one of {', '.join(map(repr, choices))}, found {learn!r}.")
-    if learn != "none" and not isinstance(psi, Sigmoid):
+    if learn != "none" and not isinstance(psi, Scaled):
         name = "None" if psi is None else type(psi).__name__
         raise ValueError(f"{name} has no a and b to learn: use learn='none'.")
 
@@ -133,7 +133,7 @@ def _check_bound(weights: Weights, psi: Elementwise) -> None:
     if worst is None or worst.share < 1:
         return
     name, hint = repr(psi), "Choose smaller weights."
-    if isinstance(psi, Sigmoid):
+    if isinstance(psi, Scaled):
         needed = worst.a * worst.share
         digit = 10.0 ** (math.floor(math.log10(needed)) - 1)
         sufficient = math.ceil(1.05 * needed / digit) * digit

@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from wcjax.errors import InputError, LoaderError, SaveError, cause
-from wcjax.streams import open_closed_streams, use_plain_letters
+from wcjax.streams import open_closed_streams, use_ascii_forms
 
 
 def user_message(error: Exception) -> str | None:
@@ -24,7 +24,7 @@ def command(main):
     @functools.wraps(main)
     def wrapper(argv=None) -> int:
         open_closed_streams()
-        use_plain_letters()
+        use_ascii_forms()
         try:
             return main(argv) or 0
         except Exception as error:

@@ -21,7 +21,7 @@ from wcjax import checks, elementary, optimizer_checks, serialization
 from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized_or_box, selected_weights, unboxed
 from wcjax.precision import scale, scale_step, wide_dtype, widen
 from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where
-from wcjax.reparam import Sigmoid
+from wcjax.reparam import Scaled
 from wcjax.trees import instances
 
 
@@ -287,7 +287,7 @@ def _pair_gradients(state, psis, weights, grads, learn):
     """dL/da and dL/db = Σ dL/dw·dw/da, dL/dw·dw/db at fixed v, in the structure of state.pairs."""
 
     def linear(psi, w, g, new):
-        if not isinstance(psi, Sigmoid) or g is None:
+        if not isinstance(psi, Scaled) or g is None:
             return 0.0
         w, g = (widen(x) for x in (unboxed(w), unboxed(g)))
         return jnp.sum(g * w * (new.a / psi.a) + g * psi.derivative_b(w) * new.b)

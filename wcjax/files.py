@@ -48,7 +48,7 @@ def reading(path=None, hint="Check the path, or give another one."):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Opens a new binary file. If the block ends without an error, one rename puts it in the place of the file `path`.
+    """Opens a new binary file. If the block ends without an error, one rename replaces the file `path` with it.
 
     A reader sees either the old file or the complete new one. The new file is `.NAME.<8 hexadecimal digits>.partial`,
     in the same folder, and is locked while it is written. If a file of such a name is not locked, the process that

@@ -27,7 +27,7 @@ from wcjax import checks, serialization
 from wcjax.extras import needs
 from wcjax.params import Reparameterized, is_reparameterized, reparameterize_leaf, unboxed
 from wcjax.psi import Psi
-from wcjax.reparam import BY_NAME, Sigmoid, WeightNorm
+from wcjax.reparam import BY_NAME, Scaled, WeightNorm
 
 needs("wcjax.linen", "flax")
 
@@ -51,7 +51,7 @@ class LearnedPair(nn.Module):
     layer would get its own pair, and a layer outside could not share it: ValueError.
     """
 
-    psi: Sigmoid
+    psi: Scaled
     param_dtype: Any = jnp.float32
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""The errors for optimizers, and for arguments and states of the transforms, that cannot be used. Each says why."""
+"""Checks of inner optimizers, and of the arguments and states of the transforms. Each raises a ValueError."""
 
 import functools
 import math

@@ -80,8 +80,8 @@ def reparameterize(params: PyTree, psi: Psi, where: Where | None = None, learn: 
       params: any pytree of arrays. Weights that are Reparameterized already stay as they are.
       psi: Arctan, Arsinh, Erf, PowerProp or WeightNorm. Its numbers are constants, its arrays are learned.
       where: (key path, leaf) -> bool, which leaves are weights; None: `wcjax.is_kernel`.
-      learn: 'none': a and b stay as psi has them. 'fine': each weight learns its own pair. 'channel': a pair for each
-        index of its last axis, which in Equinox and PyTorch counts inputs.
+      learn: 'none': a and b stay as psi has them. 'fine': each selected leaf learns its own pair. 'channel': a pair
+        for each index of its last axis, which in Equinox and PyTorch counts inputs.
 
     Returns:
       The same tree with a `Reparameterized` instead of each selected leaf.
@@ -181,7 +181,7 @@ def is_reparameterized_or_box(x: Any) -> bool:
 
 
 def is_node_or_none(x: Any) -> bool:
-    """Whether x is a Reparameterized weight or a Ψ, or the None in the place of a leaf that has neither."""
+    """Whether x is a Reparameterized weight or a Ψ, or the None instead of a leaf that has neither."""
     return x is None or isinstance(x, Reparameterized | Psi)
 
 

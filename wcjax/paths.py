@@ -42,7 +42,7 @@ def run_path(path, name: str) -> pathlib.Path:
 
 
 def is_utf8(path) -> bool:
-    """Whether a path is UTF-8 text. Python keeps other bytes of a path as letters that cannot be encoded."""
+    """Whether a path is UTF-8 text. Python keeps other bytes of a path as surrogates, which cannot be encoded."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

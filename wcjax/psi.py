@@ -6,7 +6,6 @@ Learned arrays broadcast against v and have its rank. A Ψ computes in float32, 
 
 import dataclasses
 import functools
-import math
 import numbers
 import typing
 from collections.abc import Callable, Collection
@@ -21,7 +20,7 @@ from wcjax.precision import LARGEST, wide_dtype
 PyTree = Any  # a tree of arrays, of any framework
 Where = Callable[[jax.tree_util.KeyPath, Any], bool]  # (key path, leaf) -> whether the leaf is companded
 
-# Which a and b are learned: none, a pair for each weight, for each output channel, or one for the whole network.
+# Which a and b are learned: none; a pair for each kernel; for each output channel; or one for the whole network.
 LEARN = ("none", "fine", "channel")
 LEARN_NETWORK = (*LEARN, "coarse")
 
@@ -106,21 +105,16 @@ class Psi:
         raise NotImplementedError
 
 
-def check_number(psi: Psi, field: str, lowest: float, inclusive: bool = False) -> None:
-    """Makes a number a float. Raises ValueError if it is out of range, or neither a number nor an array."""
+def check_number(psi: Psi, field: str, lowest: float = RANGE[0]) -> None:
+    """Makes a number a float. Raises ValueError unless it is an array or a number from `lowest` to RANGE[1]."""
     x = getattr(psi, field)
     if field in psi.learned:
         return
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise ValueError(f"{type(psi).__name__}: {field} must be a number or an array, found {x!r}.")
-    number = float(x)
-    if not (math.isfinite(number) and (number >= lowest if inclusive else number > lowest)):
-        allowed = f"{'at least' if inclusive else 'greater than'} {lowest}"
-        raise ValueError(f"{type(psi).__name__}: {field} must be finite and {allowed}, found {field}={x}.")
-    if not RANGE[0] <= number <= RANGE[1]:
-        allowed = f"from {max(lowest, RANGE[0]):g} to {RANGE[1]:g}"
-        raise ValueError(f"{type(psi).__name__}: {field} must be {allowed}, found {field}={x}.")
-    vars(psi)[field] = number
+    if not lowest <= float(x) <= RANGE[1]:  # nan, too
+        raise ValueError(f"{type(psi).__name__}: {field} must be from {lowest:g} to {RANGE[1]:g}, found {field}={x}.")
+    vars(psi)[field] = float(x)
 
 
 class Elementwise(Psi):

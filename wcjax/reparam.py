@@ -6,7 +6,7 @@ float32 (also for a bfloat16 v), and the result is cast once to the dtype of the
 Sources: weight compander, Cakaj et al. 2023, arXiv 2306.16993; Powerpropagation, Schwarz et al. 2021,
 arXiv 2110.00296; weight normalization, Salimans and Kingma 2016, arXiv 1602.07868.
 
-To add a Ψ that acts on each weight, write a subclass of `Elementwise`, or of `Sigmoid` if it is a·s(v / b), and give
+To add a Ψ that acts on each weight, write a subclass of `Elementwise`, or of `Scaled` if it is a·s(v / b), and give
 it a name in `BY_NAME`.
 """
 
@@ -27,8 +27,8 @@ from wcjax.psi import Elementwise, Psi, check_number
 _Function: TypeAlias = "staticmethod[[jax.Array], jax.Array]"
 
 
-class Sigmoid(Elementwise):
-    """w = a·s(v / b) for an odd increasing s, with a, b > 0. Raises ValueError for a number that is not."""
+class Scaled(Elementwise):
+    """w = a·s(v / b) for an odd increasing s, with a, b > 0. Raises ValueError for a number a or b out of range."""
 
     a: float | jax.Array = 1.0
     b: float | jax.Array = 1.0
@@ -40,8 +40,8 @@ class Sigmoid(Elementwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "a", lowest=0)
-        check_number(self, "b", lowest=0)
+        check_number(self, "a")
+        check_number(self, "b")
 
     @property
     def bound(self) -> float | jax.Array:
@@ -69,7 +69,7 @@ class Sigmoid(Elementwise):
         return -self.inverse(w) * (1 / self.b) * self.slope(w)
 
 
-class Arctan(Sigmoid):
+class Arctan(Scaled):
     """Weight compander: w = a·arctan(v / b), |w| < a·π/2, Ψ′(v) = a·b / (b² + v²).
 
     Args:
@@ -125,7 +125,7 @@ class Arctan(Sigmoid):
         return (new.a - self.a) / self.a * w + new.a * elementary.arctan2(across, along)
 
 
-class Arsinh(Sigmoid):
+class Arsinh(Scaled):
     """w = a·arsinh(v / b), unbounded. Ψ⁻¹ overflows in float32 for |w| > 88·a. Arguments and errors as in `Arctan`."""
 
     supremum = math.inf
@@ -134,7 +134,7 @@ class Arsinh(Sigmoid):
     s_derivative = staticmethod(lambda x: 1 / jnp.hypot(1, x))  # in which no square overflows
 
 
-class Erf(Sigmoid):
+class Erf(Scaled):
     """w = a·erf(v / b), |w| < a, which rounds to a from |v / b| of about 4 on. Arguments and errors as in `Arctan`."""
 
     supremum = 1.0
@@ -151,7 +151,7 @@ class PowerProp(Elementwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "alpha", lowest=1, inclusive=True)
+        check_number(self, "alpha", lowest=1)
 
     def __call__(self, v: jax.Array) -> jax.Array:
         """w = v·|v|^(α−1)."""

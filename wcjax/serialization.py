@@ -26,7 +26,7 @@ def register(*classes: type) -> None:
         if state["is"] != _constants(x):
             raise ValueError(f"the state holds {state['is']}, but the target has {_constants(x)}.")
         leaves = {name: serialization.from_state_dict(getattr(x, name), state[name]) for name in _leaves(x)}
-        # Not dataclasses.replace, which checks numbers and refuses the None of a mask in the place of an array.
+        # Not dataclasses.replace, which checks numbers and refuses the None of a mask instead of an array.
         restored = copy.copy(x)
         vars(restored).update(leaves)
         return restored

@@ -1,4 +1,4 @@
-"""The standard streams of a process: closed ones, ones that nobody reads, terminals, and letters they cannot show."""
+"""The standard streams of a process: closed, unread, terminals, and without the characters that are printed."""
 
 import codecs
 import contextlib
@@ -21,23 +21,23 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
-PLAIN_LETTERS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}
-PLAIN_LETTERS |= {"′": "'", "…": "...", "⁻": "^-", "¹": "1", "⁴": "^4", "≥": ">="}
+ASCII_FORMS = {"Ψ": "Psi", "α": "alpha", "λ": "lambda", "√": "sqrt", "±": "+-", "×": "x", "·": "*", "−": "-"}
+ASCII_FORMS |= {"′": "'", "…": "...", "⁻": "^-", "¹": "1", "⁴": "^4", "≥": ">="}
 
 
-def use_plain_letters() -> None:
-    """Makes a terminal or log that cannot show Ψ show Psi, and an escape for any other letter that it cannot show."""
+def use_ascii_forms() -> None:
+    """Makes a stream that cannot show Ψ show Psi, and an escape for any other character that it cannot show."""
 
-    def plain(error):
+    def ascii_form(error):
         if not isinstance(error, UnicodeEncodeError):
             raise error
-        letters = error.object[error.start : error.end]
-        return "".join(PLAIN_LETTERS.get(x, ascii(x)[1:-1]) for x in letters), error.end
+        characters = error.object[error.start : error.end]
+        return "".join(ASCII_FORMS.get(x, ascii(x)[1:-1]) for x in characters), error.end
 
-    codecs.register_error("plain letters", plain)
+    codecs.register_error("wcjax ascii", ascii_form)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the streams of a notebook lack it
-            stream.reconfigure(errors="plain letters")
+            stream.reconfigure(errors="wcjax ascii")
 
 
 def discard(stream) -> None:

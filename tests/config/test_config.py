@@ -45,7 +45,7 @@ WRONG = [
     *(({key: value}, f"unknown config.{key} '{value}'.{hint}") for key, (value, hint) in NAMES.items()),
     (
         {"reparam.alpha": 0.5, "reparam.name": "powerprop"},
-        "PowerProp: alpha must be finite and at least 1, found alpha=0.5.",
+        "PowerProp: alpha must be from 1 to 1e+08, found alpha=0.5.",
     ),
     ({"reparam.name": "powerprop", "reparam.learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
     ({"reparam": "arctan"}, "config.reparam has its own keys (a, alpha, b, learn, name), found 'arctan'."),

@@ -109,7 +109,7 @@ def test_processes_share_the_images_of_the_same_steps(dataset):
         for part in ("images", "labels"):
             joined = np.concatenate([getattr(shard[step], part) for shard in shards])
             np.testing.assert_array_equal(joined, getattr(whole, part))
-    with pytest.raises(InputError, match=r"^batch_size 8 cannot be shared by 3 processes: choose a multiple of it\.$"):
+    with pytest.raises(InputError, match=r"^batch_size 8 cannot be shared by 3 processes: choose a multiple of 3\.$"):
         batches.train_batches(dataset.train, LOADING._replace(process_count=3))
 
 

@@ -26,11 +26,11 @@ EPS = np.finfo(np.float32).eps
 by_lax = functools.partial(lax.conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
 ours = functools.partial(conv_general_dilated, dimension_numbers=cpu_convolution.LAYOUT)
 
-JAXLIBS = onednn.JAXLIBS
+JAX_VERSIONS = onednn.JAX_VERSIONS
 needs_onednn = pytest.mark.skipif(  # onednn.is_usable() would hide the fault if a form gave wrong values
     jax.default_backend() != "cpu"
     or platform.machine() != "x86_64"
-    or not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1],
+    or not JAX_VERSIONS[0] <= jax.__version_info__ < JAX_VERSIONS[1],
     reason="needs an x86 CPU and a jaxlib whose oneDNN can be called: install that of constraints.txt",
 )
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.history import WeightHistory
 from wcjax.files import saving
-from wcjax.reparam import Arctan, PowerProp, Sigmoid
+from wcjax.reparam import Arctan, PowerProp, Scaled
 
 # Okabe and Ito's colours, which people with red-green colour blindness can tell apart.
 # 9 colours with 4 lines or 8 markers: no pair occurs twice in the first 36.
@@ -73,7 +73,7 @@ def plot_step_size(path, *psis) -> pathlib.Path:
 def _formula(psi):
     if isinstance(psi, PowerProp):
         return f"v·|v|^{psi.alpha - 1:g}"
-    if isinstance(psi, Sigmoid):
+    if isinstance(psi, Scaled):
         return f"{psi.a:g}·{type(psi).__name__.lower()}(v / {psi.b:g})"
     return repr(psi)
 

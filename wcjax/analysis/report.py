@@ -34,13 +34,13 @@ from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
 from wcjax.training import sharding
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
-runs, each with another seed, which mean ± standard deviation are taken over. Difference: in percentage points, with its
-95 % interval. If both sides have the same {PAIRS} seeds or more, runs are compared seed by seed (paired; Student's
-interval, sign flip test). Otherwise the interval is Welch's and p comes from a permutation test. Tests are two-sided,
-and exact if that is feasible. p (Holm): corrected for all tests of the table. An empty cell: too few runs. Paper:
-tables II to VII of arXiv 2306.16993. If a method was run with several Ψ, learning rates or decays, those with the most
-runs are shown, or the best on val if each was run once. If there are several plain networks, differences are to the one
-that is best on val."""
+runs, each with a different seed, over which mean ± standard deviation are taken. Difference: in percentage points,
+with its 95 % interval. If both sides have the same {PAIRS} seeds or more, runs are compared seed by seed (paired;
+Student's interval, sign flip test). Otherwise the interval is Welch's and p comes from a permutation test. Tests are
+two-sided, and exact if that is feasible. p (Holm): corrected for all tests of the table. An empty cell: too few
+runs. Paper: tables II to VII of arXiv 2306.16993. If a method was run with several Ψ, learning rates or decays,
+those with the most runs are shown, or the best on val if each was run once. If there are several plain networks,
+differences are to the one that is best on val."""
 
 
 @command

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     difference: float | None  # to the baseline, percentage points
     low: float | None  # 95 % interval of the difference
     high: float | None
-    p: float | None  # permutation test against the baseline
+    p: float | None  # of the test against the baseline: a sign flip test if paired, else a permutation test
     paired: bool  # whether interval and p compare the runs seed by seed
     p_holm: float | None  # over all tests of this table
 

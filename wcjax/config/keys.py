@@ -65,6 +65,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.dropout = config_dict.placeholder(float)  # for WRN and VGG; None: the network's default, 0.3 and 0.5
     config.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
 
+    # name: 'arctan', 'arsinh' or 'erf' (which take a and b), 'powerprop' (alpha), 'weightnorm' or 'none'.
+    # learn: 'none', 'fine' (a pair a, b for each layer), 'channel' (for each output channel) or 'coarse' (one for all).
     config.reparam = Config({"name": "arctan", "a": 1.0, "b": 1.0, "alpha": 2.0, "learn": "none"})
 
     config.optimizer = "sgd"  # 'sgd' or 'adam'; the steps of adam are scaled by Ψ′(v)

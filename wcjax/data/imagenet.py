@@ -16,7 +16,7 @@ def read(name, data_dir):
         train, val = Records(str(version), "train"), Records(str(version), "validation")
         return train, val, train.num_classes
     if (path / "train").is_dir():
-        return folder.class_per_folder(path)
+        return folder.read_class_folders(path)
     raise InputError(
         f"{name}: {path} contains neither train/ nor imagenet2012/<version>/dataset_info.json. {_how_to_get(path)}"
     )

@@ -68,7 +68,8 @@ def create(
       A Flax module. Images (batch, height, width, channels), normalized floats; logits (batch, num_classes), float32.
 
     Raises:
-      InputError (a ValueError): unknown name, option or value of one. ValueError: no Ψ, or one that cannot learn.
+      InputError (a ValueError): unknown name, option or value of one. ValueError: reparam is not a Ψ, or has no
+      a and b to learn.
     """
     if name not in NETWORKS:
         raise unknown("network", name, NAMES)

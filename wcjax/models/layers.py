@@ -33,7 +33,7 @@ def conv(
     reparam: Reparam,
     learn: str,
     dtype: jax.typing.DTypeLike,
-    kernel_init: nn.initializers.Initializer,
+    initializer: nn.initializers.Initializer,
     use_bias: bool = False,
 ) -> Callable[..., nn.Module]:
     """make(features, size, stride, name=...): a convolution that pads as padding=(size − 1) // 2 does in torch."""
@@ -47,7 +47,7 @@ def conv(
             padding=((pad, pad), (pad, pad)),
             use_bias=use_bias,
             dtype=dtype,
-            kernel_init=kernel_init,
+            kernel_init=initializer,
             conv_general_dilated=cpu_convolution.conv_general_dilated,
             reparam=reparam,
             learn=learn,
@@ -101,6 +101,7 @@ def dense(
     """apply(x, features, name=...): a linear layer of x, (..., inputs). Its bias starts at 0, or as in torch.
 
     It applies the layer, unlike `conv`, because the bound of torch's bias needs the number of inputs.
+    kernel_init: a key of KERNEL_INITS.
     """
 
     def apply(x: jax.Array, features: int, *, name: str) -> jax.Array:

@@ -1,6 +1,7 @@
 """Residual networks: He et al. 2015, arXiv 1512.03385, as torchvision builds them (stride on the 3x3 convolution).
 
-The small ones, resnet8 and resnet20, have three stages and a 1x1 convolution in the shortcuts that change the shape.
+resnet8 and resnet20 are He et al.'s networks for CIFAR, with three stages of 16, 32 and 64 features, but with a 1x1
+convolution instead of zero padding in the shortcuts that change the shape.
 """
 
 import functools
@@ -60,6 +61,7 @@ class ResNet(nn.Module):
     """Stem, stages of residual blocks, global mean, linear head.
 
     Images (batch, height, width, channels) -> logits (batch, num_classes), float32.
+    stages: residual blocks per stage. width: features of the first stage; each further stage doubles them.
     stem: 'cifar', a 3x3 convolution; 'imagenet', a 7x7 one with stride 2 and a 3x3 max pool with stride 2.
     Variables: 'params' and 'batch_stats'. If train=True, apply with mutable=['batch_stats'].
     """

@@ -1,7 +1,7 @@
 """VGG with batch norm for 32x32 images: 13 or 16 convolutions and three linear layers.
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015, arXiv 1409.1556. The linear layers are
-512 wide, as is usual for 32x32 images. In the paper they are 4096 wide, for 224x224.
+512 wide, as is usual for 32x32 images. In Simonyan and Zisserman's networks they are 4096 wide, for 224x224.
 """
 
 import functools
@@ -25,7 +25,7 @@ class VGG(nn.Module):
     Images (batch, height, width, channels) of at least 32x32 -> logits (batch, num_classes), float32.
     stages: convolutions per stage. width: features of the first stage; the linear layers have 8 times as many.
     dropout: before each of the first two linear layers, as in torchvision.
-    Initial weights as in the paper: convolutions N(0, 2/n) with n = size² · features out; linear Kaiming-uniform.
+    Initial weights as in the WC paper: convolutions N(0, 2/n) with n = size² · features out; linear Kaiming-uniform.
     Variables: 'params' and 'batch_stats'. If train=True, apply with mutable=['batch_stats'], rngs={'dropout': key}.
     """
 

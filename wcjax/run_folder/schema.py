@@ -26,7 +26,7 @@ class Schema(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-EACH = object()  # a key of such a dict, which stands for the name of every layer
+EACH = object()  # a key of a schema's dict that stands for the name of every layer
 COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
 # Larger numbers overflow in plots.
 NUMBER = Schema("a number of at most 1e30 in size", lambda x: type(x) in (int, float) and abs(x) <= 1e30)

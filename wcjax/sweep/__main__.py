@@ -26,7 +26,7 @@ from wcjax.config.command_line import overridden, split_overrides
 from wcjax.errors import InputError, Preempted
 from wcjax.paths import run_path
 from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
-from wcjax.sweep.process import check_devices, start_run, train_one
+from wcjax.sweep.process import check_devices_of_runs, start_run, train_one
 from wcjax.training.preemption import leave_at_once
 from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
@@ -143,7 +143,7 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     jax.config.update("jax_platforms", "cpu")
     check_arguments(args, overrides)
     plan = plan_grid(args, overrides) if args.command == "grid" else plan_runs(args, overrides)
-    check_devices()
+    check_devices_of_runs()
     work = functools.partial(workers.work, options=options, start=start)
     outcome = work(plan)
     if args.command == "runs":

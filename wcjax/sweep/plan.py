@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from wcjax.config import check_config
 from wcjax.config.command_line import read_config_file
 from wcjax.errors import InputError
-from wcjax.reparam import BY_NAME, Sigmoid
+from wcjax.reparam import BY_NAME, Scaled
 
 PAPER_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x in "ab"}
 
@@ -62,7 +62,7 @@ def grid_run(args, overrides, point, seed) -> tuple[str, ConfigDict]:
     """(name, config) of one run of a grid. The name contains the values of point, {key: text}."""
     config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
     psi = config.reparam.name
-    if point.keys() & PAPER_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Sigmoid):
+    if point.keys() & PAPER_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Scaled):
         raise InputError(
             f"the grid varies a and b, and reparam {psi!r} has neither. Choose wc, arsinh or erf, or give --over "
             "another key."

@@ -13,15 +13,7 @@ from wcjax.training.start import EXIT_PREEMPTED, HUGE_PAGES
 
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
 
-FIND_DEVICES = """import sys
-from wcjax.commands import command
-from wcjax.training import sharding
-
-@command
-def main(argv):
-    sharding.check_devices()
-
-sys.exit(main())"""
+FIND_DEVICES = "from wcjax.training import sharding; sharding.check_devices()"
 
 
 def python(*arguments: str) -> list[str]:
@@ -33,7 +25,7 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *([] if imports_from_working_folder else ["-P"]), *arguments]
 
 
-def check_devices() -> None:
+def check_devices_of_runs() -> None:
     """Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names, so that no run could start.
 
     Another process looks for the devices, because a TPU that this process held would be missing in the runs.
@@ -42,7 +34,7 @@ def check_devices() -> None:
         return
     search = subprocess.run(python("-c", FIND_DEVICES), capture_output=True, text=True)
     if search.returncode:
-        raise InputError(search.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
+        raise InputError(search.stderr.strip().rpartition("\n")[2].removeprefix("wcjax.errors.InputError: "))
 
 
 def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:

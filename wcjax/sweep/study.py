@@ -1,7 +1,7 @@
 """The Optuna study of a sweep, which its workers share on one machine or on several.
 
 The study records which worker trains which run, and the run folders hold the results. A trial is one attempt at one
-run. If a worker dies, another takes up its run, in the same folder, once the trial has sent no heartbeat for
+run. If a worker dies, another takes over its run, in the same folder, once the trial has sent no heartbeat for
 `SweepOptions.grace` seconds. A run that diverged, or whose initial weights do not fit under the bound, has failed and
 is not tried again.
 """

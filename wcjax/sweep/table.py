@@ -20,7 +20,7 @@ class Row(NamedTuple):
     """A run in the table."""
 
     state: str  # one of ORDER
-    epoch: str = ""  # the last one that is finished, or of a running run the one that its progress.json has
+    epoch: str = ""  # the last finished epoch; of a running run, the one in its progress.json
     accuracy: str = ""  # on val
     note: str = ""
 

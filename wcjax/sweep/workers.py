@@ -22,7 +22,7 @@ from wcjax.training.start import EXIT_PREEMPTED
 
 
 def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
-    """Trains the runs of plan, up to `options.jobs` at a time, until each has ended, here or at another worker.
+    """Trains the runs of plan, up to `options.jobs` at a time, until each has ended, in this process or in another one.
 
     start: starts the process of a run, see `process.start_run`.
 
@@ -48,12 +48,12 @@ def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outc
             workers = Workers(trials, options, start)
             signals.arm()  # from here on there are processes to stop
             with contextlib.closing(workers):
-                threads = [pool.submit(workers.work) for _ in range(options.jobs)]
-                while threads:
+                pending = [pool.submit(workers.work) for _ in range(options.jobs)]
+                while pending:
                     table.show(table_rows(ask(trials.outcome), options.out))
-                    ended, threads = futures.wait(threads, options.poll, futures.FIRST_EXCEPTION)
-                    for thread in ended:
-                        thread.result()
+                    ended, pending = futures.wait(pending, options.poll, futures.FIRST_EXCEPTION)
+                    for future in ended:
+                        future.result()
                 outcome = ask(trials.outcome)
                 table.show(table_rows(outcome, options.out), last=True)
                 return outcome
@@ -133,7 +133,7 @@ class Workers:
         if failure := run_folder.read(folder, "failed.json"):
             trial.set_user_attr("reason", failure["reason"])
             raise RunFailed(failure["reason"])
-        log = self.log(name)
+        log = self.log_path(name)
         last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
         reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}, see {log}: {' '.join(last)}"
         trials.lost[number] = f"{reason}; run the same command to resume"
@@ -147,11 +147,11 @@ class Workers:
         with self.lock:
             if self.stopping.is_set():
                 raise RunFailed("stopped")
-            process = self.start(folder, config, self.log(name), self.options.jobs)
+            process = self.start(folder, config, self.log_path(name), self.options.jobs)
             self.processes[name] = process
         return process.wait()
 
-    def log(self, name: str):
+    def log_path(self, name: str):
         """The file that the output of a run is appended to."""
         return self.options.out / "logs" / f"{name}.log"
 

@@ -15,7 +15,7 @@ import sys
 
 from wcjax.commands import program, user_message
 from wcjax.errors import DivergedError, InputError, Preempted
-from wcjax.streams import discard, open_closed_streams, use_plain_letters
+from wcjax.streams import discard, open_closed_streams, use_ascii_forms
 from wcjax.training import start
 
 
@@ -44,7 +44,7 @@ def parse(argv):
     """(arguments, config) of a command line. Raises InputError for a config that cannot be used."""
     from wcjax.config.command_line import read_config_file, split_overrides
 
-    use_plain_letters()
+    use_ascii_forms()
     argv, overrides = split_overrides(argv)
     args, unknown = parser().parse_known_args(argv)
     config = read_config_file(args.config, overrides)

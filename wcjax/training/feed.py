@@ -51,9 +51,9 @@ def _loading(batches, config):
 class Feed(abc.ABC):
     """The batches of a split.
 
-    `epoch` and `one_pass` give the inputs of one jitted step after the other. `train_batch` and `eval_batch` run inside
-    that step and turn its inputs into a batch: normalized images (n, height, width, channels) and int32 labels (n,),
-    sharded by rows.
+    `epoch` and `one_pass` yield the inputs of the jitted steps, one step at a time. `train_batch` and `eval_batch` run
+    inside that step and turn its inputs into a batch: normalized images (n, height, width, channels) and int32 labels
+    (n,), sharded by rows.
     """
 
     def __init__(self, split: Split | Source, dataset: Dataset, config: ConfigDict, mesh: Mesh):
@@ -76,7 +76,7 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def epoch(self, state: TrainState) -> Iterator:
-        """The inputs of the steps that are left of the epoch that state is in; endless."""
+        """The inputs of the remaining steps of the epoch that state is in. The iterator does not end."""
 
     @abc.abstractmethod
     def one_pass(self) -> Iterator:

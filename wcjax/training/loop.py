@@ -48,7 +48,8 @@ def train(
     Args:
       config: a mapping with the keys of `wcjax.config.default_config()`; missing keys get their defaults.
       workdir: the run folder. It gets config.json, data.json, metrics.jsonl, weights.jsonl, tensorboard/, checkpoints/,
-        folded/ and summary.json. All processes of a run must see it. The first one writes, and all write checkpoints.
+        folded/ and summary.json. All processes of a run must see it. Only the first one writes its files, except for
+        checkpoints, which all of them write.
       on_step: called with the `Progress` after each training step. Its arrays may not be computed yet: reading them
         waits for the device, and the next step deletes them. To change them, assign `progress.state`.
       on_epoch: called after each epoch with its row of metrics.jsonl, for example to send it to another tracker. An
@@ -89,12 +90,11 @@ def train(
 
 def _announce(run: Run) -> None:
     config, device = run.config, jax.devices()[0].device_kind
-    log.info(
-        "%s, Ψ: %s, %s: %d training, %d val and %d test images, on %s. Compiling ...",
-        *(config.model, run.psi or "none", config.dataset),
-        *(split.num_images for split in run.dataset.splits),
-        f"{run.mesh.size} x {device}" if run.mesh.size > 1 else device,
-    )
+    devices = f"{run.mesh.size} x {device}" if run.mesh.size > 1 else device
+    train, val, test = (split.num_images for split in run.dataset.splits)
+    images = f"{train} training, {val} val and {test} test images"
+    psi = run.psi or "none"
+    log.info("%s, Ψ: %s, %s: %s, on %s. Compiling ...", config.model, psi, config.dataset, images, devices)
     if late := [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]:
         log.warning("The run ends after epoch %d, before schedule.milestones %s.", config.epochs, late)
 
@@ -135,7 +135,7 @@ def _train(
         done_epochs = progress.epoch if progress.step else -1
         writer = MetricsWriter(run.folder, run.config, done_epochs)
         session = _Session(run, progress, checkpoints, writer, on_step, on_epoch, signals)
-        with contextlib.closing(writer), _saved_at_its_end(session):
+        with contextlib.closing(writer), _saved_if_stopped(session):
             with (
                 feed.training(run, progress.step) as train_feed,
                 feed.evaluation(run.dataset.val, run.dataset, run.config, run.mesh) as val_feed,
@@ -171,11 +171,11 @@ class _Session(NamedTuple):
 
 
 @contextlib.contextmanager
-def _saved_at_its_end(session: _Session) -> Iterator[None]:
-    """Turns StopRequested into Preempted or KeyboardInterrupt, after the run is saved.
+def _saved_if_stopped(session: _Session) -> Iterator[None]:
+    """Saves the run if a signal stops it, and raises Preempted or KeyboardInterrupt.
 
-    If the run diverges, its best epoch is saved. All processes of a run diverge together. Other errors may come in one
-    of them, and one cannot save anything alone.
+    If the run diverges, its best epoch is saved. All processes of a run diverge together. Any other error may occur in
+    one process, which cannot save alone.
     """
     run, progress = session.run, session.progress
     try:
@@ -228,7 +228,7 @@ def _train_epochs(session: _Session, programs: _Programs, train_feed: feed.Feed,
 
 
 def _train_epoch(session: _Session, program: Callable, inputs: Iterator, in_flight: InFlight) -> None:
-    """Does the steps that are left of an epoch."""
+    """Runs the remaining steps of the epoch."""
     run, progress = session.run, session.progress
     steps_began = time.perf_counter() - progress.seconds
     while progress.step < (progress.epoch + 1) * run.steps_per_epoch:

@@ -21,7 +21,7 @@ from wcjax.trees import path_str
 
 
 def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
-    """{layer: w} of a network of `wcjax.models`, companded or plain. A name like 'block1_0/conv2'."""
+    """{layer: w} of a network of `wcjax.models`, companded or plain. A layer's name is like 'stage1_block1/conv2'."""
     leaves = jax.tree_util.tree_leaves_with_path(params if plain else fold(params))
     return {path_str(path[:-1]): w for path, w in leaves if is_kernel(path, w)}
 

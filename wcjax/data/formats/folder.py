@@ -103,7 +103,7 @@ def streamed_directory(name, data_dir, how_to_get) -> Path:
     return path
 
 
-def class_per_folder(root):
+def read_class_folders(root):
     """(train, val, num_classes) of `root/train/<class>/<image>` and `root/val/<class>/<image>`.
 
     Classes are numbered in the sorted order of the names of their folders. The images of a class are sorted by name.

@@ -70,7 +70,7 @@ class Records:
         except InputError:
             raise
         except Exception as error:  # array_record raises many types, see wcjax.data.formats.tfds
-            raise tfds.damaged(Path(self.directory), error) from error
+            raise tfds.damage_error(Path(self.directory), error) from error
         name, label = record["file_name"], int(record["label"])
         name = name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
         name = f"{self.directory}, {self.split}, {name}"

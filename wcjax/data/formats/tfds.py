@@ -85,7 +85,7 @@ def open_builder(directory):
     except InputError:
         raise
     except Exception as error:  # for damaged files RuntimeError, ValueError, IndexError, KeyError and others
-        raise damaged(directory, error) from error
+        raise damage_error(directory, error) from error
     raise InputError(
         f"{directory}: prepared as {', '.join(formats)}, which cannot be read without TensorFlow; allowed is "
         f"array_record. Remove the directory (or name another data_dir) and prepare it again:\n"
@@ -120,7 +120,7 @@ def files_to_keep_open(directory) -> int:
     return number if soft == sufficient else max(1, soft // 8)
 
 
-def damaged(directory, error):
+def damage_error(directory, error):
     """The InputError for a prepared directory that raised `error` when it was read."""
     if "Too many open files" in str(error):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -81,12 +81,12 @@ def eval_batches(source: Source, loading: Loading):
 
 def _own_batches(images, loading):
     """The batches of images, each with the rows of this process alone."""
-    if loading.batch_size % loading.process_count:
+    n = loading.process_count
+    if loading.batch_size % n:
         raise InputError(
-            f"batch_size {loading.batch_size} cannot be shared by {loading.process_count} processes: choose a multiple "
-            "of it."
+            f"batch_size {loading.batch_size} cannot be shared by {n} processes: choose a multiple of {n}."
         )
-    return images.batch(loading.batch_size // loading.process_count)[loading.process_index :: loading.process_count]
+    return images.batch(loading.batch_size // n)[loading.process_index :: n]
 
 
 def _iterate(batches, workers):

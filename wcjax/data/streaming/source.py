@@ -35,7 +35,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """num_images images of a source at equal distances, as a source that is only read."""
+    """num_images evenly spaced images of a source. The result has no fingerprint, so it serves for reading only."""
 
     source: Source
     num_images: int

@@ -8,8 +8,8 @@ in the form that is fastest for its shape. The forms are in `onednn`, `products`
 
 - Kernels of 1x1 are matrix products. With AVX-512 so are the forward pass and the gradient of the image if the result
   has at most FEW_PIXELS pixels.
-- Gradients of 3x3 kernels of stride 1 are products by Winograd's transforms from MANY_CHANNELS on (with AVX-512 from
-  MANY_CHANNELS_AVX512 on).
+- Gradients of 3x3 kernels of stride 1 use Winograd's transforms, as matrix products, if both channel numbers are at
+  least MANY_CHANNELS (with AVX-512, MANY_CHANNELS_AVX512).
 - oneDNN does the rest, except for gradients of images where the stride is larger than the kernel, which XLA computes.
 
 If oneDNN cannot be called (see `onednn.is_usable`), products serve kernel gradients of many channels and images of few
@@ -49,12 +49,12 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` with the same arguments, and the same results up to rounding.
 
     On a CPU this is faster for two-dimensional convolutions of (n, height, width, inputs) by (height, width, inputs,
-    outputs) in float32 and bfloat16 (which is computed in float32 and rounded once), without dilation, groups and a
-    precision. Every other convolution is computed by lax.conv_general_dilated itself, and so is every convolution
+    outputs) in float32 and bfloat16 (which is computed in float32 and rounded once), without dilation, feature groups
+    or a precision. Every other convolution is computed by lax.conv_general_dilated itself, and so is every convolution
     inside shard_map and on a mesh with explicit axes.
 
     The faster ones are differentiable in reverse mode any number of times, and they work under vmap (oneDNN's calls run
-    one after the other) and jax.checkpoint. Forward mode raises a TypeError (custom_vjp), unless the environment
+    sequentially) and jax.checkpoint. Forward mode raises a TypeError (custom_vjp), unless the environment
     variable WCJAX_CPU_CONVOLUTION=xla is set before.
     """
     by_lax = functools.partial(lax.conv_general_dilated, lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation)

@@ -20,7 +20,7 @@ from jax import lax
 
 from wcjax.models.cpu_convolution.window import Window
 
-JAXLIBS = ((0, 10, 2), (0, 13))  # the call is tried from the first of these versions on, and below the second
+JAX_VERSIONS = ((0, 10, 2), (0, 13))  # the call was tried from the first of these up to, but not including, the second
 SIZE_AT_ONCE = 2**17  # elements of x or dy that a kernel gradient reads at a time; measured from 2**17 to 2**21
 FEWEST_AT_ONCE = 8  # images, however large they are
 
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def is_usable() -> bool:
-    """Whether the call gives the right values, tried once in a process. If it does not, one line of log says so.
+    """Whether the call gives the right values, tried once in a process. If it does not, a warning is logged.
 
     With several CPU devices it is False without a trial, because XLA does not know how to share the call between them.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return False
-    if not JAXLIBS[0] <= jax.__version_info__ < JAXLIBS[1]:
+    if not JAX_VERSIONS[0] <= jax.__version_info__ < JAX_VERSIONS[1]:
         problem = f"jax {jax.__version__} was not tried"
     else:
         # jaxlib cannot serialize the call, so JAX's persistent cache stores no program with it, and warns each time.
