@@ -134,9 +134,9 @@ def by_hand(name, learn, optimizer, decay):
     else:
         history = truth.sgd(start, psi, batches(), 0.1 if learn == "none" else 0.005, decay=decay)
     for leaf in (leaf for leaf in start if leaf.split("/")[1] in ("a", "b")):
-        course = np.array([params[leaf] for _, params in history])
-        assert np.max(np.abs(course - start[leaf])) > 0.01, "a pair that rests says nothing about learning it"
-        assert learn != "channel" or np.max(np.ptp(course, axis=-1)) > 0.01, "equal pairs say nothing about channels"
+        values = np.array([params[leaf] for _, params in history])
+        assert np.max(np.abs(values - start[leaf])) > 0.01, "a pair that rests says nothing about learning it"
+        assert learn != "channel" or np.max(np.ptp(values, axis=-1)) > 0.01, "equal pairs say nothing about channels"
     return history
 
 

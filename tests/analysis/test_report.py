@@ -190,7 +190,7 @@ def test_the_command_writes_text_figures_and_numbers(cifar, tmp_path, capsys):
     assert "| resnet8 | WC |  |  | 0 |  |  |  |  |  |" in text
     assert f"- {cifar / 'failed'}: it does not fit" in text
     assert "| resnet18 on cifar10 | WC | arctan(a=1, b=0.9) | 0.1, 0.0001 | 1 | 99.00 |" in text
-    names = ("curves", "course", "near_zero", "layers", "WC_learned_fine_pairs", "WC_learned_channel_pairs")
+    names = ("curves", "history", "near_zero", "layers", "WC_learned_fine_pairs", "WC_learned_channel_pairs")
     pictures = {"psi.png", *(f"cifar10_resnet18_{name}.png" for name in names)}
     assert {path.name for path in out.iterdir()} == pictures | {"report.html", "report.md", "results.csv", "runs.csv"}
     for name in pictures:

@@ -1,4 +1,4 @@
-"""Runs that resume with another number of devices or another version of JAX: the same course, to rounding."""
+"""Runs that resume with another number of devices or another version of JAX: the same history, to rounding."""
 
 import json
 import os
@@ -39,5 +39,5 @@ def test_a_run_resumed_elsewhere_gives_the_same_losses(unbroken, tmp_path, chanc
             finish(run)
         return struck
 
-    same_course = lambda run: runs.assert_same_course(run, unbroken.run)
-    attempts.strike(tmp_path, chance, unbroken.seconds, stop_and_move, same_course)
+    same_history = lambda run: runs.assert_same_history(run, unbroken.run)
+    attempts.strike(tmp_path, chance, unbroken.seconds, stop_and_move, same_history)

@@ -117,7 +117,7 @@ def unbroken_two(unbroken, tmp_path_factory):
     assert two[0].wait_for_training()
     began = time.monotonic()
     assert end(two) == [0, 0], two[0].output() + two[1].output()
-    runs.assert_same_course(run, unbroken.run)
+    runs.assert_same_history(run, unbroken.run)
     return run, time.monotonic() - began
 
 

@@ -137,7 +137,7 @@ def summary(run) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
-def assert_same_course(run, expected):
+def assert_same_history(run, expected):
     """Compares the losses of two run folders to 1e-5 of their value, and the accuracies to the last image."""
     run, expected = metrics(run), metrics(expected)
     assert [line["step"] for line in run] == [line["step"] for line in expected]

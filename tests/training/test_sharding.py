@@ -1,4 +1,4 @@
-"""On any mesh a run takes the course that it takes on one device: the same losses to rounding, the same accuracies."""
+"""On any mesh a run has the history that it has on one device: the same losses to rounding, the same accuracies."""
 
 import types
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.parametrize("devices", ["4", "8", "4 on 2"])
 def test_several_devices_give_the_losses_of_one(folder, tiny_run, devices):
-    runs.assert_same_course(folder / devices, tiny_run[0])
+    runs.assert_same_history(folder / devices, tiny_run[0])
     summary = runs.summary(folder / devices)
     assert summary["num_devices"] == int(devices[-1])
     assert summary["test_accuracy"] == runs.summary(tiny_run[0])["test_accuracy"]
@@ -50,7 +50,7 @@ def test_two_processes_give_the_losses_of_one(folder, tiny_run, streamed_run, ci
     tasks["other"] = {"config": config, "workdir": other, "error": f"{other}: {message}files in data_dir."}
     worker.train(tasks.values(), devices=4, processes=2)
     for name, (run, _) in expected.items():
-        runs.assert_same_course(tmp_path / name, run)
+        runs.assert_same_history(tmp_path / name, run)
         assert {path.name for path in (tmp_path / name).iterdir()} == {path.name for path in run.iterdir()}
     assert not other.exists()
 
@@ -59,7 +59,7 @@ def test_two_processes_give_the_losses_of_one(folder, tiny_run, streamed_run, ci
 def test_four_processes_give_the_losses_of_one(streamed_run, tmp_path):
     run, config = streamed_run
     worker.train([{"config": config, "workdir": tmp_path / "run"}], devices=4, processes=4)
-    runs.assert_same_course(tmp_path / "run", run)
+    runs.assert_same_history(tmp_path / "run", run)
 
 
 @pytest.mark.parametrize("part", ["steps", pytest.param("compand", marks=pytest.mark.long)])

@@ -216,7 +216,7 @@ def _weight_history(figures, runs):
     if not histories:
         return []
     title = f"{figures.title}: weights of the first layer, one run each (n = 1)"
-    over_epochs = plots.plot_weight_history(figures.file("course"), histories, title)
+    over_epochs = plots.plot_weight_history(figures.file("history"), histories, title)
     caption = "Distribution of the first layer's weights over the epochs (figure 3). Dashed: the bound of Ψ."
     near_zero = plots.plot_near_zero(figures.file("near_zero"), histories, title + ", after the last epoch")
     caption_near_zero = "The first layer's weights around zero after training (figure 4)."
