@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     runs.add_argument("--models", type=names, required=True, help="for example resnet18,resnet34")
     runs.add_argument("--variants", type=names, required=True, help="for example plain,wc,pp")
     for each in (grid, runs):
-        each.add_argument("--config", required=True, help="config file; for grid FILE.py:model,variant")
+        form = "FILE.py:model,variant" if each is grid else "FILE.py"
+        each.add_argument("--config", required=True, metavar=form, help="config file, or its name if it is installed")
         each.add_argument("--config.KEY", metavar="VALUE", help="value of a key of all configs; repeat for more keys")
         each.add_argument("--out", required=True, metavar="DIR", help="folder for the run folders")
         each.add_argument("--seeds", type=seeds, default=list(range(5)), help="0-4 (the default) or 3,7-9")
@@ -141,8 +142,16 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
 
     # For this process only: one process at a time can hold a TPU, and the runs need it.
     jax.config.update("jax_platforms", "cpu")
-    check_arguments(args, overrides)
-    plan = plan_grid(args, overrides) if args.command == "grid" else plan_runs(args, overrides)
+    space = grid_space(args.over) if args.command == "grid" else {}
+    check_overrides(overrides, space)
+    if args.command == "grid":
+        plan = plan_grid(args.config, overrides, space, args.seeds[0])
+    elif ":" in args.config:
+        raise InputError(
+            f"--config {args.config}: give FILE alone; --models and --variants replace the part after the ':'."
+        )
+    else:
+        plan = plan_runs(args.config, overrides, args.models, args.variants, args.seeds)
     check_devices_of_runs()
     work = functools.partial(workers.work, options=options, start=start)
     outcome = work(plan)
@@ -154,25 +163,26 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     print(f"\nBest on val: {', '.join(f'{key}={text}' for key, text in best.items())}.")
     if outcome.exit_code() or len(args.seeds) == 1:
         return outcome.exit_code()
-    return work(plan_best(args, overrides, best)).exit_code()
+    return work(plan_best(args.config, overrides, best, args.seeds[1:])).exit_code()
 
 
-def check_arguments(args, overrides) -> None:
-    """Raises InputError for arguments that do not go together, and turns the pairs of --over into a dict."""
-    if args.command == "grid":
-        pairs = args.over or list(PAPER_GRID.items())
-        args.over = dict(pairs)
-        if "seed" in args.over or len(args.over) < len(pairs):
-            raise InputError("--over takes each key once, and the seeds are given by --seeds.")
+def grid_space(pairs: list[tuple[str, list[str]]] | None) -> dict[str, list[str]]:
+    """{key: its values} of the grid. pairs: from --over; None: the paper's a and b."""
+    if not pairs:
+        return PAPER_GRID
+    space = dict(pairs)
+    if "seed" in space or len(space) < len(pairs):
+        raise InputError("--over takes each key once, and the seeds are given by --seeds.")
+    return space
+
+
+def check_overrides(overrides: list[str], space: dict[str, list[str]]) -> None:
+    """Raises InputError for a --config.KEY that the sweep sets itself."""
     for key in map(overridden, overrides):
         if key == "seed":
             raise InputError("config.seed is set by --seeds.")
-        if args.command == "grid" and key in args.over:
+        if key in space:
             raise InputError(f"config.{key} is set by the grid; give its values with --over.")
-    if args.command == "runs" and ":" in args.config:
-        raise InputError(
-            f"--config {args.config}: give FILE alone; --models and --variants replace the part after the ':'."
-        )
 
 
 if __name__ == "__main__":

@@ -48,19 +48,19 @@ class Plan(NamedTuple):
         return self.names[tuple(point[key] for key in self.space)]
 
 
-def plan_grid(args, overrides) -> Plan:
-    """Every point of args.over, with the first seed."""
-    return make_plan("grid", args.over, lambda point: grid_run(args, overrides, point, args.seeds[0]))
+def plan_grid(config_file: str, overrides: list[str], space: dict[str, list], seed: int) -> Plan:
+    """Every point of space, {key: its values as texts}, with one seed."""
+    return make_plan("grid", space, lambda point: grid_run(config_file, overrides, point, seed))
 
 
-def plan_best(args, overrides, best: dict) -> Plan:
-    """The point `best` of the grid, with the other seeds."""
-    return make_plan("best", {"seed": args.seeds[1:]}, lambda point: grid_run(args, overrides, best, point["seed"]))
+def plan_best(config_file: str, overrides: list[str], best: dict[str, str], seeds: list[int]) -> Plan:
+    """The point `best` of the grid, with each of the seeds."""
+    return make_plan("best", {"seed": seeds}, lambda point: grid_run(config_file, overrides, best, point["seed"]))
 
 
-def grid_run(args, overrides, point, seed) -> tuple[str, ConfigDict]:
+def grid_run(config_file, overrides, point, seed) -> tuple[str, ConfigDict]:
     """(name, config) of one run of a grid. The name contains the values of point, {key: text}."""
-    config = read_config_file(args.config, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
+    config = read_config_file(config_file, [*overrides, *(f"--config.{key}={text}" for key, text in point.items())])
     psi = config.reparam.name
     if point.keys() & PAPER_GRID.keys() and not issubclass(BY_NAME.get(psi, object), Scaled):
         raise InputError(
@@ -71,16 +71,16 @@ def grid_run(args, overrides, point, seed) -> tuple[str, ConfigDict]:
     return "_".join([*(key.rpartition(".")[2] + text for key, text in point.items()), f"seed{seed}"]), config
 
 
-def plan_runs(args, overrides) -> Plan:
+def plan_runs(config_file: str, overrides: list[str], models: list[str], variants: list[str], seeds: list[int]) -> Plan:
     """All of models × variants × seeds."""
 
     def configure(point):
         model, variant, seed = point["model"], point["variant"], point["seed"]
-        config = read_config_file(f"{args.config}:{model},{variant}", overrides)
+        config = read_config_file(f"{config_file}:{model},{variant}", overrides)
         config.seed = seed
         return f"{model}_{variant}_seed{seed}", config
 
-    return make_plan("runs", {"model": args.models, "variant": args.variants, "seed": args.seeds}, configure)
+    return make_plan("runs", {"model": models, "variant": variants, "seed": seeds}, configure)
 
 
 def make_plan(kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, ConfigDict]]) -> Plan:
