@@ -2,7 +2,7 @@
 # versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# huge pages, see docs/performance.md
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1# huge pages, see docs/performance_notes.md
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-long test-faults docs bench bench-gpu results-gpu help

@@ -146,10 +146,6 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     check_overrides(overrides, space)
     if args.command == "grid":
         plan = plan_grid(args.config, overrides, space, args.seeds[0])
-    elif ":" in args.config:
-        raise InputError(
-            f"--config {args.config}: give FILE alone; --models and --variants replace the part after the ':'."
-        )
     else:
         plan = plan_runs(args.config, overrides, args.models, args.variants, args.seeds)
     check_devices_of_runs()

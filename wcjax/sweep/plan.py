@@ -73,6 +73,10 @@ def grid_run(config_file, overrides, point, seed) -> tuple[str, ConfigDict]:
 
 def plan_runs(config_file: str, overrides: list[str], models: list[str], variants: list[str], seeds: list[int]) -> Plan:
     """All of models × variants × seeds."""
+    if ":" in config_file:
+        raise InputError(
+            f"--config {config_file}: give FILE alone; --models and --variants replace the part after the ':'."
+        )
 
     def configure(point):
         model, variant, seed = point["model"], point["variant"], point["seed"]
