@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.steps import DECAY, Stepper, batch_of, init, train_step, variants
 from benchmarks.timing import in_turn, summary
 from wcjax import models
+from wcjax.training import sharding
 
 CPU = [
     ("resnet8", 128, "float32"),
@@ -123,5 +124,7 @@ def _our_training(name, batch, dtype):
 def _our_evaluation(name, batch, dtype):
     images, _ = batch_of(batch)
     model = models.create(name, 10, dtype=jax.numpy.dtype(dtype))
-    variables, forward = init(model, images), jax.jit(model.apply)
+    variables = init(model, images)
+    options = sharding.compiler_options(sharding.one_device())
+    forward = jax.jit(model.apply).lower(variables, images).compile(options)
     return {"wcjax, folded": lambda: forward(variables, images)}

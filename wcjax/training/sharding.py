@@ -19,7 +19,7 @@ from wcjax.errors import InputError, cause
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
 
-# Options of XLA for a training step, by platform or kind of TPU.
+# Options of XLA for the steps of training and evaluation, by platform or kind of TPU.
 # CPU: by default, loops use half of the width of AVX-512.
 # GPU and TPU, for several devices: by default XLA sums all gradients in one operation that waits for the end of the
 # backward pass. With a limit on the bytes of one operation there are several, and some of them run during the backward
@@ -92,7 +92,7 @@ def one_device() -> Mesh:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """The options of XLA for a training step on the devices of mesh."""
+    """The options of XLA for a step of training or evaluation on the devices of mesh."""
     device = mesh.devices.flat[0]
     name = device.device_kind if device.platform == "tpu" else device.platform
     return COMPILER_OPTIONS.get(name, {}) if mesh.size > 1 or name == "cpu" else {}

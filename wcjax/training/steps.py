@@ -156,7 +156,7 @@ def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) 
     except jax.errors.JaxRuntimeError as error:
         if not options or not str(error).startswith(("INVALID_ARGUMENT", "FAILED_PRECONDITION")):
             raise
-        log.warning("The training step is compiled without XLA's options: %s", str(error).splitlines()[0])
+        log.warning("A step is compiled without XLA's options: %s", str(error).splitlines()[0])
         return lowered.compile()
 
 
@@ -167,7 +167,8 @@ def _shape(x):
 def compile_eval_step(model, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
     """`eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
     step = jax.jit(functools.partial(eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
-    return step.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes()).compile()
+    lowered = step.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes())
+    return _compile_with_options(lowered, sharding.compiler_options(feed.mesh))
 
 
 @jit_unoptimized
