@@ -1,11 +1,11 @@
 """CIFAR-10 with the networks of the paper, arXiv 2306.16993 (tables II and following), and small ones for a CPU.
 
-    python train.py --config configs/cifar10.py:resnet18,wc --workdir runs/r18_wc --config.data_dir=DIR
-    python train.py --config configs/cifar10.py:resnet18,plain --workdir runs/r18_plain --config.data_dir=DIR
-    python train.py --config configs/cifar10.py:resnet8,wc --workdir runs/r8_wc --config.data_dir=DIR
+    wcjax-train --config cifar10:resnet18,wc --workdir runs/r18_wc --config.data_dir=DIR
+    wcjax-train --config cifar10:resnet18,plain --workdir runs/r18_plain --config.data_dir=DIR
+    wcjax-train --config cifar10:resnet8,wc --workdir runs/r8_wc --config.data_dir=DIR
 
-DIR is a tensorflow-datasets folder in which cifar10 is prepared as array_record, or a folder with a cifar10.npz. If it
-has neither, the error says how to make one. The paper's test accuracy in % (mean ± std of 5 seeds, 200 epochs):
+DIR is a tensorflow-datasets folder in which cifar10 is prepared as array_record, or a folder with a cifar10.npz. If DIR
+has neither, the error says how to prepare the data. The paper's test accuracy in % (mean ± std of 5 seeds, 200 epochs):
 
     | model    | plain       | pp          | wn          | wc          | arsinh | erf   | learned     |
     | resnet18 | 94.04 ± .08 | 92.94 ± .17 | 94.26 ± .14 | 94.44 ± .12 | 94.34  | 94.36 | 94.16 ± .08 |
@@ -15,12 +15,12 @@ has neither, the error says how to make one. The paper's test accuracy in % (mea
     | vgg19_bn | 93.21 ± .08 |             |             | 93.33 ± .25 |        |       |             |
 
 VGG is trained with the schedule and the decay of CIFAR-100. The variant after the comma is a column name of the table,
-'coarse' for one learned pair in the network, or 'channel' for a learned pair of each output channel. The paper does not
-have 'channel'.
+'coarse' for one learned pair in the network, or 'channel' for a learned pair of each output channel, which is not in
+the paper.
 
-The paper does not have resnet8 (78,042 parameters) or resnet20 either. They are trained for 20 epochs, with the a and
-b of ResNet18. On two CPU cores with AVX-512, an epoch of resnet8 takes 22 to 24 s (1,880 to 2,100 images/s). 5 epochs
-gave 70 to 72 % on test. ResNet18 takes 1.0 s a step there, which is 6 minutes an epoch, so it needs a GPU or TPU.
+resnet8 (78,042 parameters) and resnet20 are not in the paper. They are trained for 20 epochs, with the a and b of
+ResNet18. On two CPU cores with AVX-512, an epoch of resnet8 takes 22 to 24 s (1,880 to 2,100 images/s), and 5 epochs
+gave 70 to 72 % on test. ResNet18 takes 6 minutes an epoch there (1.0 s a step), so it needs a GPU or TPU.
 
 OPEN in the paper, with the choice made here in brackets: the augmentation (4-pixel zero pad, random crop, flip), the
 gain of Kaiming-uniform (√2, fan-in; kernel_init='torch' is torch's default), the parameters that decay (all; the

@@ -1,7 +1,7 @@
 """CIFAR-100 with the networks of the paper, arXiv 2306.16993.
 
-    python train.py --config configs/cifar100.py:resnet50,wc --workdir runs/r50_wc --config.data_dir=DIR
-    python train.py --config configs/cifar100.py:resnet50,plain --workdir runs/r50_plain --config.data_dir=DIR
+    wcjax-train --config cifar100:resnet50,wc --workdir runs/r50_wc --config.data_dir=DIR
+    wcjax-train --config cifar100:resnet50,plain --workdir runs/r50_plain --config.data_dir=DIR
 
 DIR is as in configs/cifar10.py. The paper's test accuracy in % (mean ± std of 5 seeds, 200 epochs):
 
@@ -13,7 +13,7 @@ DIR is as in configs/cifar10.py. The paper's test accuracy in % (mean ± std of 
     | vgg16_bn | 72.48 ± .35 |              |             | 72.74 ± .25 |        |       |
     | vgg19_bn | 71.34 ± .14 |              |             | 71.86 ± .26 |        |       |
 
-The paper prints ResNet18's number for PP once more for ResNet34. It does not have resnet8 and resnet20, which use a =
+For ResNet34 with PP, the paper repeats the number of ResNet18. resnet8 and resnet20 are not in the paper. They use a =
 1.0 and b = 0.6, because their initial |w| reaches 0.61. The networks of the paper need a GPU or TPU.
 
 OPEN in the paper: as in configs/cifar10.py.

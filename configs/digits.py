@@ -1,13 +1,13 @@
 """The first run: scikit-learn's 1,797 handwritten digits, 8x8 grey. Nothing is downloaded.
 
-    python train.py --config configs/digits.py --workdir runs/digits
-    python train.py --config configs/digits.py:resnet8,plain --workdir runs/digits_plain
+    wcjax-train --config digits --workdir runs/digits
+    wcjax-train --config digits:resnet8,plain --workdir runs/digits_plain
 
-Expect 96 to 99 % on test, with and without WC. The set is too easy to tell them apart, and one image in 360 is 0.3 %.
-Training takes 1 s on 2 CPU cores, after about 10 s to start and compile.
+Expect 96 to 99 % on test, with and without WC. The set is too easy to tell the two apart: one of the 360 test images is
+0.3 %. Training takes 1 s on 2 CPU cores, after about 10 s to start and compile.
 
-The paper has no such run, and the settings below are ours. The initial |w| reaches 0.82. A learned a therefore cannot
-start at the paper's 0.5, whose bound is 0.79, and starts at 0.6.
+The paper has no such run, and the settings below are ours. A learned a starts at 0.6 and not at the paper's 0.5, whose
+bound of 0.79 is below the largest initial |w|, 0.82.
 """
 
 from wcjax.config import default_config, with_variant

@@ -134,9 +134,9 @@ def test_every_variant_takes_a_step_that_moves_all_weights(model, variant):
 
 def test_every_row_of_the_papers_tables_has_a_command():
     page = (CONFIGS.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("python -m wcjax.sweep")]
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("wcjax-sweep ")]
     methods = collections.defaultdict(set)
-    for _, _, _, *arguments in commands:
+    for _, *arguments in commands:
         args, overrides = sweep.parser().parse_known_args(arguments)
         assert overrides == ["--config.data_dir=DIR"]
         file, _, argument = args.config.partition(":")
