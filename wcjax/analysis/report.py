@@ -15,8 +15,8 @@ import wcjax
 from wcjax.analysis import history, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, settings, without_repeats
+from wcjax.analysis.significance import PAIRS
 from wcjax.analysis.tables import (
-    PAIRS,
     Row,
     baseline_of,
     chosen_runs,
@@ -28,10 +28,10 @@ from wcjax.analysis.tables import (
     write_csv,
 )
 from wcjax.commands import command, program
+from wcjax.devices import check_devices
 from wcjax.files import saving, write_text
 from wcjax.paths import check_writable, folder_path
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
-from wcjax.training import sharding
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
 runs, each with a different seed, over which mean ± standard deviation are taken. Difference: in percentage points,
@@ -51,7 +51,7 @@ def main(argv=None):
         "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.html and .md, and its files"
     )
     args = parser.parse_args(argv)
-    sharding.check_devices()  # the plots of Ψ need a device
+    check_devices()  # the plots of Ψ need a device
     print(write_report(args.runs, args.out).with_suffix(".html"))
 
 

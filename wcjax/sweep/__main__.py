@@ -22,7 +22,7 @@ import sys
 import jax
 
 from wcjax.commands import command, program
-from wcjax.config.command_line import overridden, split_overrides
+from wcjax.config.command_line import override_key, split_overrides
 from wcjax.errors import InputError, Preempted
 from wcjax.paths import run_path
 from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
@@ -149,8 +149,8 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     else:
         plan = plan_runs(args.config, overrides, args.models, args.variants, args.seeds)
     check_devices_of_runs()
-    work = functools.partial(workers.work, options=options, start=start)
-    outcome = work(plan)
+    train_runs = functools.partial(workers.train_runs, options=options, start=start)
+    outcome = train_runs(plan)
     if args.command == "runs":
         return outcome.exit_code()
 
@@ -159,7 +159,7 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     print(f"\nBest on val: {', '.join(f'{key}={text}' for key, text in best.items())}.")
     if outcome.exit_code() or len(args.seeds) == 1:
         return outcome.exit_code()
-    return work(plan_best(args.config, overrides, best, args.seeds[1:])).exit_code()
+    return train_runs(plan_best(args.config, overrides, best, args.seeds[1:])).exit_code()
 
 
 def grid_space(pairs: list[tuple[str, list[str]]] | None) -> dict[str, list[str]]:
@@ -174,7 +174,7 @@ def grid_space(pairs: list[tuple[str, list[str]]] | None) -> dict[str, list[str]
 
 def check_overrides(overrides: list[str], space: dict[str, list[str]]) -> None:
     """Raises InputError for a --config.KEY that the sweep sets itself."""
-    for key in map(overridden, overrides):
+    for key in map(override_key, overrides):
         if key == "seed":
             raise InputError("config.seed is set by --seeds.")
         if key in space:

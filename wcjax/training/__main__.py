@@ -86,13 +86,14 @@ def run(args, config) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     from wcjax import processes
-    from wcjax.training import sharding, train
+    from wcjax.devices import check_devices
+    from wcjax.training import train
     from wcjax.training.preemption import leave_at_once
 
     leave_at_once()
     if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
-    sharding.check_devices()
+    check_devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
     summary = train(config, args.workdir)
     if processes.is_first():

@@ -16,24 +16,25 @@ from wcjax import run_folder
 from wcjax.commands import command, program
 from wcjax.config.build import load_dataset, make_model
 from wcjax.data import Dataset, image_shape
+from wcjax.devices import check_devices
 from wcjax.errors import InputError
 from wcjax.paths import local_path
 from wcjax.run_folder.checkpoints import load_tree
 from wcjax.run_folder.fingerprint import checked_dataset
-from wcjax.training import feed, sharding, steps
+from wcjax.training import compilation, feed, sharding
 from wcjax.training.in_flight import InFlight
 from wcjax.training.train_state import zero_totals
 
 
-def evaluate(program, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
+def evaluate(eval_step, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
     """{'loss', 'accuracy'} over all images of a split, each counted once.
 
-    program: from `steps.compile_eval_step`.
+    eval_step: from `compilation.compile_eval_step`.
     after_batch: called after each batch.
     """
     totals, in_flight = zero_totals(split_feed.mesh), InFlight()
     for inputs in split_feed.one_pass():
-        totals = program(params, batch_stats, totals, inputs)
+        totals = eval_step(params, batch_stats, totals, inputs)
         in_flight.add(totals.seen)
         after_batch()
     return totals.means()
@@ -122,8 +123,8 @@ def evaluate_folded(
             result[name] = result["val"]
             continue
         with feed.evaluation(split, dataset, config, mesh) as split_feed:
-            program = steps.compile_eval_step(model, split_feed, params, batch_stats)
-            result[name] = evaluate(program, params, batch_stats, split_feed, after_batch)
+            eval_step = compilation.compile_eval_step(model, split_feed, params, batch_stats)
+            result[name] = evaluate(eval_step, params, batch_stats, split_feed, after_batch)
     return result
 
 
@@ -133,7 +134,7 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
-    sharding.check_devices()
+    check_devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
     for name, numbers in result.items():
