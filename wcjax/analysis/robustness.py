@@ -24,7 +24,8 @@ from wcjax.errors import InputError
 from wcjax.paths import check_writable
 from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.training import compilation, feed, sharding
-from wcjax.training.evaluate import evaluate, load_dataset_of_run, load_folded
+from wcjax.training.evaluate import evaluate, load_dataset_of_run
+from wcjax.training.result import load_folded
 
 EXPLANATION = """Prunes, rounds and disturbs the weights of finished runs, and adds noise, blur, contrast and brightness
 to the test images; writes the accuracy after each change to robustness.json in the run folder. wcjax.analysis.report

@@ -48,7 +48,7 @@ def run_command(argv=None, start=start_run, **times) -> int:
       times: seconds to replace those of `SweepOptions`.
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    args, unknown = parser().parse_known_args(argv)
+    args, unknown = argument_parser().parse_known_args(argv)
     try:
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r}; see --help.")
@@ -68,9 +68,9 @@ def run_command(argv=None, start=start_run, **times) -> int:
         return EXIT_INTERRUPTED
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(program("wcjax.sweep"), description=__doc__.split("\n")[0])
-    commands = top.add_subparsers(dest="command", required=True)
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program("wcjax.sweep"), description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
     grid = commands.add_parser(
         "grid", help="train every point of a grid with the first seed, then the best one with the other seeds"
     )
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--storage", help="address of Optuna's database (default: DIR/sweep.db, SQLite)")
     one = commands.add_parser("one", help="train one run, with its config as JSON on standard input (internal)")
     one.add_argument("folder", type=pathlib.Path)
-    return top
+    return parser
 
 
 def over(text: str) -> tuple[str, list[str]]:

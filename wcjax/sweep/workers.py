@@ -64,7 +64,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
 def check(plan: Plan, options: SweepOptions) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
-        run_folder.check(run_path(options.out / name, "workdir"), config)
+        run_folder.check_matches(run_path(options.out / name, "workdir"), config)
     # One config for each combination of the keys that `load_dataset` checks.
     distinct = {(c.dataset, c.val_fraction, c.train_images, c.batch_size, c.epochs): c for c in plan.configs.values()}
     for config in distinct.values():

@@ -41,7 +41,7 @@ class Display:
         if self._trained_at is not None:
             self._seconds_between.append(now - self._trained_at)
         self._epoch, self._step = progress.epoch, progress.step
-        self._began, self._trained_at = now - progress.seconds, now
+        self._epoch_began, self._trained_at = now - progress.seconds, now
 
     def finish_step(self, means: jax.Array) -> None:
         """Must be called after each step that the device has finished, with the means of the epoch so far.
@@ -95,7 +95,7 @@ class Display:
         """The content of progress.json."""
         config, steps_per_epoch = self._run.config, self._run.steps_per_epoch
         done = self._step - self._epoch * steps_per_epoch
-        seconds_per_step = (self._trained_at - self._began) / done
+        seconds_per_step = (self._trained_at - self._epoch_began) / done
         between = sum(self._seconds_between) / max(1, len(self._seconds_between))
         epoch_left = (steps_per_epoch - done) * seconds_per_step
         later_epochs = (config.epochs - self._epoch - 1) * (steps_per_epoch * seconds_per_step + between)

@@ -69,7 +69,7 @@ def train(
     """
     config, folder = check_config(config), run_path(workdir, "workdir")
     mesh = sharding.make_mesh(config)
-    run_folder.check(folder, config)
+    run_folder.check_matches(folder, config)
     if (summary := run_folder.read(folder, "summary.json")) is not None:
         log.info("%s is finished; nothing to do.", folder)
         return summary
@@ -120,7 +120,8 @@ def _check_initial_weights(run: Run, progress: Progress) -> None:
 
 def _write_config(run: Run, data_record: dict) -> None:
     if processes.is_first():
-        run_folder.check(run.folder, run.config)  # again: another run may have begun here before this one had the lock
+        # Again, because another run may have begun here before this one had the lock.
+        run_folder.check_matches(run.folder, run.config)
         run_folder.write(run.folder, "data.json", data_record)  # first: a run with a config must have it
         run_folder.write(run.folder, "config.json", run.config.to_dict())
 

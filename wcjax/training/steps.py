@@ -69,12 +69,12 @@ def train_step(run: Run, feed: Feed, state: TrainState, totals: Totals, inputs) 
 
     def loss_fn(params):
         variables = {"params": gather(params), "batch_stats": state.batch_stats}
-        logits, updated = network.apply(
+        logits, new_variables = network.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        return cross_entropy(logits, labels, run.config.label_smoothing), (logits, updated)
+        return cross_entropy(logits, labels, run.config.label_smoothing), (logits, new_variables)
 
-    (loss, (logits, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (logits, new_variables)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
     is_bad = ~jnp.isfinite(loss) & (totals.first_bad_step < 0)
     totals = Totals(
@@ -86,7 +86,7 @@ def train_step(run: Run, feed: Feed, state: TrainState, totals: Totals, inputs) 
     state = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=updated.get("batch_stats", {}),
+        batch_stats=new_variables.get("batch_stats", {}),
         opt_state=opt_state,
     )
     return state, totals, jnp.stack([totals.loss, totals.correct]) / totals.seen
