@@ -85,7 +85,8 @@ def measure(run, dataset, num_images: int = 0, eval_steps: dict | None = None) -
       {'images': number, 'accuracy': without a change, 'curves': {name in `changes`: [[level, accuracy], ...]}}. The
       images of a streamed data set are not changed.
     """
-    config, eval_steps = run_folder.read_config(run), {} if eval_steps is None else eval_steps
+    config = run_folder.read_config(run)
+    eval_steps = {} if eval_steps is None else eval_steps
     dataset, _ = checked_dataset(run, dataset, ("test",))
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
