@@ -31,7 +31,7 @@ from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.data import Dataset, Split, image_shape
 from wcjax.data.dataset import streamed_dataset
 from wcjax.files import write_json
-from wcjax.training import feed, sharding, steps
+from wcjax.training import compilation, feed, sharding, steps
 from wcjax.training.run import Run
 from wcjax.training.train_state import Totals
 
@@ -78,7 +78,7 @@ def compile_step(config, mesh: Mesh, run_class: type[Run] = Run):
     shapes = jax.eval_shape(steps.initializer(run.model, run.tx, run.image_shape), jax.random.key(0))
     state = abstract(shapes, sharding.state_sharding(mesh, shapes))
     totals = abstract(jax.eval_shape(Totals.zero), sharding.replicated(mesh))
-    return steps.compile_train_step(run, train_feed, state, totals), (state, totals)
+    return compilation.compile_train_step(run, train_feed, state, totals), (state, totals)
 
 
 def abstract(shapes, shardings):
@@ -122,7 +122,7 @@ def main():
         parser.error(f"--target must begin with one of {', '.join(MEMORY)}, found {args.target!r}.")
     jax.config.update("jax_platforms", "cpu")  # for this process only; the compilers need no device
     omitted = (
-        mock.patch.dict(sharding.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
+        mock.patch.dict(compilation.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
     )
     memory_size, records = MEMORY[args.target.partition(":")[0]], []
     for variant in args.variants.split(","):

@@ -22,7 +22,7 @@ from benchmarks.timing import in_turn, summary
 from wcjax.config import check_config, default_config, with_variant
 from wcjax.config.build import learning_rate_schedule, load_dataset
 from wcjax.run_folder.checkpoints import Checkpoints
-from wcjax.training import feed, sharding, steps, train
+from wcjax.training import compilation, feed, sharding, steps, train
 from wcjax.training.evaluate import evaluate
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
@@ -91,7 +91,7 @@ class BareSteps:
         self.feed = feed.OnDevice(run.dataset.train, run.dataset, config, run.mesh)
         self.inputs = next(self.feed.epoch(state))
         with mock.patch.object(steps, "train_step", step):
-            self.step = steps.compile_train_step(run, self.feed, state, totals)
+            self.step = compilation.compile_train_step(run, self.feed, state, totals)
         self.progress.arrays = jax.device_put(self.progress.arrays, self.step.input_formats[0][0])
 
     @property
@@ -104,7 +104,7 @@ class BareSteps:
 
     @functools.cached_property
     def eval_step(self):
-        return steps.compile_eval_step(self.run.model, self.feed, self.state.params, self.state.batch_stats)
+        return compilation.compile_eval_step(self.run.model, self.feed, self.state.params, self.state.batch_stats)
 
     def evaluate(self):
         evaluate(self.eval_step, self.state.params, self.state.batch_stats, self.feed)
@@ -240,8 +240,8 @@ print(time.perf_counter() - began - summary["train_seconds"], summary["compile_s
             env = os.environ | limits | {"JAX_COMPILATION_CACHE_DIR": cache}
             out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
             seconds[variant] = [float(x) for x in out.stdout.split()[-2:]]
-    for variant, (total, compilation) in seconds.items():
-        yield {"group": "start", "model": model, "variant": variant, "seconds": total, "compile_seconds": compilation}
+    for variant, (total, compiling) in seconds.items():
+        yield {"group": "start", "model": model, "variant": variant, "seconds": total, "compile_seconds": compiling}
 
 
 def measure_imports():

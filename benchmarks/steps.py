@@ -13,7 +13,7 @@ from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
 from wcjax.compiling import jit_unoptimized
 from wcjax.models import cpu_convolution
-from wcjax.training import sharding
+from wcjax.training import compilation, sharding
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4
@@ -87,7 +87,7 @@ def train_step(model, tx, images, labels, flags=None):
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    options = sharding.compiler_options(sharding.one_device()) | (flags or {})
+    options = compilation.compiler_options(sharding.one_device()) | (flags or {})
     return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(options), state
 
 

@@ -134,7 +134,7 @@ class Trainer:
         """{name: accuracy on val} of configs, {name: config}; -1 for runs that failed. Run folders are OUT/name."""
         began, todo = time.monotonic(), {}
         for name, config in configs.items():
-            run_folder.check(self.out / name, config)
+            run_folder.check_matches(self.out / name, config)
             if not any((self.out / name / file).exists() for file in ("summary.json", "failed.json")):
                 todo[name] = config, self.compile(config)
         writing = []

@@ -137,7 +137,7 @@ def test_every_row_of_the_papers_tables_has_a_command():
     commands = [shlex.split(line) for line in page.splitlines() if line.startswith("wcjax-sweep ")]
     methods = collections.defaultdict(set)
     for _, *arguments in commands:
-        args, overrides = sweep.parser().parse_known_args(arguments)
+        args, overrides = sweep.argument_parser().parse_known_args(arguments)
         assert overrides == ["--config.data_dir=DIR"]
         file, _, argument = args.config.partition(":")
         if args.command == "grid":

@@ -10,7 +10,7 @@ from matplotlib import image
 from scipy import stats
 
 from wcjax.analysis import history, paper, plots, report, tables
-from wcjax.analysis.runs import differences, find_runs, settings
+from wcjax.analysis.runs import differences, find_runs, group_by_setting
 from wcjax.errors import InputError
 
 PLAIN, WC = [0.9401, 0.9390, 0.9412], [0.9440, 0.9431, 0.9452]
@@ -45,7 +45,8 @@ def write_report(tmp_path):
 
 
 def test_a_row_has_the_numbers_of_runs_and_of_the_paper(cifar):
-    rows = tables.result_rows([setting for setting in settings(find_runs([cifar])[0]) if setting.dataset == "cifar10"])
+    settings = group_by_setting(find_runs([cifar])[0])
+    rows = tables.result_rows([setting for setting in settings if setting.dataset == "cifar10"])
     by_name = {(row.model, row.method): row for row in rows}
     assert len(by_name) == len(rows)
     wc = by_name["resnet18", "WC"]
@@ -74,9 +75,10 @@ def test_runs_whose_settings_differ_are_not_mixed(tmp_path, write_run, write_rep
     write_run("b", "plain", 1, 0.95, momentum=0.5)
     write_run("c", "wc", 1, 0.96, momentum=0.5, data_dir="elsewhere")
     write_run("d", "plain", 1, 0.97, momentum=0.7, learning_rate=0.3)
-    groups = settings(find_runs([tmp_path / "runs"])[0])
-    assert sorted([run.method for run in setting.runs] for setting in groups) == [["plain"], ["plain"], ["plain", "WC"]]
-    assert differences(groups) == {"momentum": ["0.5", "0.7", "0.9"]}
+    settings = group_by_setting(find_runs([tmp_path / "runs"])[0])
+    methods = sorted([run.method for run in setting.runs] for setting in settings)
+    assert methods == [["plain"], ["plain"], ["plain", "WC"]]
+    assert differences(settings) == {"momentum": ["0.5", "0.7", "0.9"]}
     text = write_report()
     assert "| resnet8 (A) | plain | none | 0.1, 0.0001 | 1 | 95.00 |" in text
     assert "| resnet8 (C) | plain | none | 0.1, 0.0001 | 1 | 94.00 |" in text
@@ -104,9 +106,9 @@ def test_each_method_is_compared_with_the_best_plain_network(tmp_path, write_run
     write_runs("tuned", "plain", [0.95, 0.951, 0.952], val_accuracy=0.94, learning_rate=0.3)
     write_runs("smooth", "plain", [0.96] * 3, label_smoothing=0.1)
     write_runs("other", "plain", [0.99], val_accuracy=0.99, weight_decay=0.01)
-    groups = settings(find_runs([tmp_path / "runs"])[0])
-    assert [len(setting.runs) for setting in groups] == [13]
-    default, tuned, wc, smooth = tables.result_rows(groups)
+    settings = group_by_setting(find_runs([tmp_path / "runs"])[0])
+    assert [len(setting.runs) for setting in settings] == [13]
+    default, tuned, wc, smooth = tables.result_rows(settings)
     assert [row.tuning for row in (default, tuned, wc)] == ["0.1, 0.0001", "0.3, 0.0001", "0.1, 0.001"]
     assert (smooth.method, smooth.tuning) == ("plain, label smoothing", "0.1, 0.0001, smoothing 0.1")
     np.testing.assert_allclose(default.difference, 100 * np.mean(PLAIN) - 95.1)
@@ -122,7 +124,7 @@ def test_eight_runs_are_compared_seed_by_seed(tmp_path, write_runs):
     ours, plain = ([start + seed / step for seed in range(8)] for start, step in ((0.905, 90), (0.9, 100)))
     write_runs("plain", "plain", plain)
     write_runs("wc", "wc", ours)
-    (setting,) = settings(find_runs([tmp_path / "runs"])[0])
+    (setting,) = group_by_setting(find_runs([tmp_path / "runs"])[0])
     _, wc = tables.result_rows([setting])
     interval = stats.ttest_rel(ours, plain).confidence_interval()
     np.testing.assert_allclose([wc.low, wc.high, wc.p], [100 * interval.low, 100 * interval.high, 2 / 2**8])
@@ -171,7 +173,7 @@ def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_repo
     for name in "abc":
         write_run(name, "plain", int(name == "c"), 0.94)
     write_run("failed before it saw its data", "wc", 0, train_images=None)
-    (setting,) = settings(find_runs([tmp_path / "runs", tmp_path / "runs" / "a"])[0])
+    (setting,) = group_by_setting(find_runs([tmp_path / "runs", tmp_path / "runs" / "a"])[0])
     assert (setting.dataset, len(setting.runs)) == ("digits", 4)
     assert len(tables.chosen_runs(setting.runs)[0]) == 2
     text = write_report()

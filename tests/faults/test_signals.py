@@ -51,8 +51,8 @@ def act_before(owner, name, act, number):
 
 MOMENTS = [
     (INT, "wcjax.training.loop", "load_dataset", collect_and_signal),
-    (TERM, "wcjax.training.steps", "compile_train_step", collect_and_signal),
-    (TERM, "wcjax.training.steps", "compile_eval_step", signal_and_stay),
+    (TERM, "wcjax.training.compilation", "compile_train_step", collect_and_signal),
+    (TERM, "wcjax.training.compilation", "compile_eval_step", signal_and_stay),
 ]
 
 

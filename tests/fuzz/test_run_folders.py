@@ -88,7 +88,7 @@ def test_the_files_of_a_run_are_read_or_refused(tmp_path_factory, files):
         compare.comparison_markdown([folder])
     with only_our_errors():
         found = runs.find_runs([folder])[0]
-        tables.results_table(tables.result_rows(runs.settings(found))).markdown()
+        tables.results_table(tables.result_rows(runs.group_by_setting(found))).markdown()
         if first := history.first_layer_history(found[0]):
             assert first.counts.shape == (len(first.epochs), len(EDGES) + 1)
             layers = history.last_layers({"": found})[""]

@@ -25,7 +25,7 @@ RATES = ["--over", "learning_rate=0.05,0.1", "--over", "weight_decay=0,5e-4"]
     ],
 )
 def test_a_grid_has_every_point_and_by_default_the_papers(arguments, names, changes):
-    args = sweep.parser().parse_args([*arguments, "--out", "unused"])
+    args = sweep.argument_parser().parse_args([*arguments, "--out", "unused"])
     grid = plan.plan_grid(args.config, [], sweep.grid_space(args.over), args.seeds[0])
     assert list(grid.configs) == names
     last = grid.configs[names[-1]]

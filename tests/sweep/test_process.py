@@ -15,7 +15,7 @@ from wcjax.training.start import EXIT_PREEMPTED
 def test_jobs_have_equal_shares_of_the_accelerator(tmp_path, monkeypatch, jobs, share):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     print_share = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
-    monkeypatch.setattr(process, "python", lambda *_: [sys.executable, "-c", print_share])
+    monkeypatch.setattr(process, "python_command", lambda *_: [sys.executable, "-c", print_share])
     process.start_run(tmp_path / "run", {}, tmp_path / "log", jobs).wait()
     assert (tmp_path / "log").read_text() == f"{share}\n"
 

@@ -15,7 +15,7 @@ from benchmarks.hlo import collective_arrays
 from tests.training import runs
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset
-from wcjax.training import feed, sharding, steps
+from wcjax.training import compilation, feed, sharding
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 
@@ -38,12 +38,12 @@ def compare_batches(run, alone):
 def check_collectives(run):
     """A step sends the gradients of kernels, the sums of batch norm, two numbers, and each sharded kernel once."""
     # Steps on several CPU devices get an option that XLA does not know, which they report and compile without.
-    options = mock.patch.dict(sharding.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
-    with options, unittest.TestCase().assertLogs(steps.log) as warnings:
+    options = mock.patch.dict(compilation.COMPILER_OPTIONS, cpu={"xla_no_such_option": "true"})
+    with options, unittest.TestCase().assertLogs(compilation.log) as warnings:
         progress = Progress.start(run)
         with feed.training(run, 0) as data:
-            step = steps.compile_train_step(run, data, progress.state, progress.totals)
-    assert sharding.compiler_options(sharding.one_device()) == sharding.COMPILER_OPTIONS["cpu"] != {}
+            step = compilation.compile_train_step(run, data, progress.state, progress.totals)
+    assert compilation.compiler_options(sharding.one_device()) == compilation.COMPILER_OPTIONS["cpu"] != {}
     assert len(warnings.output) == 1
     assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]
     sent = collective_arrays(step.as_text())

@@ -129,4 +129,4 @@ def test_a_killed_worker_and_a_failed_one_get_different_advice(code, cure):
         yield
 
     with pytest.raises(RuntimeError, match=rf"^a process that decodes images .* \(exit code {code}\).* {cure}"):
-        next(feed._placed(batches(), mesh=None))
+        next(feed._device_batches(batches(), mesh=None))

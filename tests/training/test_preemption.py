@@ -10,7 +10,7 @@ from tests.training.runs import EPOCHS, STEPS
 from wcjax import training
 from wcjax.errors import Preempted
 from wcjax.training import loop
-from wcjax.training.preemption import signals_noticed
+from wcjax.training.preemption import stop_signals
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 ERRORS = {TERM: Preempted, INT: KeyboardInterrupt}
@@ -39,12 +39,12 @@ def test_a_signal_loses_no_step(tiny_run, tmp_path, monkeypatch, number, moment,
 def test_handlers_are_restored_and_a_second_ctrl_c_raises():
     signal.signal(INT, signal.default_int_handler)  # a job in the background of a shell ignores Ctrl-C
     before = [signal.getsignal(number) for number in ERRORS]
-    with signals_noticed() as signals:
+    with stop_signals() as signals:
         signals.arm()
         assert signals.pending() == ""
         signal.raise_signal(TERM)
         assert signals.pending() == "SIGTERM"
-    with pytest.raises(KeyboardInterrupt), signals_noticed() as signals:
+    with pytest.raises(KeyboardInterrupt), stop_signals() as signals:
         signals.arm()
         signal.raise_signal(INT)
         assert signals.pending() == "SIGINT"

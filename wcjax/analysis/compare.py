@@ -13,6 +13,7 @@ import numpy as np
 
 from wcjax.analysis.runs import RunRecord, data_differences, read_run
 from wcjax.commands import command, program
+from wcjax.devices import check_devices
 from wcjax.errors import InputError
 from wcjax.paths import check_writable, local_path
 
@@ -88,9 +89,9 @@ def _table(runs):
 
 def all_weights(folder) -> np.ndarray:
     """The weights of all layers of the folded network of a run, in one row: (n,)."""
-    from wcjax.training import load_folded, sharding, weights  # here, because Orbax takes seconds
+    from wcjax.training import load_folded, weights  # here, because Orbax takes seconds
 
-    sharding.check_devices()
+    check_devices()
     layers = weights.layer_weights(load_folded(folder)[1]["params"], plain=True)
     return np.concatenate([np.ravel(w) for w in layers.values()])
 

@@ -71,7 +71,7 @@ class Picture(NamedTuple):
         return f"![{self.caption}]({self.file})\n\n{self.caption}"
 
     def html(self, folder):
-        image = f'<img src="{_data(folder / self.file, "image/png")}" alt="">'  # the caption says what it shows
+        image = f'<img src="{_data_url(folder / self.file, "image/png")}" alt="">'  # the caption says what it shows
         return f"<figure>\n{image}\n<figcaption>{html.escape(self.caption)}</figcaption>\n</figure>"
 
 
@@ -86,7 +86,7 @@ class Files(NamedTuple):
 
     def html(self, folder):
         links = (
-            f'<a download="{html.escape(name)}" href="{_data(folder / name, "text/csv")}">{html.escape(name)}</a> '
+            f'<a download="{html.escape(name)}" href="{_data_url(folder / name, "text/csv")}">{html.escape(name)}</a> '
             f"({html.escape(what)})"
             for name, what in self.files.items()
         )
@@ -114,7 +114,7 @@ def _anchor(heading):
     return "-".join(re.findall(r"\w+", heading.lower()))
 
 
-def _data(path, kind) -> str:
+def _data_url(path, kind) -> str:
     with reading(path):
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 

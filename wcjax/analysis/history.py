@@ -67,8 +67,8 @@ def curves(runs: list[RunRecord]) -> dict[str, np.ndarray] | None:
 
 def layers_in_order(names) -> list[str]:
     """Layers from input to output: 'stem' first, 'head' last, numbers in names by their value."""
-    numbers = lambda name: [(0, int(x), "") if x.isdigit() else (1, 0, x) for x in re.split(r"(\d+)", name)]
-    return sorted(names, key=lambda name: (name != "stem", name == "head", numbers(name)))
+    natural_order = lambda name: [(0, int(x), "") if x.isdigit() else (1, 0, x) for x in re.split(r"(\d+)", name)]
+    return sorted(names, key=lambda name: (name != "stem", name == "head", natural_order(name)))
 
 
 def last_layers(variants) -> dict[str, dict[str, dict]]:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import wcjax
 from wcjax.analysis import history, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, settings, without_repeats
+from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, group_by_setting, without_repeats
+from wcjax.analysis.significance import PAIRS
 from wcjax.analysis.tables import (
-    PAIRS,
     Row,
     baseline_of,
     chosen_runs,
@@ -28,10 +28,10 @@ from wcjax.analysis.tables import (
     write_csv,
 )
 from wcjax.commands import command, program
+from wcjax.devices import check_devices
 from wcjax.files import saving, write_text
 from wcjax.paths import check_writable, folder_path
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
-from wcjax.training import sharding
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
 runs, each with a different seed, over which mean ± standard deviation are taken. Difference: in percentage points,
@@ -51,7 +51,7 @@ def main(argv=None):
         "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.html and .md, and its files"
     )
     args = parser.parse_args(argv)
-    sharding.check_devices()  # the plots of Ψ need a device
+    check_devices()  # the plots of Ψ need a device
     print(write_report(args.runs, args.out).with_suffix(".html"))
 
 
@@ -61,38 +61,37 @@ def write_report(folders, out) -> pathlib.Path:
     folders: run folders, or folders that contain them. Raises InputError if there are no runs, or a file is damaged.
     """
     runs, omitted = find_runs(folders)
-    groups = settings(runs)
+    settings = group_by_setting(runs)
     out = folder_path(out, "--out")
     check_writable(out, "--out")
     with saving(out):
         out.mkdir(parents=True, exist_ok=True)
 
-    parts, results = [Heading("Weight compander: a report", 1), _header(groups)], []
-    for dataset, members in itertools.groupby(groups, key=lambda s: s.dataset):
-        members = list(members)
-        rows = result_rows(members)
+    parts, results = [Heading("Weight compander: a report", 1), _header(settings)], []
+    for dataset, group in itertools.groupby(settings, key=lambda s: s.dataset):
+        rows = result_rows(list(group))
         parts += [Heading(f"Test accuracy on {dataset}"), results_table(rows)]
         results += rows
     parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Errata in the paper: " + " ".join(paper.ERRATA))]
-    parts += _data_that_differ(groups) + _other_variants(groups) + _settings_that_differ(groups)
-    parts += _unfinished(runs) + _repeats(groups) + _omitted(omitted)
+    parts += _data_that_differ(settings) + _other_variants(settings) + _settings_that_differ(settings)
+    parts += _unfinished(runs) + _repeats(settings) + _omitted(omitted)
     parts += [Heading("Figures"), _figure_2(out)]
-    for letter, setting in zip(setting_letters(groups), groups, strict=True):
+    for letter, setting in zip(setting_letters(settings), settings, strict=True):
         parts += _figures(setting, letter, out)
     parts.append(Files("All numbers as CSV:", {"results.csv": "the tables", "runs.csv": "one row for a run"}))
 
     write_csv(out / "results.csv", Row._fields, results)
-    _write_runs(out / "runs.csv", groups)
+    _write_runs(out / "runs.csv", settings)
     for name, text in (("report.md", as_markdown(parts)), ("report.html", as_html(parts, out))):
         write_text(out / name, text.encode(errors="backslashreplace").decode())  # of paths that are not UTF-8
     return out / "report.md"
 
 
-def _header(groups):
-    runs = [run for setting in groups for run in setting.runs]
+def _header(settings):
+    runs = [run for setting in settings for run in setting.runs]
     finished = [run for run in runs if run.summary]
     failed = sum(run.failure is not None for run in runs)
-    counts = Counter((s.dataset, s.model, r.method) for s in groups for r in without_repeats(s.runs)[0] if r.summary)
+    counts = Counter((s.dataset, s.model, r.method) for s in settings for r in without_repeats(s.runs)[0] if r.summary)
     versions = sorted({f"jax {r.summary['jax_version']} on {r.summary['device']}" for r in finished})
     return Bullets(
         [
@@ -104,9 +103,9 @@ def _header(groups):
     )
 
 
-def _data_that_differ(groups):
+def _data_that_differ(settings):
     runs = defaultdict(list)  # {'cifar10-data-1': runs}
-    for setting in groups:
+    for setting in settings:
         runs[setting.dataset] += setting.runs
     tables = {}
     for name, datasets in itertools.groupby(sorted(runs), lambda dataset: runs[dataset][0].config["dataset"]):
@@ -117,12 +116,12 @@ def _data_that_differ(groups):
     return _that_differ("Data that differ", explanation, tables)
 
 
-def _settings_that_differ(groups):
+def _settings_that_differ(settings):
     tables = {}
-    for (dataset, model), members in itertools.groupby(groups, key=lambda s: (s.dataset, s.model)):
-        members = list(members)
-        counts = [len(setting.runs) for setting in members]
-        tables[f"{model} on {dataset}"] = setting_letters(members), differences(members), counts
+    for (dataset, model), group in itertools.groupby(settings, key=lambda s: (s.dataset, s.model)):
+        group = list(group)
+        counts = [len(setting.runs) for setting in group]
+        tables[f"{model} on {dataset}"] = setting_letters(group), differences(group), counts
     explanation = (
         "Runs whose configs differ in more than Ψ, learning rate, decay, label smoothing and seed are not compared."
     )
@@ -139,9 +138,9 @@ def _that_differ(heading, explanation, tables):
     return [Heading(heading), Paragraph(explanation), *parts] if parts else []
 
 
-def _other_variants(groups):
+def _other_variants(settings):
     lines = []
-    for letter, setting in zip(setting_letters(groups), groups, strict=True):
+    for letter, setting in zip(setting_letters(settings), settings, strict=True):
         runs = without_repeats([run for run in setting.runs if run.summary])[0]
         in_table = {chosen[0].variant for chosen in chosen_runs(runs)}
         for variant in sorted({run.variant for run in runs} - in_table):
@@ -156,8 +155,8 @@ def _unfinished(runs):
     return [Heading("Runs without a result"), Bullets(items)] if items else []
 
 
-def _repeats(groups):
-    repeats = [run for setting in groups for run in without_repeats([r for r in setting.runs if r.summary])[1]]
+def _repeats(settings):
+    repeats = [run for setting in settings for run in without_repeats([r for r in setting.runs if r.summary])[1]]
     items = [str(run.path) for run in repeats]
     return [Heading("Omitted: the same config and seed as another run"), Bullets(items)] if items else []
 
@@ -268,11 +267,11 @@ def _name(setting, letter):
     return f"{setting.model} on {setting.dataset}" + (f" ({letter})" if letter else "")
 
 
-def _write_runs(path, groups):
+def _write_runs(path, settings):
     names = ("best_epoch", "best_val_accuracy", "test_accuracy", "test_loss", "epochs", "images_per_second")
     names += ("train_seconds", "num_parameters", "device", "jax_version")
     rows = []
-    for letter, setting in zip(setting_letters(groups), groups, strict=True):
+    for letter, setting in zip(setting_letters(settings), settings, strict=True):
         for run in setting.runs:
             place = (run.path, setting.dataset, setting.model, letter, *run.variant, run.config["seed"])
             state = "finished" if run.summary else run.failure or "unfinished"

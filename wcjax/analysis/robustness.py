@@ -14,16 +14,18 @@ from wcjax import run_folder
 from wcjax.analysis import changes
 from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, find_runs
-from wcjax.analysis.significance import holm
-from wcjax.analysis.tables import Comparison, compare, format_difference
+from wcjax.analysis.significance import Comparison, compare, holm
+from wcjax.analysis.tables import format_difference
 from wcjax.commands import command, program
 from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
+from wcjax.devices import check_devices
 from wcjax.errors import InputError
 from wcjax.paths import check_writable
 from wcjax.run_folder.fingerprint import checked_dataset
-from wcjax.training import feed, sharding, steps
-from wcjax.training.evaluate import evaluate, load_dataset_of_run, load_folded
+from wcjax.training import compilation, feed, sharding
+from wcjax.training.evaluate import evaluate, load_dataset_of_run
+from wcjax.training.result import load_folded
 
 EXPLANATION = """Prunes, rounds and disturbs the weights of finished runs, and adds noise, blur, contrast and brightness
 to the test images; writes the accuracy after each change to robustness.json in the run folder. wcjax.analysis.report
@@ -39,7 +41,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.images < 0:
         raise InputError(f"--images must be at least 0, found {args.images}.")
-    sharding.check_devices()
+    check_devices()
     runs, _ = find_runs(args.runs)
     measure_runs([run for run in runs if run.summary], args.images, args.data_dir)
 
@@ -53,7 +55,7 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
         raise InputError("no run is finished; give folders of finished runs.")
     for run in runs:
         check_writable(run.path, "run folder")
-    datasets, programs = {}, {}
+    datasets, eval_steps = {}, {}
     with tqdm.tqdm(runs, unit=" runs", dynamic_ncols=True) as bar:
         for run in bar:
             bar.set_description(str(run.path))
@@ -66,10 +68,10 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
             if key not in datasets:
                 datasets[key] = load_dataset_of_run(run.path, data_dir)
             if content is None or content["images"] != _subset(datasets[key].test, num_images).num_images:
-                run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, programs))
+                run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, eval_steps))
 
 
-def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> dict:
+def measure(run, dataset, num_images: int = 0, eval_steps: dict | None = None) -> dict:
     """The content of robustness.json of a finished run.
 
     Args:
@@ -77,13 +79,14 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
       dataset: the data set of the run.
       num_images: the number of test images to use; 0 for all. They are the first ones, or of a streamed data set, which
         may be sorted by class, images at equal distances.
-      programs: compiled evaluations of earlier runs, which this one adds to.
+      eval_steps: the compiled steps of earlier runs, to which this one adds its own.
 
     Returns:
       {'images': number, 'accuracy': without a change, 'curves': {name in `changes`: [[level, accuracy], ...]}}. The
       images of a streamed data set are not changed.
     """
-    config, programs = run_folder.read_config(run), {} if programs is None else programs
+    config = run_folder.read_config(run)
+    eval_steps = {} if eval_steps is None else eval_steps
     dataset, _ = checked_dataset(run, dataset, ("test",))
     model, variables = load_folded(run, dataset.num_classes)
     params = variables["params"]
@@ -94,22 +97,22 @@ def measure(run, dataset, num_images: int = 0, programs: dict | None = None) -> 
         shapes = str(split_feed.eval_input_shapes())
         key = model, split_feed.num_images, shapes, config.batch_size, dataset.mean.tobytes(), dataset.std.tobytes()
         on_device = sharding.replicate(mesh, (params, variables["batch_stats"]))
-        if key not in programs:
-            programs[key] = steps.compile_eval_step(model, split_feed, *on_device)
-        return evaluate(programs[key], *on_device, split_feed)["accuracy"]
+        if key not in eval_steps:
+            eval_steps[key] = compilation.compile_eval_step(model, split_feed, *on_device)
+        return evaluate(eval_steps[key], *on_device, split_feed)["accuracy"]
 
     def accuracy_on(images):
         with feed.evaluation(Split(images, test.labels), dataset, config, mesh) as changed:
             return accuracy(params, changed)
 
-    draws = lambda level: np.random.default_rng((config.seed, round(100 * level)))
+    rng = lambda level: np.random.default_rng((config.seed, round(100 * level)))
     curves = {}
     with feed.evaluation(test, dataset, config, mesh) as unchanged:  # one for all levels: a stream starts slowly
         original = accuracy(params, unchanged)
         for name, (change, levels) in changes.WEIGHT_CHANGES.items():
-            curves[name] = [[level, accuracy(change(params, level, draws(level)), unchanged)] for level in levels]
+            curves[name] = [[level, accuracy(change(params, level, rng(level)), unchanged)] for level in levels]
     for name, (change, levels) in {} if dataset.streamed else changes.IMAGE_CHANGES.items():
-        curves[name] = [[level, accuracy_on(change(test.images, level, draws(level)))] for level in levels]
+        curves[name] = [[level, accuracy_on(change(test.images, level, rng(level)))] for level in levels]
     return {"images": test.num_images, "accuracy": original, "curves": curves}
 
 
@@ -124,7 +127,8 @@ def read_measurements(runs: list[RunRecord]) -> Measurements:
     measurements = {run.path: m for run in runs if (m := run_folder.read(run.path, "robustness.json"))}
     most = max((m["images"] for m in measurements.values()), default=0)
     measurements = {path: m for path, m in measurements.items() if m["images"] == most}
-    levels, levels_of = {}, lambda curve: [level for level, _ in curve]
+    levels_of = lambda curve: [level for level, _ in curve]
+    levels = {}
     for content in measurements.values():
         curves = content["curves"]
         levels = {change: levels_of(curve) for change, curve in curves.items()} | levels
@@ -154,14 +158,14 @@ def change_table(variants: dict[str, list[RunRecord]], baseline: list[RunRecord]
     lines, p_values = [], []
     for change in dict.fromkeys(name for m in measurements.values() for name in m["curves"]):
         curve = {path: m["curves"][change] for path, m in measurements.items() if change in m["curves"]}
-        after = lambda run, curve=curve: 100 * np.mean([accuracy for _, accuracy in curve[run.path]])
+        accuracy_after = lambda run, curve=curve: 100 * np.mean([accuracy for _, accuracy in curve[run.path]])
         plain = [run for run in baseline if run.path in curve]
         for label, runs in variants.items():
             if runs := [run for run in runs if run.path in curve]:
-                comparison = Comparison() if runs == plain else compare(runs, plain, after)
-                accuracy = np.mean([after(run) for run in runs])
-                loss = 100 * np.mean([measurements[run.path]["accuracy"] for run in runs]) - accuracy
-                numbers = str(len(runs)), f"{accuracy:.2f}", f"{loss:.2f}", format_difference(comparison)
+                comparison = Comparison() if runs == plain else compare(runs, plain, accuracy_after)
+                accuracy = np.mean([accuracy_after(run) for run in runs])
+                lost = 100 * np.mean([measurements[run.path]["accuracy"] for run in runs]) - accuracy
+                numbers = str(len(runs)), f"{accuracy:.2f}", f"{lost:.2f}", format_difference(comparison)
                 lines.append([change.replace("_", " "), label, *numbers])
                 p_values.append(comparison.p)
     corrected = ["" if p is None else f"{p:.3g}" for p in holm(p_values)]

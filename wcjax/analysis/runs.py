@@ -131,10 +131,10 @@ def read_run(folder) -> RunRecord:
     return RunRecord(folder, config, summary, failure, data)
 
 
-def settings(runs: list[RunRecord]) -> list[Setting]:
-    """runs in groups that may be compared, sorted by data set and model.
+def group_by_setting(runs: list[RunRecord]) -> list[Setting]:
+    """The settings of runs, sorted by data set and model.
 
-    A run that ended before it read its data joins any group of its config.
+    A run that ended before it read its data joins any setting of its config.
     """
     groups = collections.defaultdict(list)  # {(config without _FREE, data): runs}
     for run in sorted(runs, key=lambda run: run.data is None):

@@ -1,12 +1,43 @@
 """Whether the runs of a method differ from plain runs: intervals of the difference of means, and p-values."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 
+from wcjax.analysis.runs import RunRecord
+
 # Seven runs a side have 3,432 permutations; up to RESAMPLES the p-value is exact.
 RESAMPLES = 9_999
+DECIMALS = 9  # Accuracies take few values, and equal differences must not differ in their last bits.
+PAIRS = 8  # With fewer seeds no sign flip test gives a p below 0.01, and a paired interval is wide.
+
+
+class Comparison(NamedTuple):
+    """The difference of some runs to baseline runs. None if there are too few runs."""
+
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    paired: bool = False
+
+
+def compare(runs: list[RunRecord], baseline: list[RunRecord], value: Callable[[RunRecord], float]) -> Comparison:
+    """The difference of the means of value(run), its 95 % interval and its p.
+
+    If both have the same seeds, at least PAIRS of them, runs are compared seed by seed. Otherwise the interval is
+    Welch's.
+    """
+    if not runs or not baseline:
+        return Comparison()
+    by_seed, baseline_by_seed = ({run.config["seed"]: value(run) for run in side} for side in (runs, baseline))
+    paired = by_seed.keys() == baseline_by_seed.keys() and len(by_seed) >= PAIRS
+    x, y = ([values[seed] for seed in sorted(values)] for values in (by_seed, baseline_by_seed))
+    interval, p = (paired_interval, sign_flip_p) if paired else (welch_interval, permutation_p)
+    return Comparison(statistics.mean(x) - statistics.mean(y), *(interval(x, y) or (None, None)), p(x, y), paired)
 
 
 def mean_and_std(x: Sequence[float]) -> tuple[float | None, float | None]:
@@ -41,11 +72,11 @@ def sign_flip_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
     """
     if len(x) < 2:
         return None
-    mean = lambda x, y, axis: np.round(np.mean(x - y, axis=axis), 9)
+    mean_difference = lambda x, y, axis: np.round(np.mean(x - y, axis=axis), DECIMALS)
     rng = np.random.default_rng(0)
     return float(
         scipy.stats.permutation_test(
-            (np.array(x), np.array(plain)), mean, permutation_type="samples", n_resamples=RESAMPLES, rng=rng
+            (np.array(x), np.array(plain)), mean_difference, permutation_type="samples", n_resamples=RESAMPLES, rng=rng
         ).pvalue
     )
 
@@ -58,10 +89,9 @@ def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
     """
     if min(len(x), len(plain)) < 2:
         return None
-    # Rounded, because accuracies take few values: equal differences must not differ in their last bits.
-    difference = lambda x, y, axis: np.round(np.mean(x, axis=axis) - np.mean(y, axis=axis), 9)
+    difference_of_means = lambda x, y, axis: np.round(np.mean(x, axis=axis) - np.mean(y, axis=axis), DECIMALS)
     rng = np.random.default_rng(0)
-    return float(scipy.stats.permutation_test((x, plain), difference, n_resamples=RESAMPLES, rng=rng).pvalue)
+    return float(scipy.stats.permutation_test((x, plain), difference_of_means, n_resamples=RESAMPLES, rng=rng).pvalue)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

@@ -4,20 +4,12 @@ import csv
 import itertools
 import pathlib
 import statistics
-from collections.abc import Callable
 from typing import NamedTuple
 
 from wcjax.analysis import paper
 from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, Setting, without_repeats
-from wcjax.analysis.significance import (
-    holm,
-    mean_and_std,
-    paired_interval,
-    permutation_p,
-    sign_flip_p,
-    welch_interval,
-)
+from wcjax.analysis.significance import Comparison, compare, holm, mean_and_std
 from wcjax.files import saving
 
 
@@ -43,43 +35,15 @@ class Row(NamedTuple):
     p_holm: float | None  # over all tests of this table
 
 
-class Comparison(NamedTuple):
-    """The difference of some runs to baseline runs. None if there are too few runs."""
-
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    paired: bool = False
-
-
-PAIRS = 8  # With fewer seeds no sign flip test gives a p below 0.01, and a paired interval is wide.
-
-
-def compare(runs: list[RunRecord], baseline: list[RunRecord], value: Callable[[RunRecord], float]) -> Comparison:
-    """The difference of the means of value(run), its 95 % interval and its p.
-
-    If both have the same seeds, at least PAIRS of them, runs are compared seed by seed. Otherwise the interval is
-    Welch's.
-    """
-    if not runs or not baseline:
-        return Comparison()
-    by_seed, baseline_by_seed = ({run.config["seed"]: value(run) for run in side} for side in (runs, baseline))
-    paired = by_seed.keys() == baseline_by_seed.keys() and len(by_seed) >= PAIRS
-    x, y = ([values[seed] for seed in sorted(values)] for values in (by_seed, baseline_by_seed))
-    interval, p = (paired_interval, sign_flip_p) if paired else (welch_interval, permutation_p)
-    return Comparison(statistics.mean(x) - statistics.mean(y), *(interval(x, y) or (None, None)), p(x, y), paired)
-
-
 def chosen_runs(runs: list[RunRecord]) -> list[list[RunRecord]]:
     """The finished runs that a table has rows for, one list for each variant, in the order of `paper.METHODS`.
 
     A method may have been run with several (a, b), learning rates or decays. The variants with the most runs count. If
     that is one run each, as after a grid, only the best variant on val counts.
     """
-    order = {method: place for place, method in enumerate(paper.METHODS)}
-    place = lambda run: (order.get(run.method, len(order)), run.variant)
-    finished_runs = sorted(without_repeats([run for run in runs if run.summary])[0], key=place)
+    columns = {method: i for i, method in enumerate(paper.METHODS)}
+    rank = lambda run: (columns.get(run.method, len(columns)), run.variant)
+    finished_runs = sorted(without_repeats([run for run in runs if run.summary])[0], key=rank)
     rows = []
     for _, runs_of_method in itertools.groupby(finished_runs, key=lambda run: run.method):
         variants = [list(variant) for _, variant in itertools.groupby(runs_of_method, key=lambda run: run.variant)]

@@ -25,7 +25,7 @@ ALLOWED = {  # for the type of a default; None is the default of dropout
 EXPECTED = "A config file defines get_config(), which returns wcjax.config.default_config() with changes."
 
 
-def overridden(argument: str) -> str | None:
+def override_key(argument: str) -> str | None:
     """The key that an argument like --config.reparam.a=0.5 sets, or None."""
     match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
     return match and match[1]
@@ -35,7 +35,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """(other arguments, overrides) of a command line. `--config.key value` becomes `--config.key=value`."""
     rest, overrides, arguments = [], [], iter(argv)
     for argument in arguments:
-        if (key := overridden(argument)) is None:
+        if (key := override_key(argument)) is None:
             rest.append(argument)
         elif "=" in argument or isinstance(_default(key), bool) or (value := next(arguments, None)) is None:
             overrides.append(argument)
@@ -52,15 +52,8 @@ def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises InputError if the file cannot be read, is not a config file, or an override does not fit.
     """
     config = _load(file)
-    keys = [overridden(override) for override in overrides]
-    check_keys(key for key in keys if key)
-    for key in {key for key in keys if key and _default(key) is None}:  # ml_collections does not take None for a number
-        *_, last = (override for override in overrides if overridden(override) == key)
-        overrides = [override for override in overrides if overridden(override) != key]
-        if last.partition("=")[2] == "None":
-            config[key] = None
-        else:
-            overrides.append(last)
+    check_keys(key for override in overrides if (key := override_key(override)))
+    overrides = _set_none(config, overrides)
     values = flags.FlagValues()
     argv = ["wcjax", *overrides]
     try:
@@ -68,12 +61,27 @@ def read_config_file(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         for override in overrides:
-            key = overridden(override)
+            key = override_key(override)
             if key and str(error).startswith(f"flag --{override.lstrip('-')}: "):
                 text = override.partition("=")[2]
                 raise InputError(f"config.{key} must be {ALLOWED[type(_default(key))]}, found {text!r}.") from error
         raise InputError(str(error)) from error
     return config
+
+
+def _set_none(config: ConfigDict, overrides: Sequence[str]) -> Sequence[str]:
+    """Sets each key to None whose last override is None, and returns the other overrides.
+
+    ml_collections does not take None for a number.
+    """
+    for key in {key for override in overrides if (key := override_key(override)) and _default(key) is None}:
+        *_, last = (override for override in overrides if override_key(override) == key)
+        overrides = [override for override in overrides if override_key(override) != key]
+        if last.partition("=")[2] == "None":
+            config[key] = None
+        else:
+            overrides.append(last)
+    return overrides
 
 
 def _default(key: str):

@@ -110,19 +110,19 @@ def sorted_by_content(split: Split) -> Split:
 
     The result depends on the images alone, and not on the file that they were read from.
     """
-    keys = _keys(split)
+    keys = _content_keys(split)
     order = sorted(range(split.num_images), key=keys.__getitem__)
     return Split(split.images[order], split.labels[order])
 
 
-def _keys(split):
+def _content_keys(split):
     """[(SHA-256, label) of each image]."""
     digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(split.images)]
     return list(zip(digests, split.labels.tolist(), strict=True))
 
 
 def _fingerprint(splits):
-    digests, labels = zip(*sorted(key for split in splits for key in _keys(split)), strict=True)
+    digests, labels = zip(*sorted(key for split in splits for key in _content_keys(split)), strict=True)
     labels = checksum(np.array(labels, "<i4"))
     return {"images": len(digests), "labels": labels, "content": checksum(b"".join(digests))}
 

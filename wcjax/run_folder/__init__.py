@@ -66,7 +66,7 @@ def check_stored_config(config: dict, path):
         raise InputError(f"{path}: {error}") from error
 
 
-def check(run, config) -> None:
+def check_matches(run, config) -> None:
     """Raises InputError if the folder `run` holds anything but a run of config; it says how the configs differ."""
     stored = read(run, "config.json")
     if stored is None and (failed := read(run, "failed.json")):  # a run that could not start

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore raises the last two
 
+REWRITE_HINT = "To write it again from the best checkpoint, remove summary.json and run the training command."
+
 # If a folder is made in the background and cannot be made, threads wait 20 minutes for it when the process exits.
 IN_BACKGROUND = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
@@ -178,38 +180,42 @@ def load_tree(path, like=None):
     like: the shapes and dtypes that the tree must have, and then it may hold neither nan nor inf. They are checked
     before the arrays are read, because a forged file could ask for all memory. Raises InputError.
     """
-    hint = "To write it again from the best checkpoint, remove summary.json and run the training command."
+    _check_tree_path(path)
+    absolute = pathlib.Path(path).absolute()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            if (metadata := checkpointer.metadata(absolute).item_metadata) is None:
+                raise InputError(f"{path} cannot be read: Orbax finds no list of its arrays. {REWRITE_HINT}")
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), metadata.tree)
+            if like is not None:
+                check_like(shapes, like, f"the weights in {path}")
+            tree = checkpointer.restore(absolute, shapes)
+    except InputError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
+        raise InputError(f"{path} cannot be read: {cause(error)}. {REWRITE_HINT}") from error
+    if like is not None:
+        check_like(tree, like, f"the weights in {path}")
+    return tree
+
+
+def _check_tree_path(path) -> None:
+    """Raises InputError for a path that Orbax cannot read, or whose fault it would not name."""
     with reading(path):
         if not pathlib.Path(path).is_dir():
             raise InputError(
                 f"{path} does not exist: the run has not ended yet, its weights were removed, or it is not a run. "
-                f"{hint}"
+                f"{REWRITE_HINT}"
             )
     check_readable(path)
     if not pathlib.Path(path, "_METADATA").is_file():  # Orbax's list of the arrays
-        raise InputError(f"{path} holds no weights. {hint}")
+        raise InputError(f"{path} holds no weights. {REWRITE_HINT}")
     absolute = pathlib.Path(path).absolute()
     if "\\" in str(absolute):
         raise InputError(f"{path} cannot be read: TensorStore takes no path with a backslash. Rename the folder.")
     if not is_utf8(absolute):
         raise InputError(f"{path} cannot be read: TensorStore takes only paths in UTF-8. Rename the folder.")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # instead of the devices that wrote it
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            if (metadata := checkpointer.metadata(absolute).item_metadata) is None:
-                raise InputError(f"{path} cannot be read: Orbax finds no list of its arrays. {hint}")
-            stored = metadata.tree
-            stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
-            if like is not None:
-                check_like(stored, like, f"the weights in {path}")
-            tree = checkpointer.restore(absolute, stored)
-    except InputError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many types for files that are damaged
-        raise InputError(f"{path} cannot be read: {cause(error)}. {hint}") from error
-    if like is not None:
-        check_like(tree, like, f"the weights in {path}")
-    return tree
 
 
 def _checksum(state, record) -> int:

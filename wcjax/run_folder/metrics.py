@@ -13,11 +13,11 @@ from wcjax.files import saving, write_text
 
 log = logging.getLogger(__name__)
 
-# {field of metrics.jsonl: its name in TensorBoard}; other fields keep their names, and epoch is the horizontal axis.
-NAMES = {f"{split}_{number}": f"{split}/{number}" for split in ("train", "val") for number in ("loss", "accuracy")}
-NAMES["learning_rate"] = "train/learning_rate"
-# {field of summary.json: its name in TensorBoard}; these are the metrics of TensorBoard's HPARAMS tab.
-RESULTS = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "best_val_accuracy": "val/best_accuracy"}
+# {field of metrics.jsonl: its tag in TensorBoard}; other fields keep their names, and epoch is the horizontal axis.
+TAGS = {f"{split}_{number}": f"{split}/{number}" for split in ("train", "val") for number in ("loss", "accuracy")}
+TAGS["learning_rate"] = "train/learning_rate"
+# {field of summary.json: its tag in TensorBoard}; these are the metrics of TensorBoard's HPARAMS tab.
+SUMMARY_TAGS = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "best_val_accuracy": "val/best_accuracy"}
 
 
 class MetricsWriter:
@@ -44,26 +44,26 @@ class MetricsWriter:
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
         self._events = _events(self._workdir / "tensorboard", done_epochs + 1, config)
 
-    def write(self, line: dict) -> None:
-        """line: 'epoch' and numbers by name, or dicts of them."""
-        self._append("metrics.jsonl", line)
-        numbers = {NAMES.get(name, name): value for name, value in line.items() if name != "epoch"}
-        self._show(numbers, line["epoch"])
+    def write(self, metrics: dict) -> None:
+        """metrics: 'epoch' and numbers by name, or dicts of them."""
+        self._append("metrics.jsonl", metrics)
+        numbers = {TAGS.get(name, name): value for name, value in metrics.items() if name != "epoch"}
+        self._show(numbers, metrics["epoch"])
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
         """layers: from `weights.layer_statistics`. TensorBoard gets the numbers without the histograms."""
         self._append("weights.jsonl", {"epoch": epoch, "layers": layers})
-        shown = {
+        numbers = {
             f"{name}/{layer}": x
-            for layer, numbers in layers.items()
-            for name, x in numbers.items()
+            for layer, statistics in layers.items()
+            for name, x in statistics.items()
             if name != "histogram"
         }
-        self._show({"weights": shown}, epoch)
+        self._show({"weights": numbers}, epoch)
 
     def write_summary(self, summary: dict) -> None:
         """Gives TensorBoard the results of the run. summary: as in summary.json."""
-        self._show({shown: summary[name] for name, shown in RESULTS.items()}, summary["epochs"])
+        self._show({tag: summary[name] for name, tag in SUMMARY_TAGS.items()}, summary["epochs"])
         if self._events is not None:
             self._events.end_session()
 
@@ -104,4 +104,4 @@ def _events(folder, first_epoch, config):
             raise
         log.info("No events for TensorBoard: tensorboardX is not installed.")
         return None
-    return Events(folder, first_epoch, _hyperparameters(config), RESULTS.values())
+    return Events(folder, first_epoch, _hyperparameters(config), SUMMARY_TAGS.values())

@@ -28,13 +28,20 @@ class Schema(NamedTuple):
 
 EACH = object()  # a key of a schema's dict that stands for the name of every layer
 COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
+# The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
+CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x) and 1 <= x <= 1_000_000)
 # Larger numbers overflow in plots.
 NUMBER = Schema("a number of at most 1e30 in size", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
 NON_NEGATIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
 SHARE = Schema("a number from 0 to 1", lambda x: NUMBER.accepts(x) and 0 <= x <= 1)
 TEXT = Schema("a line of text", lambda x: type(x) is str and x.isprintable())
 ANY_TEXT = Schema("text", lambda x: type(x) is str)
+CHECKSUM = Schema("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 OBJECT = Schema("a JSON object", lambda x: type(x) is dict)
+CHANNELS = Schema(
+    "a list of 1 to 4 finite numbers of at least 0",
+    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(NON_NEGATIVE.accepts, x)),
+)
 LEARNED = Schema(
     f"a finite number, or {len(QUANTILES)} of them",
     lambda x: NUMBER.accepts(x) or (type(x) is list and len(x) == len(QUANTILES) and all(map(NUMBER.accepts, x))),
@@ -43,7 +50,18 @@ HISTOGRAM = Schema(
     f"a list of {len(EDGES) + 1} counts, not all 0",
     lambda x: type(x) is list and len(x) == len(EDGES) + 1 and all(map(COUNT.accepts, x)) and any(x),
 )
+CURVE = Schema(
+    "a list of [level, accuracy]",
+    lambda x: (
+        type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(NON_NEGATIVE.accepts, p)) for p in x)
+    ),
+)
 
+# The files, in the order of `wcjax.run_folder`.
+SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
+DATA = {"classes": CLASSES, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
+METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
+PAIRS = {"pairs": {EACH: {"a": LEARNED, "b": LEARNED}}}  # in metrics.jsonl, if the run learns them
 LAYER_STATISTICS = {
     "mean": NUMBER,
     "std": NON_NEGATIVE,
@@ -52,6 +70,10 @@ LAYER_STATISTICS = {
     "below_0.01": SHARE,
     "below_tenth_of_std": SHARE,
 }
+WEIGHTS = {"epoch": COUNT, "layers": {EACH: {"histogram": HISTOGRAM} | LAYER_STATISTICS}}
+PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
+PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), NON_NEGATIVE)
+PROGRESS["accuracy"] = SHARE
 SUMMARY = {
     "best_epoch": COUNT,
     "best_val_accuracy": SHARE,
@@ -62,32 +84,11 @@ SUMMARY = {
     "device": TEXT,
     "jax_version": TEXT,
 }
-CHANNELS = Schema(
-    "a list of 1 to 4 finite numbers of at least 0",
-    lambda x: type(x) is list and 1 <= len(x) <= 4 and all(map(NON_NEGATIVE.accepts, x)),
-)
-CHECKSUM = Schema("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
-SPLIT = {"images": COUNT, "labels": CHECKSUM, "content": CHECKSUM}
-# The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
-CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x) and 1 <= x <= 1_000_000)
-DATA = {"classes": CLASSES, "train": SPLIT, "test": SPLIT, "mean": CHANNELS, "std": CHANNELS}
+FAILED = {"reason": ANY_TEXT, "config": OBJECT}
+ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
 # Records of checkpoints: at the end of an epoch, and midway in one.
 RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": NON_NEGATIVE}
 RECORD_MIDWAY = RECORD | {"seconds": NON_NEGATIVE}
-CURVE = Schema(
-    "a list of [level, accuracy]",
-    lambda x: (
-        type(x) is list and x and all(type(p) is list and len(p) == 2 and all(map(NON_NEGATIVE.accepts, p)) for p in x)
-    ),
-)
-ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
-PROGRESS = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), COUNT)
-PROGRESS |= dict.fromkeys(("loss", "images_per_second", "epoch_seconds_left", "seconds_left"), NON_NEGATIVE)
-PROGRESS["accuracy"] = SHARE
-FAILED = {"reason": ANY_TEXT, "config": OBJECT}
-METRICS = {"epoch": COUNT, "val_accuracy": SHARE}
-PAIRS = {"pairs": {EACH: {"a": LEARNED, "b": LEARNED}}}
-WEIGHTS = {"epoch": COUNT, "layers": {EACH: {"histogram": HISTOGRAM} | LAYER_STATISTICS}}
 
 
 def check_schema(value, schema, at: str, hint: str = RESTORE_HINT) -> None:

@@ -22,7 +22,7 @@ import sys
 import jax
 
 from wcjax.commands import command, program
-from wcjax.config.command_line import overridden, split_overrides
+from wcjax.config.command_line import override_key, split_overrides
 from wcjax.errors import InputError, Preempted
 from wcjax.paths import run_path
 from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
@@ -48,7 +48,7 @@ def run_command(argv=None, start=start_run, **times) -> int:
       times: seconds to replace those of `SweepOptions`.
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    args, unknown = parser().parse_known_args(argv)
+    args, unknown = argument_parser().parse_known_args(argv)
     try:
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r}; see --help.")
@@ -68,9 +68,9 @@ def run_command(argv=None, start=start_run, **times) -> int:
         return EXIT_INTERRUPTED
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(program("wcjax.sweep"), description=__doc__.split("\n")[0])
-    commands = top.add_subparsers(dest="command", required=True)
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program("wcjax.sweep"), description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
     grid = commands.add_parser(
         "grid", help="train every point of a grid with the first seed, then the best one with the other seeds"
     )
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--storage", help="address of Optuna's database (default: DIR/sweep.db, SQLite)")
     one = commands.add_parser("one", help="train one run, with its config as JSON on standard input (internal)")
     one.add_argument("folder", type=pathlib.Path)
-    return top
+    return parser
 
 
 def over(text: str) -> tuple[str, list[str]]:
@@ -149,8 +149,8 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     else:
         plan = plan_runs(args.config, overrides, args.models, args.variants, args.seeds)
     check_devices_of_runs()
-    work = functools.partial(workers.work, options=options, start=start)
-    outcome = work(plan)
+    train_runs = functools.partial(workers.train_runs, options=options, start=start)
+    outcome = train_runs(plan)
     if args.command == "runs":
         return outcome.exit_code()
 
@@ -159,7 +159,7 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     print(f"\nBest on val: {', '.join(f'{key}={text}' for key, text in best.items())}.")
     if outcome.exit_code() or len(args.seeds) == 1:
         return outcome.exit_code()
-    return work(plan_best(args.config, overrides, best, args.seeds[1:])).exit_code()
+    return train_runs(plan_best(args.config, overrides, best, args.seeds[1:])).exit_code()
 
 
 def grid_space(pairs: list[tuple[str, list[str]]] | None) -> dict[str, list[str]]:
@@ -174,7 +174,7 @@ def grid_space(pairs: list[tuple[str, list[str]]] | None) -> dict[str, list[str]
 
 def check_overrides(overrides: list[str], space: dict[str, list[str]]) -> None:
     """Raises InputError for a --config.KEY that the sweep sets itself."""
-    for key in map(overridden, overrides):
+    for key in map(override_key, overrides):
         if key == "seed":
             raise InputError("config.seed is set by --seeds.")
         if key in space:

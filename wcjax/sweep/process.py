@@ -13,10 +13,10 @@ from wcjax.training.start import EXIT_PREEMPTED, HUGE_PAGES
 
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
 
-FIND_DEVICES = "from wcjax.training import sharding; sharding.check_devices()"
+FIND_DEVICES = "from wcjax.devices import check_devices; check_devices()"
 
 
-def python(*arguments: str) -> list[str]:
+def python_command(*arguments: str) -> list[str]:
     """The command that starts Python with the arguments. It imports from where this process imports.
 
     `-m` and `-c` would import from the working folder first, where a file of the user may be called like a module.
@@ -32,7 +32,7 @@ def check_devices_of_runs() -> None:
     """
     if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
         return
-    search = subprocess.run(python("-c", FIND_DEVICES), capture_output=True, text=True)
+    search = subprocess.run(python_command("-c", FIND_DEVICES), capture_output=True, text=True)
     if search.returncode:
         raise InputError(search.stderr.strip().rpartition("\n")[2].removeprefix("wcjax.errors.InputError: "))
 
@@ -40,7 +40,7 @@ def check_devices_of_runs() -> None:
 def start_run(folder: pathlib.Path, config: dict, log: pathlib.Path, jobs: int) -> subprocess.Popen:
     """Starts the process of a run. Its output is appended to the file `log`. jobs: runs that share the accelerator."""
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3g}"} if jobs > 1 else {}
-    command = python("-m", "wcjax.sweep", "one", str(folder))
+    command = python_command("-m", "wcjax.sweep", "one", str(folder))
     with log.open("a") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env=HUGE_PAGES | share | os.environ

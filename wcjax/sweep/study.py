@@ -123,13 +123,13 @@ class Trials:
     def requeue(self) -> tuple[int, int]:
         """Queues the runs that have lost their worker. Returns the numbers of unclaimed and of running runs."""
         optuna.storages.fail_stale_trials(self.study)
-        trials = self.by_point()
-        settled = {number for number, tries in trials.items() if any(map(self.settles, tries))}
-        running = {number for number, tries in trials.items() if any(map(is_running, tries))} - settled
+        by_point = self.by_point()
+        settled = {number for number, trials in by_point.items() if any(map(self.settles, trials))}
+        running = {number for number, trials in by_point.items() if any(map(is_running, trials))} - settled
         taken = settled | running | self.lost.keys()
-        for number in trials.keys() - taken:
-            if not any(trial.state == TrialState.WAITING for trial in trials[number]):
-                last = trials[number][-1]
+        for number in by_point.keys() - taken:
+            if not any(trial.state == TrialState.WAITING for trial in by_point[number]):
+                last = by_point[number][-1]
                 self.study.add_trial(
                     optuna.trial.create_trial(
                         state=TrialState.WAITING,
@@ -142,19 +142,19 @@ class Trials:
 
     def outcome(self) -> Outcome:
         outcome = Outcome(self.plan, {}, {}, {}, set())
-        for number, tries in self.by_point().items():
-            tries = [trial for trial in tries if trial.params.keys() == self.plan.space.keys()]
-            if not tries:  # the first worker has not yet recorded the point
+        for number, trials in self.by_point().items():
+            trials = [trial for trial in trials if trial.params.keys() == self.plan.space.keys()]
+            if not trials:  # the first worker has not yet recorded the point
                 continue
-            name = self.plan.name(tries[0].params)
-            results = [trial for trial in tries if self.settles(trial)]
+            name = self.plan.name(trials[0].params)
+            results = [trial for trial in trials if self.settles(trial)]
             if accuracies := [trial.value for trial in results if trial.state == TrialState.COMPLETE]:
                 outcome.accuracy[name] = accuracies[0]
             elif results:
                 outcome.failed[name] = results[0].user_attrs["reason"]
             elif number in self.lost:
                 outcome.lost[name] = self.lost[number]
-            elif any(map(is_running, tries)):
+            elif any(map(is_running, trials)):
                 outcome.running.add(name)
         return outcome
 

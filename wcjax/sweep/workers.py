@@ -17,11 +17,11 @@ from wcjax.sweep.plan import Plan, SweepOptions
 from wcjax.sweep.process import start_run
 from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
-from wcjax.training.preemption import Signals, interruption, signals_noticed
+from wcjax.training.preemption import Signals, interruption, stop_signals
 from wcjax.training.start import EXIT_PREEMPTED
 
 
-def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
+def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
     """Trains the runs of plan, up to `options.jobs` at a time, until each has ended, in this process or in another one.
 
     start: starts the process of a run, see `process.start_run`.
@@ -36,7 +36,7 @@ def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outc
     with saving(options.out):
         (options.out / "logs").mkdir(parents=True, exist_ok=True)
     table = LiveTable(plan.configs)
-    with signals_noticed() as signals, futures.ThreadPoolExecutor(options.jobs + 1) as pool:
+    with stop_signals() as signals, futures.ThreadPoolExecutor(options.jobs + 1) as pool:
 
         def ask(function, *args):
             """The result of a call that uses the database. It may be locked, so a thread waits for it."""
@@ -64,9 +64,10 @@ def work(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outc
 def check(plan: Plan, options: SweepOptions) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
-        run_folder.check(run_path(options.out / name, "workdir"), config)
-    splits = lambda c: (c.dataset, c.val_fraction, c.train_images, c.batch_size, c.epochs)
-    for config in {splits(config): config for config in plan.configs.values()}.values():
+        run_folder.check_matches(run_path(options.out / name, "workdir"), config)
+    # One config for each combination of the keys that `load_dataset` checks.
+    distinct = {(c.dataset, c.val_fraction, c.train_images, c.batch_size, c.epochs): c for c in plan.configs.values()}
+    for config in distinct.values():
         load_dataset(config)
     check_writable(options.out, "--out")
 

@@ -8,7 +8,7 @@ needs("wcjax.training", "train")
 
 _MODULES = {  # imported when they are needed, because Orbax takes seconds
     "train": "wcjax.training.loop",
-    "load_folded": "wcjax.training.evaluate",
+    "load_folded": "wcjax.training.result",
     "evaluate_folded": "wcjax.training.evaluate",
 }
 __all__ = list(_MODULES)

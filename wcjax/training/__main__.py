@@ -46,28 +46,28 @@ def parse(argv):
 
     use_ascii_forms()
     argv, overrides = split_overrides(argv)
-    args, unknown = parser().parse_known_args(argv)
+    args, unknown = argument_parser().parse_known_args(argv)
     config = read_config_file(args.config, overrides)
     if unknown:
         raise InputError(f"unknown arguments {unknown}; see --help.")
     return args, config
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(program("wcjax.training"), description=__doc__.split("\n")[0], allow_abbrev=False)
-    top.add_argument(
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program("wcjax.training"), description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument(
         "--config",
         required=True,
         help="FILE.py or FILE.py:model,variant; or a config of wcjax: cifar10:resnet18,wc",
     )
-    top.add_argument("--workdir", required=True, help="run folder: made if missing, resumed if it holds this run")
-    top.add_argument("--config.KEY", metavar="VALUE", help="value of a key of the config; repeat for more keys")
-    several = top.add_argument_group("one run in several processes")
-    several.add_argument("--distributed", action="store_true", help="run as one of several (TPU pod, Slurm, MPI)")
-    several.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0; implies --distributed")
-    several.add_argument("--num_processes", type=at_least(1), metavar="N", help="needed if it is not detected")
-    several.add_argument("--process_id", type=at_least(0), metavar="N", help="from 0 on; needed if it is not detected")
-    return top
+    parser.add_argument("--workdir", required=True, help="run folder: made if missing, resumed if it holds this run")
+    parser.add_argument("--config.KEY", metavar="VALUE", help="value of a key of the config; repeat for more keys")
+    group = parser.add_argument_group("one run in several processes")
+    group.add_argument("--distributed", action="store_true", help="run as one of several (TPU pod, Slurm, MPI)")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0; implies --distributed")
+    group.add_argument("--num_processes", type=at_least(1), metavar="N", help="needed if it is not detected")
+    group.add_argument("--process_id", type=at_least(0), metavar="N", help="from 0 on; needed if it is not detected")
+    return parser
 
 
 def at_least(lowest: int):
@@ -86,13 +86,14 @@ def run(args, config) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     from wcjax import processes
-    from wcjax.training import sharding, train
+    from wcjax.devices import check_devices
+    from wcjax.training import train
     from wcjax.training.preemption import leave_at_once
 
     leave_at_once()
     if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
-    sharding.check_devices()
+    check_devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)
     summary = train(config, args.workdir)
     if processes.is_first():

@@ -41,7 +41,7 @@ class Display:
         if self._trained_at is not None:
             self._seconds_between.append(now - self._trained_at)
         self._epoch, self._step = progress.epoch, progress.step
-        self._began, self._trained_at = now - progress.seconds, now
+        self._epoch_began, self._trained_at = now - progress.seconds, now
 
     def finish_step(self, means: jax.Array) -> None:
         """Must be called after each step that the device has finished, with the means of the epoch so far.
@@ -69,16 +69,16 @@ class Display:
         if self._is_first and self._output.is_live:
             self._draw([f"epoch {self._epoch + 1}/{self._run.config.epochs}", "validation ..."])
 
-    def finish_epoch(self, row: dict) -> None:
-        """Shows the numbers of an epoch. row: its line of metrics.jsonl."""
+    def finish_epoch(self, metrics: dict) -> None:
+        """Shows the numbers of an epoch. metrics: the fields of metrics.jsonl."""
         if not self._is_first:
             return
-        numbers = self._progress_record(row["train_loss"], row["train_accuracy"])
+        numbers = self._progress_record(metrics["train_loss"], metrics["train_accuracy"])
         self.say(
-            f"epoch {row['epoch']}/{self._run.config.epochs}   "
-            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}   "
-            f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.2%}   "
-            f"{row['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"
+            f"epoch {metrics['epoch']}/{self._run.config.epochs}   "
+            f"train loss {metrics['train_loss']:.4f} accuracy {metrics['train_accuracy']:.2%}   "
+            f"val loss {metrics['val_loss']:.4f} accuracy {metrics['val_accuracy']:.2%}   "
+            f"{metrics['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"
         )
         self._record(numbers)
 
@@ -95,7 +95,7 @@ class Display:
         """The content of progress.json."""
         config, steps_per_epoch = self._run.config, self._run.steps_per_epoch
         done = self._step - self._epoch * steps_per_epoch
-        seconds_per_step = (self._trained_at - self._began) / done
+        seconds_per_step = (self._trained_at - self._epoch_began) / done
         between = sum(self._seconds_between) / max(1, len(self._seconds_between))
         epoch_left = (steps_per_epoch - done) * seconds_per_step
         later_epochs = (config.epochs - self._epoch - 1) * (steps_per_epoch * seconds_per_step + between)

@@ -10,61 +10,33 @@ import sys
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from wcjax import run_folder
 from wcjax.commands import command, program
-from wcjax.config.build import load_dataset, make_model
-from wcjax.data import Dataset, image_shape
+from wcjax.config.build import load_dataset
+from wcjax.data import Dataset
+from wcjax.devices import check_devices
 from wcjax.errors import InputError
 from wcjax.paths import local_path
-from wcjax.run_folder.checkpoints import load_tree
 from wcjax.run_folder.fingerprint import checked_dataset
-from wcjax.training import feed, sharding, steps
+from wcjax.training import compilation, feed, sharding
 from wcjax.training.in_flight import InFlight
+from wcjax.training.result import load_folded
 from wcjax.training.train_state import zero_totals
 
 
-def evaluate(program, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
+def evaluate(eval_step, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
     """{'loss', 'accuracy'} over all images of a split, each counted once.
 
-    program: from `steps.compile_eval_step`.
+    eval_step: from `compilation.compile_eval_step`.
     after_batch: called after each batch.
     """
     totals, in_flight = zero_totals(split_feed.mesh), InFlight()
     for inputs in split_feed.one_pass():
-        totals = program(params, batch_stats, totals, inputs)
+        totals = eval_step(params, batch_stats, totals, inputs)
         in_flight.add(totals.seen)
         after_batch()
     return totals.means()
-
-
-def load_folded(run, num_classes: int | None = None):
-    """(model, variables) of a finished run: the plain network and its best weights.
-
-    Args:
-      run: the run folder.
-      num_classes: the number of classes of the data set. If it is omitted, data.json tells it.
-
-    Returns:
-      model, and variables = {'params', 'batch_stats'} for model.apply(variables, images, train=False), with images
-      normalized as in training.
-
-    Raises:
-      InputError: the run has not finished, or its weights have other names, shapes or dtypes than the network of its
-        config, or hold nan or inf. Shapes are checked before any weight is read.
-    """
-    config, folder = run_folder.read_config(run), pathlib.Path(run, "folded")
-    if num_classes is None:
-        if (data_record := run_folder.read(run, "data.json")) is None:
-            raise InputError(
-                f"{run} has no data.json, which holds the number of classes. Train in a new folder, or call "
-                "wcjax.training.load_folded(run, num_classes)."
-            )
-        num_classes = data_record["classes"]
-    model = make_model(config, num_classes, plain=True)
-    images = jax.ShapeDtypeStruct((1, *image_shape(config.dataset, config.image_size)), jnp.float32)
-    return model, load_tree(folder, like=jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 def load_dataset_of_run(run, data_dir: str | None = None) -> Dataset:
@@ -122,8 +94,8 @@ def evaluate_folded(
             result[name] = result["val"]
             continue
         with feed.evaluation(split, dataset, config, mesh) as split_feed:
-            program = steps.compile_eval_step(model, split_feed, params, batch_stats)
-            result[name] = evaluate(program, params, batch_stats, split_feed, after_batch)
+            eval_step = compilation.compile_eval_step(model, split_feed, params, batch_stats)
+            result[name] = evaluate(eval_step, params, batch_stats, split_feed, after_batch)
     return result
 
 
@@ -133,7 +105,7 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
-    sharding.check_devices()
+    check_devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
     print("| split | accuracy | loss |\n| --- | --- | --- |")
     for name, numbers in result.items():

@@ -29,7 +29,7 @@ def training(run: Run, first_step: int) -> "Feed":
     from wcjax.data.streaming import batches  # an optional dependency
 
     order = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
-    local_batches = batches.train_batches(split, _loading(batches, config), **order)
+    local_batches = batches.train_batches(split, _loading(config), **order)
     return Streamed(split, run.dataset, config, run.mesh, local_batches)
 
 
@@ -39,13 +39,15 @@ def evaluation(split: Split | Source, dataset: Dataset, config: ConfigDict, mesh
         return OnDevice(split, dataset, config, mesh)
     from wcjax.data.streaming import batches  # an optional dependency
 
-    local_batches = batches.eval_batches(split, _loading(batches, config))
+    local_batches = batches.eval_batches(split, _loading(config))
     return Streamed(split, dataset, config, mesh, local_batches)
 
 
-def _loading(batches, config):
+def _loading(config):
+    from wcjax.data.streaming.batches import Loading  # an optional dependency
+
     index_and_count = jax.process_index(), jax.process_count()
-    return batches.Loading(config.batch_size, config.image_size, config.data_workers, *index_and_count)
+    return Loading(config.batch_size, config.image_size, config.data_workers, *index_and_count)
 
 
 class Feed(abc.ABC):
@@ -96,7 +98,7 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def eval_batch(self, inputs, seen) -> tuple[jax.Array, jax.Array]:
-        """The batch after `seen` images. A short last batch is filled up with images whose labels are negative."""
+        """The batch after `seen` images. Images with negative labels complete a short last batch."""
 
 
 class OnDevice(Feed):
@@ -162,7 +164,7 @@ class Streamed(Feed):
     def __init__(self, split, dataset, config, mesh, local_batches):
         """local_batches: from `wcjax.data.streaming.batches`, endless, with the rows of this process."""
         super().__init__(split, dataset, config, mesh)
-        self._local_batches, self._batches = local_batches, _placed(local_batches, mesh)
+        self._local_batches, self._batches = local_batches, _device_batches(local_batches, mesh)
 
     def close(self):
         if self._local_batches is not None:
@@ -189,10 +191,10 @@ class Streamed(Feed):
         return self._normalize(batch.images), batch.labels
 
 
-def _placed(batches, mesh):
+def _device_batches(local_batches, mesh):
     """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, if a worker of Grain has died."""
     try:
-        for batch in batches:
+        for batch in local_batches:
             yield sharding.share_batch(mesh, batch)
     except InputError as error:
         # Grain's frames hold a batch in shared memory, which Python would report as leaked when it exits.

@@ -4,8 +4,8 @@ import collections
 
 import jax
 
-# Steps that may be on their way to the device at once: enough that the device never waits, few enough that the numbers
-# shown are recent, and for the memory that streamed batches take.
+# How many steps may be dispatched before the first of them has finished: enough that the device never waits, few enough
+# that the numbers shown are recent and that the batches of a streamed split fit into memory.
 IN_FLIGHT = 8
 
 

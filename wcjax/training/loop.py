@@ -22,11 +22,11 @@ from wcjax.paths import check_writable, run_path
 from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.lock import run_lock
 from wcjax.run_folder.metrics import MetricsWriter
-from wcjax.training import feed, result, sharding, steps
+from wcjax.training import compilation, feed, result, sharding, steps
 from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.in_flight import InFlight
-from wcjax.training.preemption import SharedSignals, Signals, StopRequested, interruption, signals_noticed
+from wcjax.training.preemption import SharedSignals, Signals, StopRequested, interruption, stop_signals
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 from wcjax.training.run_checkpoints import RunCheckpoints
@@ -41,7 +41,7 @@ def train(
     config: Mapping | ConfigDict,
     workdir: str | os.PathLike,
     on_step: Callable[[Progress], None] = lambda progress: None,
-    on_epoch: Callable[[dict], None] = lambda row: None,
+    on_epoch: Callable[[dict], None] = lambda metrics: None,
 ) -> dict:
     """Trains the network that config describes and leaves a run folder, or resumes the run in that folder.
 
@@ -52,8 +52,8 @@ def train(
         checkpoints, which all of them write.
       on_step: called with the `Progress` after each training step. Its arrays may not be computed yet: reading them
         waits for the device, and the next step deletes them. To change them, assign `progress.state`.
-      on_epoch: called after each epoch with its row of metrics.jsonl, for example to send it to another tracker. An
-        epoch that is repeated because the process was killed is reported again.
+      on_epoch: called after each epoch with its metrics, the fields of metrics.jsonl, for example to send them to
+        another tracker. An epoch that is repeated because the process was killed is reported again.
 
     Returns:
       The content of summary.json: 'best_epoch', 'best_val_accuracy', 'test_accuracy', 'images_per_second' and more.
@@ -69,7 +69,7 @@ def train(
     """
     config, folder = check_config(config), run_path(workdir, "workdir")
     mesh = sharding.make_mesh(config)
-    run_folder.check(folder, config)
+    run_folder.check_matches(folder, config)
     if (summary := run_folder.read(folder, "summary.json")) is not None:
         log.info("%s is finished; nothing to do.", folder)
         return summary
@@ -83,7 +83,7 @@ def train(
 
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(folder), signals_noticed() as signals:
+    with run_lock(folder), stop_signals() as signals:
         _write_config(run, data_record)
         return _train(run, progress, on_step, on_epoch, signals)
 
@@ -120,7 +120,8 @@ def _check_initial_weights(run: Run, progress: Progress) -> None:
 
 def _write_config(run: Run, data_record: dict) -> None:
     if processes.is_first():
-        run_folder.check(run.folder, run.config)  # again: another run may have begun here before this one had the lock
+        # Again, because another run may have begun here before this one had the lock.
+        run_folder.check_matches(run.folder, run.config)
         run_folder.write(run.folder, "data.json", data_record)  # first: a run with a config must have it
         run_folder.write(run.folder, "config.json", run.config.to_dict())
 
@@ -135,22 +136,22 @@ def _train(
         done_epochs = progress.epoch if progress.step else -1
         writer = MetricsWriter(run.folder, run.config, done_epochs)
         session = _Session(run, progress, checkpoints, writer, on_step, on_epoch, signals)
-        with contextlib.closing(writer), _saved_if_stopped(session):
+        with contextlib.closing(writer), _save_if_stopped(session):
             with (
                 feed.training(run, progress.step) as train_feed,
                 feed.evaluation(run.dataset.val, run.dataset, run.config, run.mesh) as val_feed,
             ):
-                programs = _compile(run, progress, train_feed, val_feed)
+                compiled = _compile(run, progress, train_feed, val_feed)
                 if progress.step:
                     log.info("Resuming at %s.", progress.position(run))
                 else:
                     writer.write_weights(0, _weight_statistics(run, progress))
                 signals.arm()  # from here on there is something to save, and a signal waits for the end of the step
                 session.check_stop()
-                _train_epochs(session, programs, train_feed, val_feed)
+                _train_epochs(session, compiled, train_feed, val_feed)
             best = checkpoints.best_state(progress)
             checkpoints.close()  # a run is finished only if all its checkpoints are written
-            return _finish(session, best, programs.seconds)
+            return _finish(session, best, compiled.seconds)
 
 
 class _Session(NamedTuple):
@@ -171,7 +172,7 @@ class _Session(NamedTuple):
 
 
 @contextlib.contextmanager
-def _saved_if_stopped(session: _Session) -> Iterator[None]:
+def _save_if_stopped(session: _Session) -> Iterator[None]:
     """Saves the run if a signal stops it, and raises Preempted or KeyboardInterrupt.
 
     If the run diverges, its best epoch is saved. All processes of a run diverge together. Any other error may occur in
@@ -189,23 +190,23 @@ def _saved_if_stopped(session: _Session) -> Iterator[None]:
         raise interruption(signal.name, progress.position(run)) from None
 
 
-class _Programs(NamedTuple):
-    train: Callable  # from `steps.compile_train_step`
-    evaluate: Callable  # from `steps.compile_eval_step`
+class _CompiledSteps(NamedTuple):
+    train_step: Callable  # from `compilation.compile_train_step`
+    eval_step: Callable  # from `compilation.compile_eval_step`
     seconds: float  # to trace and compile both
 
 
-def _compile(run: Run, progress: Progress, train_feed: feed.Feed, val_feed: feed.Feed) -> _Programs:
-    """Compiles both steps, and puts progress into the memory layout that XLA chose: see `steps.compile_train_step`."""
+def _compile(run: Run, progress: Progress, train_feed: feed.Feed, val_feed: feed.Feed) -> _CompiledSteps:
+    """Compiles both steps, and puts progress into the memory layout that XLA chose for the training step."""
     began = time.perf_counter()
-    train = steps.compile_train_step(run, train_feed, progress.state, progress.totals)
-    progress.arrays = jax.device_put(progress.arrays, train.input_formats[0][0])
+    train_step = compilation.compile_train_step(run, train_feed, progress.state, progress.totals)
+    progress.arrays = jax.device_put(progress.arrays, train_step.input_formats[0][0])
     state = progress.state
-    evaluate = steps.compile_eval_step(run.model, val_feed, state.params, state.batch_stats)
-    return _Programs(train, evaluate, time.perf_counter() - began)
+    eval_step = compilation.compile_eval_step(run.model, val_feed, state.params, state.batch_stats)
+    return _CompiledSteps(train_step, eval_step, time.perf_counter() - began)
 
 
-def _train_epochs(session: _Session, programs: _Programs, train_feed: feed.Feed, val_feed: feed.Feed) -> None:
+def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.Feed, val_feed: feed.Feed) -> None:
     """Trains until all epochs are finished."""
     run, progress = session.run, session.progress
     with contextlib.closing(Display(run)) as display:
@@ -213,26 +214,26 @@ def _train_epochs(session: _Session, programs: _Programs, train_feed: feed.Feed,
             epoch_began = time.perf_counter() - progress.seconds
             inputs = train_feed.epoch(progress.state)
             display.begin_epoch(progress)
-            _train_epoch(session, programs.train, inputs, InFlight(on_done=display.finish_step))
+            _train_epoch(session, compiled.train_step, inputs, InFlight(on_done=display.finish_step))
             progress.check_finite(run.schedule)
             display.show_validation()
-            val_means = _validate(session, programs.evaluate, val_feed)
-            row = _epoch_row(run, progress, val_means, epoch_began)
+            val_means = _validate(session, compiled.eval_step, val_feed)
+            metrics = _epoch_metrics(run, progress, val_means, epoch_began)
             progress.finish_epoch(run, val_means["accuracy"])
             # The lines come before the checkpoint: a run that resumes can remove lines of an epoch, but not add them.
-            session.writer.write(row)
+            session.writer.write(metrics)
             session.writer.write_weights(progress.epoch, _weight_statistics(run, progress))
             session.checkpoints.save_epoch(progress, val_means["accuracy"])
-            display.finish_epoch(row)
-            session.on_epoch(row)
+            display.finish_epoch(metrics)
+            session.on_epoch(metrics)
 
 
-def _train_epoch(session: _Session, program: Callable, inputs: Iterator, in_flight: InFlight) -> None:
+def _train_epoch(session: _Session, train_step: Callable, inputs: Iterator, in_flight: InFlight) -> None:
     """Runs the remaining steps of the epoch."""
     run, progress = session.run, session.progress
     steps_began = time.perf_counter() - progress.seconds
     while progress.step < (progress.epoch + 1) * run.steps_per_epoch:
-        progress.arrays, means = program(progress.arrays, next(inputs))
+        progress.arrays, means = train_step(progress.arrays, next(inputs))
         progress.step += 1
         progress.seconds = time.perf_counter() - steps_began
         in_flight.add(means)
@@ -250,19 +251,19 @@ def _after_step(session: _Session) -> None:
     session.check_stop()
 
 
-def _validate(session: _Session, program: Callable, val_feed: feed.Feed) -> dict:
+def _validate(session: _Session, eval_step: Callable, val_feed: feed.Feed) -> dict:
     """{'loss', 'accuracy'} on val. Raises DivergedError if the loss is not finite."""
     run, progress = session.run, session.progress
     state, step = progress.state, progress.step - 1
-    means = evaluate(program, state.params, state.batch_stats, val_feed, session.check_stop)
+    means = evaluate(eval_step, state.params, state.batch_stats, val_feed, session.check_stop)
     if not np.isfinite(means["loss"]):
         raise progress.divergence_error(f"the loss on val is nan or inf after step {step}", run.schedule(step))
     return means
 
 
-def _epoch_row(run: Run, progress: Progress, val_means: dict, epoch_began: float) -> dict:
-    """The line of metrics.jsonl for the epoch whose steps are done."""
-    row = {
+def _epoch_metrics(run: Run, progress: Progress, val_means: dict, epoch_began: float) -> dict:
+    """The fields of metrics.jsonl for the epoch whose steps are done."""
+    metrics = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         **{f"train_{name}": value for name, value in progress.totals.means().items()},
@@ -272,8 +273,8 @@ def _epoch_row(run: Run, progress: Progress, val_means: dict, epoch_began: float
         "seconds": time.perf_counter() - epoch_began,
     }
     if run.config.reparam.learn != "none":
-        row["pairs"] = learned_pairs(progress.state.params)
-    return row
+        metrics["pairs"] = learned_pairs(progress.state.params)
+    return metrics
 
 
 def _weight_statistics(run: Run, progress: Progress) -> dict[str, dict]:

@@ -3,7 +3,7 @@
 A handler that raises would not be reliable. Python drops an exception that is raised in a callback of the garbage
 collector, and JAX has such a callback; an `except Exception` in a library may also swallow it. So neither of the two
 kinds of handlers here raises. Until a run takes its first step there is nothing to save, and the process exits at once
-(`leave_at_once`). From then on the signal is noted, and the loop asks for it after each step (`signals_noticed`).
+(`leave_at_once`). From then on the signal is noted, and the loop asks for it after each step (`stop_signals`).
 """
 
 import contextlib
@@ -114,7 +114,7 @@ class SharedSignals:
 
 
 @contextlib.contextmanager
-def signals_noticed():
+def stop_signals():
     """Yields the signals that ask this process to stop.
 
     Call `arm` as soon as there is something to save, and then `pending` before the first step and after each step.

@@ -12,10 +12,10 @@ class Progress:
     """The progress of a run, as its checkpoints hold it. Training updates it.
 
     Attributes:
-      arrays: the leaves of (state, totals) on the devices. Steps take and give this list, because JAX would build and
-        take apart each weight that holds v in Python, at each step.
+      arrays: the leaves of (state, totals) on the devices. Steps take and return this list. With trees, JAX would
+        flatten and rebuild each weight that holds v in Python, at each step.
       state: the training state. It is built when it is read, so changes to it are lost unless it is assigned again.
-      totals: the sums over the images that the unfinished epoch has shown.
+      totals: the sums over the images of the unfinished epoch so far.
       step: steps done.
       epoch: epochs finished.
       saved_epoch: the newest epoch with a checkpoint, or whose state is kept for one; 0 if there is none.

@@ -79,15 +79,15 @@ class RunCheckpoints:
         return newest
 
     def save_epoch(self, progress: Progress, val_accuracy: float) -> None:
-        """Saves progress, which has just finished an epoch, in the background, if it is time or the last epoch.
+        """Saves progress, which has just finished an epoch, in the background, if a checkpoint is due.
 
-        Otherwise copies its state if it is the best epoch so far.
+        Otherwise copies its state if it is the best epoch so far. After the last epoch a checkpoint is always due.
         """
         state, record = progress.state, _record(progress, RECORD)
         is_best = progress.best_epoch == progress.epoch
         if is_best:
             self._unsaved_best = None
-        if progress.epoch == self._run.config.epochs or self._is_time():
+        if progress.epoch == self._run.config.epochs or self._is_due():
             self.save_best()
             self._epochs.save(progress.epoch, state, record, val_accuracy)
             progress.saved_epoch, self._saved_at = progress.epoch, time.monotonic()
@@ -95,7 +95,7 @@ class RunCheckpoints:
             self._unsaved_best = progress.epoch, _copy(state), record, val_accuracy
             progress.saved_epoch = progress.epoch
 
-    def _is_time(self):
+    def _is_due(self):
         interval = self._run.config.checkpoint_seconds
         return interval == 0 or processes.broadcast_from_first(time.monotonic() - self._saved_at >= interval)
 

@@ -14,44 +14,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wcjax.errors import InputError, cause
+from wcjax.devices import check_devices
+from wcjax.errors import InputError
 
 AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
-
-# Options of XLA for the steps of training and evaluation, by platform or kind of TPU.
-# CPU: by default, loops use half of the width of AVX-512.
-# GPU and TPU, for several devices: by default XLA sums all gradients in one operation that waits for the end of the
-# backward pass. With a limit on the bytes of one operation there are several, and some of them run during the backward
-# pass: docs/scaling.md has the share. XLA refuses these options on TPUs other than v5e.
-COMPILER_OPTIONS = {
-    "cpu": {"xla_cpu_prefer_vector_width": "512"},
-    "gpu": {
-        "xla_gpu_all_reduce_combine_threshold_bytes": "4000000",
-        "xla_gpu_all_gather_combine_threshold_bytes": "4000000",
-        "xla_gpu_reduce_scatter_combine_threshold_bytes": "500000",  # of the result, a part of the gradients
-    },
-    "TPU v5 lite": {
-        "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
-        "xla_enable_async_all_reduce": "true",
-        "xla_tpu_enable_async_collective_fusion": "true",
-        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-        "xla_tpu_overlap_compute_collective_tc": "true",
-    },
-}
-
-
-def check_devices() -> None:
-    """Raises InputError if JAX has no device of the platform that JAX_PLATFORMS names."""
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without a GPU
-        why = cause(error) if str(error) else "no GPU is visible"
-        raise InputError(
-            f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {why}. Unset JAX_PLATFORMS, or install "
-            "JAX for that platform on a machine that has one."
-        ) from error
 
 
 def make_mesh(config) -> Mesh:
@@ -89,13 +56,6 @@ def make_mesh(config) -> Mesh:
 def one_device() -> Mesh:
     """A mesh of this process's first device."""
     return jax.make_mesh((1, 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
-
-
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """The options of XLA for a step of training or evaluation on the devices of mesh."""
-    device = mesh.devices.flat[0]
-    name = device.device_kind if device.platform == "tpu" else device.platform
-    return COMPILER_OPTIONS.get(name, {}) if mesh.size > 1 or name == "cpu" else {}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

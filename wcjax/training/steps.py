@@ -1,21 +1,15 @@
 """The jitted work of a run: initial state, one training step, one evaluation step. The steps never touch the host."""
 
-import functools
-import logging
-
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.layout import Format, Layout
 
 from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold
 from wcjax.training import sharding
 from wcjax.training.feed import Feed
 from wcjax.training.run import Run
-from wcjax.training.train_state import Totals, TrainState, step_key, zero_totals
-
-log = logging.getLogger(__name__)
+from wcjax.training.train_state import Totals, TrainState, step_key
 
 
 def init_state(model, tx, image_shape, seed: int, mesh: jax.sharding.Mesh | None = None) -> TrainState:
@@ -75,12 +69,12 @@ def train_step(run: Run, feed: Feed, state: TrainState, totals: Totals, inputs) 
 
     def loss_fn(params):
         variables = {"params": gather(params), "batch_stats": state.batch_stats}
-        logits, updated = network.apply(
+        logits, new_variables = network.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        return cross_entropy(logits, labels, run.config.label_smoothing), (logits, updated)
+        return cross_entropy(logits, labels, run.config.label_smoothing), (logits, new_variables)
 
-    (loss, (logits, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (logits, new_variables)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
     is_bad = ~jnp.isfinite(loss) & (totals.first_bad_step < 0)
     totals = Totals(
@@ -92,7 +86,7 @@ def train_step(run: Run, feed: Feed, state: TrainState, totals: Totals, inputs) 
     state = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=updated.get("batch_stats", {}),
+        batch_stats=new_variables.get("batch_stats", {}),
         opt_state=opt_state,
     )
     return state, totals, jnp.stack([totals.loss, totals.correct]) / totals.seen
@@ -120,55 +114,6 @@ def eval_step(model, feed: Feed, params, batch_stats, totals: Totals, inputs) ->
         correct=totals.correct + jnp.sum(is_real & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32),
         seen=totals.seen + jnp.sum(is_real, dtype=jnp.int32),
     )
-
-
-def compile_train_step(run: Run, feed: Feed, state: TrainState, totals: Totals) -> jax.stages.Compiled:
-    """`train_step`, compiled, for the leaves of (state, totals): (arrays, inputs) -> (arrays, means).
-
-    The step reuses the buffers of `arrays`. state and totals are arrays here, or their shapes, dtypes and shardings.
-
-    XLA chooses the layout of the state in memory, because GPUs want kernels with their input channels last and would
-    otherwise transpose each of them, and Ψ of it, in every step. Put the first arrays into
-    `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
-    """
-    state, totals, inputs = jax.tree.map(_shape, (state, totals, feed.train_input_shapes()))
-    shapes, structure = jax.tree.flatten((state, totals))
-
-    def step(arrays, inputs):
-        state, totals, means = train_step(run, feed, *jax.tree.unflatten(structure, arrays), inputs)
-        return jax.tree.leaves((state, totals)), means
-
-    formats = [Format(Layout.AUTO, x.sharding) for x in jax.tree.leaves(state)]
-    formats += [x.sharding for x in totals]
-    step = jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(formats, jax.tree.map(lambda x: x.sharding, inputs)),
-        out_shardings=(formats, sharding.replicated(run.mesh)),
-    )
-    return _compile_with_options(step.lower(shapes, inputs), sharding.compiler_options(run.mesh))
-
-
-def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) -> jax.stages.Compiled:
-    """lowered.compile(options), or without options if this version of XLA does not know or refuses one of them."""
-    try:
-        return lowered.compile(options)
-    except jax.errors.JaxRuntimeError as error:
-        if not options or not str(error).startswith(("INVALID_ARGUMENT", "FAILED_PRECONDITION")):
-            raise
-        log.warning("A step is compiled without XLA's options: %s", str(error).splitlines()[0])
-        return lowered.compile()
-
-
-def _shape(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def compile_eval_step(model, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
-    """`eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
-    step = jax.jit(functools.partial(eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
-    lowered = step.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes())
-    return _compile_with_options(lowered, sharding.compiler_options(feed.mesh))
 
 
 @jit_unoptimized

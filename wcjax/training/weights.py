@@ -47,8 +47,8 @@ def weight_statistics(w) -> dict[str, jax.Array]:
 def layer_statistics(params, config) -> dict[str, dict]:
     """{layer: its numbers} as Python numbers and lists. Blocks until the device has finished."""
     weights = _layer_weights(params, plain=config.reparam.name == "none")
-    described = jax.device_get({layer: weight_statistics(w) for layer, w in weights.items()})
-    return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in described.items()}
+    statistics = jax.device_get({layer: weight_statistics(w) for layer, w in weights.items()})
+    return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in statistics.items()}
 
 
 # Jitted apart from `weight_statistics`, which is compiled once for all layers of a shape.

@@ -132,8 +132,21 @@ def read_class_folders(root):
     return train, val, len(classes["train"])
 
 
+def list_folders(directory, skipped):
+    """The sorted names of the class folders in a directory. Adds stray files and images to skipped, {reason: names}."""
+    folders = []
+    for entry in _scan(directory):
+        if is_stray(entry.name):
+            skipped[_STRAY_REASON].append(f"{directory.name}/{entry.name}")
+        elif entry.is_dir():
+            folders.append(entry.name)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            skipped["outside the class folders"].append(f"{directory.name}/{entry.name}")
+    return folders
+
+
 def read_split(root, folders, skipped):
-    """The Files in [(folder relative to root, label)]. Adds the other files to skipped, see `list_images`."""
+    """The Files in [(folder relative to root, label)]. Adds the other files to skipped."""
     names, labels = [], []
     for folder, label in folders:
         images = list_images(root, folder, skipped)
@@ -146,7 +159,7 @@ def read_split(root, folders, skipped):
 
 
 def list_images(root, folder, skipped):
-    """The images in a folder, as sorted names relative to root. Adds other files to skipped, {reason: names}."""
+    """The images in a folder, as sorted names relative to root. Adds the other files to skipped."""
     images = []
     for entry in _scan(root / folder):
         name = f"{folder}/{entry.name}"
@@ -182,19 +195,6 @@ def report_skipped(root, skipped):
 
 def make_files(root, names, labels):
     return Files(str(root), np.array([os.fsencode(name) for name in names]), np.array(labels, np.int32))
-
-
-def list_folders(directory, skipped):
-    """The sorted names of the class folders in a directory. Adds files to skipped as `list_images` does."""
-    folders = []
-    for entry in _scan(directory):
-        if is_stray(entry.name):
-            skipped[_STRAY_REASON].append(f"{directory.name}/{entry.name}")
-        elif entry.is_dir():
-            folders.append(entry.name)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            skipped["outside the class folders"].append(f"{directory.name}/{entry.name}")
-    return folders
 
 
 def _scan(directory):

@@ -69,9 +69,9 @@ def train_batches(source: Source, loading: Loading, *, flip: bool = True, seed: 
 
 
 def eval_batches(source: Source, loading: Loading):
-    """An endless iterator over evaluation batches. A round over the split takes `num_batches` of them.
+    """An endless iterator over evaluation batches. A pass over the split takes `num_batches` of them.
 
-    A round shows each image once (`decode.eval_image`). Black images with the label PADDING_LABEL complete the last
+    A pass shows each image once (`decode.eval_image`). Black images with the label PADDING_LABEL complete the last
     batch. The result and the errors are like those of `train_batches`.
     """
     padded = grain.MapDataset.range(num_batches(source.num_images, loading.batch_size) * loading.batch_size)
