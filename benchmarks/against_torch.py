@@ -6,10 +6,11 @@ import math
 import jax
 import numpy as np
 
-from benchmarks.steps import DECAY, Stepper, batch_of, init, train_step, variants
+from benchmarks.steps import DECAY, Stepper, batch_of, compile_train_step, init, variants
 from benchmarks.timing import in_turn, summary
 from wcjax import models
-from wcjax.training import sharding
+from wcjax.training.compilation import compiler_options
+from wcjax.training.sharding import one_device
 
 CPU = [
     ("resnet8", 128, "float32"),
@@ -94,13 +95,13 @@ def torch_evaluation(model, batch, dtype, channels_last, compiled=False):
     model = model.to(device, memory_format=layout).eval()
     forward = torch.compile(model, dynamic=False) if compiled else model
 
-    def step():
+    def evaluate():
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             forward(images)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return step
+    return evaluate
 
 
 def _torch_inputs(batch, channels_last):
@@ -117,7 +118,7 @@ def _our_training(name, batch, dtype):
     calls = {}
     for variant, (reparam, learn, tx) in variants(full=False).items():
         model = models.create(name, 10, reparam, learn, jax.numpy.dtype(dtype))
-        calls[f"wcjax, {variant}"] = Stepper(*train_step(model, tx, images, labels), images, labels)
+        calls[f"wcjax, {variant}"] = Stepper(*compile_train_step(model, tx, images, labels), images, labels)
     return calls
 
 
@@ -125,6 +126,6 @@ def _our_evaluation(name, batch, dtype):
     images, _ = batch_of(batch)
     model = models.create(name, 10, dtype=jax.numpy.dtype(dtype))
     variables = init(model, images)
-    options = sharding.compiler_options(sharding.one_device())
+    options = compiler_options(one_device())
     forward = jax.jit(model.apply).lower(variables, images).compile(options)
     return {"wcjax, folded": lambda: forward(variables, images)}

@@ -76,20 +76,20 @@ def compile_step(config, mesh: Mesh, run_class: type[Run] = Run):
     else:
         train_feed = feed.Streamed(dataset.train, dataset, config, mesh, iter(()))
     shapes = jax.eval_shape(steps.initializer(run.model, run.tx, run.image_shape), jax.random.key(0))
-    state = abstract(shapes, sharding.state_sharding(mesh, shapes))
-    totals = abstract(jax.eval_shape(Totals.zero), sharding.replicated(mesh))
+    state = with_shardings(shapes, sharding.state_sharding(mesh, shapes))
+    totals = with_shardings(jax.eval_shape(Totals.zero), sharding.replicated(mesh))
     return compilation.compile_train_step(run, train_feed, state, totals), (state, totals)
 
 
-def abstract(shapes, shardings):
-    """Shapes and dtypes with these shardings: a tree of them, or one for all."""
+def with_shardings(shapes, shardings):
+    """shapes with these shardings: a tree of them, or one for all."""
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def measure(step, num_donated: int, memory_size: int) -> dict:
-    """What a compiled step consists of. memory_size: bytes of the device."""
+def describe(step, num_donated: int, memory_size: int) -> dict:
+    """The numbers of a compiled step. num_donated: arrays that it takes over. memory_size: bytes of the device."""
     memory = step.memory_analysis()
     state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak = state + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -121,28 +121,27 @@ def main():
     if args.target.partition(":")[0] not in MEMORY:
         parser.error(f"--target must begin with one of {', '.join(MEMORY)}, found {args.target!r}.")
     jax.config.update("jax_platforms", "cpu")  # for this process only; the compilers need no device
-    omitted = (
-        mock.patch.dict(compilation.COMPILER_OPTIONS, clear=True) if args.without_options else contextlib.nullcontext()
-    )
+    without_options = mock.patch.dict(compilation.COMPILER_OPTIONS, clear=True)
+    compiler_options = without_options if args.without_options else contextlib.nullcontext()
     memory_size, records = MEMORY[args.target.partition(":")[0]], []
     for variant in args.variants.split(","):
         config_variant, run_class = VARIANTS[variant]
         config = check_config(read_config_file(f"{args.config},{config_variant}", overrides))
         case = {"target": args.target, "model": config.model, "batch": config.batch_size, "dtype": config.dtype}
         case |= {"fsdp": config.mesh.fsdp, "options": not args.without_options, "variant": variant}
-        with omitted:
+        with compiler_options:
             step, donated = compile_step(config, make_mesh(args.target, config.mesh.fsdp), run_class)
         if args.hlo:
             args.hlo.mkdir(parents=True, exist_ok=True)
             (args.hlo / f"{'-'.join(map(str, case.values()))}.txt").write_text(step.as_text())
-        records.append({"group": "aot", **case, **measure(step, len(jax.tree.leaves(donated)), memory_size)})
+        records.append({"group": "aot", **case, **describe(step, len(jax.tree.leaves(donated)), memory_size)})
         print(json.dumps(records[-1]), flush=True)
         if args.out:
-            add(args.out, case, records[-1])
+            add_record(args.out, case, records[-1])
     print(f"\n{(report.collectives if records[0]['collectives'] else report.aot)(records)}")
 
 
-def add(path: pathlib.Path, case: dict, record: dict) -> None:
+def add_record(path: pathlib.Path, case: dict, record: dict) -> None:
     """Adds a record to a JSON file, instead of an older one of the same case."""
     old = json.loads(path.read_text())["records"] if path.exists() else []
     others = [other for other in old if any(other.get(key) != value for key, value in case.items())]

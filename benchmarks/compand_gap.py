@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--others", type=int, default=3, help="runs that start one rounding off")
     args = parser.parse_args()
     marks = [mark for mark in MARKS if mark < args.steps] + [args.steps]
-    (_, test), shares = digits(), []
+    (_, test), accuracies = digits(), []
     print("| activation | steps | layers to compand, largest change of w | layers to layers one rounding off |")
     print("| --- | --- | --- | --- |")
     for activation in (jnp.tanh, nn.relu):
@@ -124,9 +124,9 @@ def main():
         for mark in marks:
             yardstick = ", ".join(f"{gap(layers[mark], x[mark]):.1e}" for x in others)
             print(f"| {activation.__name__} | {mark:,} | {gap(layers[mark], compand[mark]):.1e} | {yardstick} |")
-        accuracies = [accuracy(Net(activation=activation), x[marks[-1]], test) for x in (layers, compand, *others)]
-        shares.append(f"{activation.__name__}: {', '.join(f'{x:.2%}' for x in accuracies)}")
-    print(f"\nTest accuracy of layers, compand and the others after {args.steps:,} steps: {'; '.join(shares)}.")
+        rates = [accuracy(Net(activation=activation), x[marks[-1]], test) for x in (layers, compand, *others)]
+        accuracies.append(f"{activation.__name__}: {', '.join(f'{x:.2%}' for x in rates)}")
+    print(f"\nTest accuracy of layers, compand and the others after {args.steps:,} steps: {'; '.join(accuracies)}.")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from wcjax.data.streaming import decode
 SIZES = ((375, 500), (768, 1024), (1536, 2048))  # 500x375 is about the mean of ImageNet
 
 
-def generated(rng, height, width):
+def random_jpeg(rng, height, width):
     """A JPEG with structure at all scales and some noise, at quality 90: about 1 bit a pixel, like a photograph."""
     pixels = np.zeros((height, width, 3))
     for cells in (4, 16, 64):
@@ -71,7 +71,7 @@ def main():
         sets = {f"{len(files)} JPEGs below {args.folder.name}": [file.read_bytes() for file in files]}
     else:
         rng = np.random.default_rng(0)
-        sets = {f"{w}x{h}": [generated(rng, h, w) for _ in range(10)] * (args.images // 10) for h, w in SIZES}
+        sets = {f"{w}x{h}": [random_jpeg(rng, h, w) for _ in range(10)] * (args.images // 10) for h, w in SIZES}
 
     print(f"Train images of {args.size}x{args.size} a second of CPU time on one core, {args.rounds} rounds\n")
     print("| images | KB each | wcjax, median (quartiles) | plain Pillow + NumPy | ratio, median (quartiles) |")
@@ -81,13 +81,13 @@ def main():
         for seed in range(args.rounds):
             for function, values in rates.items():
                 values.append(images_per_second(function, contents, args.size, seed))
-        ratios = [one / other for one, other in zip(rates[ours], rates[plain], strict=True)]
-        text = []
+        ratios = [x / y for x, y in zip(rates[ours], rates[plain], strict=True)]
+        cells = []
         for values, digits in ((rates[ours], 0), (rates[plain], 0), (ratios, 2)):
             low, middle, high = statistics.quantiles(values, n=4)
-            text.append(f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})")
+            cells.append(f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})")
         kilobytes = sum(map(len, contents)) / len(contents) / 1000
-        print(f"| {name} | {kilobytes:.0f} | {' | '.join(text)} |")
+        print(f"| {name} | {kilobytes:.0f} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1}
-OPERATION = re.compile(
+COLLECTIVE = re.compile(
     r"= (?P<result>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|"
     r"collective-permute|collective-broadcast)(?:-start)?\("
 )
@@ -63,7 +63,7 @@ def collectives(program: list[Kernel]) -> list[Collective]:
     by_channel = {}
     for i, kernel in enumerate(program):
         for line in kernel.text.splitlines():
-            if not (operation := OPERATION.search(line)):
+            if not (operation := COLLECTIVE.search(line)):
                 continue
             chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)  # the parts of one collective of a TPU
             key = (operation["kind"], *chain.groups()) if chain else kernel.name
@@ -74,7 +74,7 @@ def collectives(program: list[Kernel]) -> list[Collective]:
                 kind, result = "reduce-scatter", kernel.result
             is_split = kernel.name.startswith("async-collective")
             overlapped = is_split or (kernel.kind.endswith("-start") and _computes_meanwhile(program, i))
-            by_channel[key] = Collective(kind, size(result), overlapped)
+            by_channel[key] = Collective(kind, num_bytes(result), overlapped)
     return list(by_channel.values())
 
 
@@ -103,15 +103,15 @@ def collective_arrays(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
     """
     totals = collections.defaultdict(lambda: (0, 0))
     for line in hlo.splitlines():
-        if not (operation := OPERATION.search(line)):
+        if not (operation := COLLECTIVE.search(line)):
             continue
         backward = "transpose(" in line.partition("op_name=")[2]
         for array in ARRAY.finditer(operation["result"]):
             shape = [int(n) for n in array["shape"].split(",") if n]
             what = "kernels" if len(shape) > 1 else f"vectors, {'backward' if backward else 'forward'}"
             what = what if shape else "numbers"
-            count, size = totals[operation["kind"], what]
-            totals[operation["kind"], what] = (count + 1, size + math.prod(shape) * BYTES[array["dtype"]])
+            count, total = totals[operation["kind"], what]
+            totals[operation["kind"], what] = (count + 1, total + math.prod(shape) * BYTES[array["dtype"]])
     return dict(totals)
 
 
@@ -121,7 +121,7 @@ def largest_arctan(hlo: str) -> int:
     return max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
 
 
-def size(result: str) -> int:
+def num_bytes(result: str) -> int:
     """Bytes of the result of an instruction, which may be a tuple."""
     return sum(
         math.prod(int(n) for n in array["shape"].split(",") if n) * BYTES.get(array["dtype"], 4)
@@ -138,19 +138,19 @@ def describe(hlo: str) -> dict:
     for kernel in program:
         cycles[kernel.does] += kernel.cycles
     totals = {}
-    for kind, size_, overlapped in collectives(program):
+    for kind, size, overlapped in collectives(program):
         numbers = totals.setdefault(kind, {"number": 0, "mb": 0.0, "overlapped": 0, "overlapped_mb": 0.0})
         numbers["number"] += 1
-        numbers["mb"] += size_ / 1e6
+        numbers["mb"] += size / 1e6
         numbers["overlapped"] += overlapped
-        numbers["overlapped_mb"] += overlapped * size_ / 1e6
+        numbers["overlapped_mb"] += overlapped * size / 1e6
     head = hlo.partition("\n")[0]
     return {
         "kernels": len(launches),
         "convolutions": len(re.findall(r"__cudnn\$conv\w*|= \S+ convolution\(", hlo)),
         "conditionals": sum(kernel.kind == "conditional" for kernel in program),
         "copies": len(copies),
-        "copied_mb": sum(size(kernel.result) for kernel in copies) / 1e6,
+        "copied_mb": sum(num_bytes(kernel.result) for kernel in copies) / 1e6,
         "cycles": sum(cycles.values()) or None,
         "cycles_of": {name: n for name, n in cycles.items() if n},
         "collectives": totals,

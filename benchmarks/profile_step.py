@@ -39,7 +39,7 @@ def profile(name: str, batch: int) -> dict[str, float]:
     """{kind: milliseconds in a step} of the plain network in float32."""
     images, labels = steps.batch_of(batch)
     tx = steps.variants(full=False)["plain"][2]
-    stepper = steps.Stepper(*steps.train_step(models.create(name, 10), tx, images, labels), images, labels)
+    stepper = steps.Stepper(*steps.compile_train_step(models.create(name, 10), tx, images, labels), images, labels)
     jax.block_until_ready(stepper())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -27,10 +27,10 @@ def block(name, group) -> str:
     results = read(name)
     if group == "machine":
         return machine(results["machine"])
-    records = [record for record in results["records"] if record["group"] == SAME.get(group, group)]
+    records = [record for record in results["records"] if record["group"] == GROUP_OF_RECORDS.get(group, group)]
     if not records:
         return "Not measured yet."
-    return MAKERS[group](records)
+    return TABLES[group](records)
 
 
 def read(name) -> dict:
@@ -110,10 +110,8 @@ def aot(records):
     rows, plain = [], {}
     for r in (record for record in records if not record["collectives"]):
         base = plain.setdefault((r["target"], case(r)), r)
-        cell = lambda key, unit, form, r=r, base=base: (
-            f"{r[key] / unit:{form}} ({r[key] / base[key]:.3f})" if r[key] else ""
-        )
-        sizes = [cell("kernels", 1, ",.0f"), cell("bytes", 1e9, ".3f"), cell("cycles", 1e6, ".2f")]
+        columns = (("kernels", 1, ",.0f"), ("bytes", 1e9, ".3f"), ("cycles", 1e6, ".2f"))
+        sizes = [f"{r[key] / unit:{form}} ({r[key] / base[key]:.3f})" if r[key] else "" for key, unit, form in columns]
         copies = f"{r['cycles_of'].get('copies', 0) / r['cycles']:.1%}" if r["cycles"] else ""
         memory = [f"{r['temporary_mb']:.0f}", f"{r['memory_share']:.1%}"]
         rows.append([r["target"], case(r), r["variant"], *sizes, copies, *memory])
@@ -141,8 +139,8 @@ def collectives(records):
     return table(head, rows)
 
 
-MAKERS = {"torch": against_torch, "steps": steps, "dispatch": dispatch, "aot": aot, "sent": collectives}
-SAME = {"sent": "aot"}  # another table of the same records
+TABLES = {"torch": against_torch, "steps": steps, "dispatch": dispatch, "aot": aot, "sent": collectives}
+GROUP_OF_RECORDS = {"sent": "aot"}  # another table of the same records
 
 
 def main():

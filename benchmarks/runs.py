@@ -123,10 +123,10 @@ def measure_run_steps(model, batch, dtype, repeats):
         yield case | times[variant] | sizes(bare.step, bare.state.params)
 
 
-def measure_epoch(model, batch, dtype, steps):
+def measure_epoch(model, batch, dtype, num_steps):
     """Images/s of bare steps, of the fastest epoch of a run after its first, and of evaluation."""
     with tempfile.TemporaryDirectory() as folder:
-        config = run_config(model, batch, dtype, folder, round(batch * steps / 0.9) + 1)
+        config = run_config(model, batch, dtype, folder, round(batch * num_steps / 0.9) + 1)
         bare = BareSteps(config)
 
         def stretch():
@@ -154,7 +154,7 @@ def measure_epoch(model, batch, dtype, steps):
         yield case | {"variant": variant, "images_per_second": rate, "ratio": rate / rates["bare steps"]}
 
 
-def measure_saving(model, batch, dtype, repeats, steps=8):
+def measure_saving(model, batch, dtype, repeats, num_steps=8):
     """Seconds that a checkpoint adds to the steps while it is written, and their share of an epoch of CIFAR."""
     with tempfile.TemporaryDirectory() as folder:
         bare = BareSteps(run_config(model, batch, dtype, folder, 4 * batch))
@@ -163,7 +163,7 @@ def measure_saving(model, batch, dtype, repeats, steps=8):
         def stretch(save):
             if save:
                 checkpoints.save(next(numbers), bare.state, {}, 0.5)
-            for _ in range(steps):
+            for _ in range(num_steps):
                 means = bare()
             return means
 
@@ -171,15 +171,15 @@ def measure_saving(model, batch, dtype, repeats, steps=8):
         seconds = in_turn(calls, repeats)
         checkpoints.close()
     overhead = statistics.median(y - x for x, y in zip(seconds["steps"], seconds["saving"], strict=True))
-    epoch = 45_000 // batch * statistics.median(seconds["steps"]) / steps
+    epoch = 45_000 // batch * statistics.median(seconds["steps"]) / num_steps
     case = {"group": "save", "model": model, "batch": batch, "dtype": dtype}
     yield case | {"seconds": overhead, "epoch_seconds": epoch, "share": overhead / epoch}
 
 
 def measure_dispatch(model, batch, dtype, repeats):
-    """The time that the host takes for a step of each variant: that of a step which computes nothing."""
+    """The time that the host takes for a step of each variant, measured with a step that computes nothing."""
 
-    def nothing(run, feed, state, totals, inputs):
+    def empty_step(run, feed, state, totals, inputs):
         totals = totals._replace(loss=totals.loss + 1)
         return state._replace(step=state.step + 1), totals, totals.loss
 
@@ -187,12 +187,12 @@ def measure_dispatch(model, batch, dtype, repeats):
     with tempfile.TemporaryDirectory() as folder:
         for name, (variant, run_class) in VARIANTS.items():
             config = with_variant(run_config(model, batch, dtype, folder, 4 * batch), f"{model},{variant}")
-            calls[name] = BareSteps(config, run_class, nothing)
+            calls[name] = BareSteps(config, run_class, empty_step)
     for variant, times in summary(in_turn(calls, repeats)).items():
         yield {"group": "dispatch", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
 
 
-def measure_scan(model, batch, dtype, repeats, several=(1, 10)):
+def measure_scan(model, batch, dtype, repeats, lengths=(1, 10)):
     """Time of a step that is dispatched alone, and of a step among several in one scan, measured in turn."""
 
     def scanned(n, step, run, feed, state, totals, inputs):
@@ -203,7 +203,7 @@ def measure_scan(model, batch, dtype, repeats, several=(1, 10)):
     steps_of = lambda n: functools.partial(scanned, n, steps.train_step)
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(model, batch, dtype, folder, 4 * batch)
-        seconds = in_turn({f"{n} a dispatch": BareSteps(config, step=steps_of(n)) for n in several}, repeats)
+        seconds = in_turn({f"{n} a dispatch": BareSteps(config, step=steps_of(n)) for n in lengths}, repeats)
     per_step = {name: [x / int(name.split()[0]) for x in times] for name, times in seconds.items()}
     for variant, times in summary(per_step).items():
         yield {"group": "scan", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times

@@ -13,7 +13,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from benchmarks.__main__ import end_after
+from benchmarks.timing import end_after
 from benchmarks.whole_run import Trainer
 from wcjax.commands import command
 from wcjax.config import check_config
@@ -94,36 +94,36 @@ class Experiment:
             best[method] = self.best(method, trials)
         return best
 
-    def best(self, method, points):
-        """The point whose run has the highest accuracy on val."""
-        label = lambda point: "_".join(f"{key.rpartition('.')[2]}{value:g}" for key, value in point.items())
-        points = {f"{self.name}/tune/{method}/{label(point)}": point for point in points}
-        runs = {name: self.config(method, 100, point) for name, point in points.items()}
-        accuracies = self.trainer.train(f"{self.name} {method}", runs)
-        return points[max(accuracies, key=accuracies.get)]
+    def best(self, method, trials):
+        """The trial whose run has the highest accuracy on val."""
+        label = lambda trial: "_".join(f"{key.rpartition('.')[2]}{value:g}" for key, value in trial.items())
+        trial_of = {f"{self.name}/tune/{method}/{label(trial)}": trial for trial in trials}
+        configs = {name: self.config(method, 100, trial) for name, trial in trial_of.items()}
+        accuracies = self.trainer.train(f"{self.name} {method}", configs)
+        return trial_of[max(accuracies, key=accuracies.get)]
 
-    def final(self, points, folder="final"):
-        """The runs that are compared. points: {method: values}, or {label: (method, values)}."""
-        for label, values in points.items():
+    def train_seeds(self, values_of, folder="final"):
+        """Trains the runs that are compared. values_of: {method: values}, or {label: (method, values)}."""
+        for label, values in values_of.items():
             method, values = values if isinstance(values, tuple) else (label, values)
-            runs = {f"{self.name}/{folder}/{label}/seed{seed}": self.config(method, seed, values) for seed in SEEDS}
-            self.trainer.train(f"{self.name} {folder} {label} {values}", runs)
+            configs = {f"{self.name}/{folder}/{label}/seed{seed}": self.config(method, seed, values) for seed in SEEDS}
+            self.trainer.train(f"{self.name} {folder} {label} {values}", configs)
 
 
-def methods(trainer, overrides):
-    """All methods tuned, the most important first."""
+def compare_methods(trainer, overrides):
+    """All methods, each tuned, the most important first."""
     few = Experiment(trainer, "resnet8_2500", "resnet8", 2500, overrides)
     few.compile(METHODS, num_own=4)
     fast = PAPER | {"learning_rate": 0.3}
-    few.final({"plain": PAPER, "wc": PAPER | AB[1], "plain0.3": ("plain", fast)}, "paper")
-    few.final(few.tune(METHODS, RATES, 4, others=lambda best: RATES[:12]))
+    few.train_seeds({"plain": PAPER, "wc": PAPER | AB[1], "plain0.3": ("plain", fast)}, "paper")
+    few.train_seeds(few.tune(METHODS, RATES, 4, others=lambda best: RATES[:12]))
     for name, model, images in (("resnet8_5000", "resnet8", 5000), ("resnet20_2500", "resnet20", 2500)):
         other = Experiment(trainer, name, model, images, overrides)
         other.compile(("plain", "wc"), num_own=2)
-        other.final(other.tune(("plain", "wc"), FEW_RATES, 2, others=nearest))
+        other.train_seeds(other.tune(("plain", "wc"), FEW_RATES, 2, others=nearest))
 
 
-def bounds(trainer, overrides):
+def compare_bounds(trainer, overrides):
     """WC with a and b far below 1, where Ψ is less linear, and plain, each with the best of the same nine rates.
 
     The weights start as in PyTorch, because He's are larger than the bound of a = 0.2, which is 0.31.
@@ -132,7 +132,7 @@ def bounds(trainer, overrides):
     own = {"plain": {}} | {f"wc{a:g}": {"reparam.a": a, "reparam.b": a} for a in (0.2, 0.4)}
     for label, values in own.items():
         method = "wc" if values else "plain"
-        few.final({label: (method, few.best(method, [values | rates for rates in BOUND_RATES]))})
+        few.train_seeds({label: (method, few.best(method, [values | rates for rates in BOUND_RATES]))})
 
 
 def nearest(best) -> list[dict]:
@@ -140,7 +140,7 @@ def nearest(best) -> list[dict]:
     return sorted(FEW_RATES, key=lambda rates: sum(abs(math.log(rates[key] / best[key])) for key in rates))[:5]
 
 
-PARTS = {"methods": methods, "bounds": bounds}
+PARTS = {"methods": compare_methods, "bounds": compare_bounds}
 
 
 @command

@@ -67,7 +67,7 @@ def init(model, images):
     return jit_unoptimized(model.init)(jax.random.key(0), images[:1])
 
 
-def train_step(model, tx, images, labels, flags=None):
+def compile_train_step(model, tx, images, labels, flags=None):
     """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state).
 
     flags: of XLA, for the step, besides those of a training step of `wcjax.training`.
@@ -108,7 +108,7 @@ def measure_steps(name, batch, dtype, repeats, full):
     steppers = {}
     for variant, (reparam, learn, tx) in variants(full).items():
         model = models.create(name, 10, reparam, learn, jnp.dtype(dtype))
-        steppers[variant] = Stepper(*train_step(model, tx, images, labels), images, labels)
+        steppers[variant] = Stepper(*compile_train_step(model, tx, images, labels), images, labels)
     seconds = in_turn(steppers, repeats)
     sgd = {k: v for k, v in seconds.items() if not k.startswith("Adam")}
     adam = {k: v for k, v in seconds.items() if k.startswith("Adam")}
@@ -151,19 +151,19 @@ def measure_convolutions(name, batch, dtype, repeats):
     for variant, convolve in {"XLA's": by_xla, "ours": cpu_convolution.conv_general_dilated}.items():
         with mock.patch.object(cpu_convolution, "conv_general_dilated", convolve):
             model = models.create(name, 10, dtype=jnp.dtype(dtype))
-            steppers[variant] = Stepper(*train_step(model, plain, images, labels), images, labels)
+            steppers[variant] = Stepper(*compile_train_step(model, plain, images, labels), images, labels)
     for variant, times in summary(in_turn(steppers, repeats)).items():
         yield {"group": "convolutions", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
 
 
 def measure_flags(name, batch, dtype, repeats, flags=FLAGS):
-    """One record for a step of the layers with each of flags that this XLA knows."""
+    """One record for a step of the layers with each of these flags, except those that this XLA does not know."""
     images, labels = batch_of(batch)
     reparam, learn, tx = variants(full=False)["layers"]
     model, steppers = models.create(name, 10, reparam, learn, jnp.dtype(dtype)), {}
     for variant, options in flags.items():
         try:
-            steppers[variant] = Stepper(*train_step(model, tx, images, labels, flags=options), images, labels)
+            steppers[variant] = Stepper(*compile_train_step(model, tx, images, labels, flags=options), images, labels)
         except jax.errors.JaxRuntimeError as error:
             print(f"{variant}: omitted, {str(error).splitlines()[0]}")
     for variant, times in summary(in_turn(steppers, repeats)).items():

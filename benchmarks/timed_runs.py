@@ -34,13 +34,13 @@ def wait(process, seconds: float, grace: float) -> int | None:
 
 def commands(config: str, variants, num_seeds: int, out: pathlib.Path, overrides) -> dict[str, list[str]]:
     """{run folder: the command that trains the run}, each variant with a seed before the next seed."""
-    commands = {}
+    command_of = {}
     for seed in range(num_seeds):
         for variant in variants:
             folder = str(out / variant / str(seed))
             command = [sys.executable, str(ROOT / "train.py"), "--config", f"{config},{variant}", "--workdir", folder]
-            commands[folder] = [*command, f"--config.seed={seed}", *overrides]
-    return commands
+            command_of[folder] = [*command, f"--config.seed={seed}", *overrides]
+    return command_of
 
 
 def train(commands: dict[str, list[str]], until: float, grace: float) -> list[str]:

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -80,6 +81,18 @@ def summary(seconds: Mapping[str, list[float]], base: str | None = None) -> dict
         quartiles = {"ratio": middle, "low": low, "high": high}
         statistics_by_name[name] = {"seconds": statistics.median(times), **quartiles, "repeats": len(times)}
     return statistics_by_name
+
+
+def end_after(minutes: float) -> None:
+    """Ends this process after that time, whatever it does: a compiler or a device that hangs does not listen."""
+
+    def end():
+        print(f"{minutes:g} minutes are over: the rest is omitted.", flush=True)
+        os._exit(0)
+
+    timer = threading.Timer(60 * minutes, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _processor() -> str:

@@ -62,7 +62,7 @@ def whole_run(run: Run, feeds: list[feed.Feed], seed, rates, splits) -> Result:
     tuned = dataclasses.replace(run, config=config)
     is_plain = run.psi is None
     state = steps.initializer(run.model, tuned.tx, run.image_shape)(jax.random.key(seed))
-    weights = lambda params: {
+    layer_statistics = lambda params: {
         layer: weight_statistics.__wrapped__(w) for layer, w in layer_weights(params, is_plain).items()
     }
 
@@ -81,20 +81,22 @@ def whole_run(run: Run, feeds: list[feed.Feed], seed, rates, splits) -> Result:
         is_best = on_val.correct > best_correct
         best = jax.tree.map(lambda new, old: jnp.where(is_best, new, old), variables, best)
         carry = (state, best, jnp.maximum(on_val.correct, best_correct), jnp.where(is_best, number, best_epoch))
-        learned = {} if run.config.reparam.learn == "none" else pairs(state.params)
-        return carry, Epochs(totals, on_val, weights(state.params), learned)
+        pairs = {} if run.config.reparam.learn == "none" else pair_quantiles(state.params)
+        return carry, Epochs(totals, on_val, layer_statistics(state.params), pairs)
 
-    first = (state, (state.params, state.batch_stats), jnp.int32(-1), jnp.int32(0))
+    start = (state, (state.params, state.batch_stats), jnp.int32(-1), jnp.int32(0))
     (_, (params, batch_stats), _, best_epoch), epochs = jax.lax.scan(
-        epoch, first, 1 + jnp.arange(run.config.epochs, dtype=jnp.int32)
+        epoch, start, 1 + jnp.arange(run.config.epochs, dtype=jnp.int32)
     )
     params = params if is_plain else fold(params)
     plain = make_model(run.config, run.dataset.num_classes, plain=True)
     on_test = evaluate(plain, test, splits[2], (params, batch_stats))
-    return Result(weights(state.params), epochs, best_epoch, on_test, {"params": params, "batch_stats": batch_stats})
+    return Result(
+        layer_statistics(state.params), epochs, best_epoch, on_test, {"params": params, "batch_stats": batch_stats}
+    )
 
 
-def pairs(params) -> dict:
+def pair_quantiles(params) -> dict:
     """`wcjax.training.weights.learned_pairs`, as arrays."""
     quantiles = lambda x: x.ravel()[0] if x.size == 1 else jnp.quantile(x, jnp.array(QUANTILES))
     return {
@@ -140,10 +142,10 @@ class Trainer:
         writing = []
         for name, (config, compiled) in todo.items():
             run, program, splits = compiled.result()
-            first = time.monotonic()
+            run_began = time.monotonic()
             rates = {key: jnp.float32(config[key]) for key in ARGUMENTS}
             result = jax.block_until_ready(program(jnp.int32(config.seed), rates, splits))
-            seconds = time.monotonic() - first
+            seconds = time.monotonic() - run_began
             data_record = self._dataset(config)[1]
             writing.append(self._writer.submit(write, self.out / name, config, run, data_record, result, seconds))
         for future in writing:

@@ -44,7 +44,7 @@ def check_learn(psi: Psi | None, learn: str, choices: tuple[str, ...] = LEARN) -
 
 
 def check_where(where: Any) -> None:
-    """Raises ValueError if `where` is not a function. A Ψ, although callable, is one in the wrong place."""
+    """Raises ValueError if `where` is not a function, or is a Ψ, which is callable but no selection."""
     if not callable(where) or isinstance(where, Psi):
         raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
 
@@ -117,19 +117,20 @@ class _BoundUse(NamedTuple):
     b: float
 
 
+def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse:
+    own_psi = _for_weight(path, w, psi)
+    size = np.abs(np.asarray(w, np.float64))
+    limit = np.broadcast_to(own_psi.bound, size.shape).astype(np.float64)
+    limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
+    index = np.argmax(size / limit)
+    a, b = (np.abs(np.broadcast_to(getattr(own_psi, name, 1.0), size.shape).flat[index]) for name in "ab")
+    return _BoundUse((size / limit).flat[index], path, size.flat[index], limit.flat[index], a, b)
+
+
 def _check_bound(weights: Weights, psi: Elementwise) -> None:
     """Raises ValueError if the largest |w| relative to its bound is not inside it."""
-    worst = None
-    for path, w in weights.items():
-        own_psi = _for_weight(path, w, psi)
-        size = np.abs(np.asarray(w, np.float64))
-        limit = np.broadcast_to(own_psi.bound, size.shape).astype(np.float64)
-        limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
-        if size.size:
-            index = np.argmax(size / limit)
-            a, b = (np.abs(np.broadcast_to(getattr(own_psi, name, 1.0), size.shape).flat[index]) for name in "ab")
-            use = _BoundUse((size / limit).flat[index], path, size.flat[index], limit.flat[index], a, b)
-            worst = use if worst is None or use.share > worst.share else worst
+    uses = (_bound_use(path, w, psi) for path, w in weights.items() if w.size)
+    worst = max(uses, key=lambda use: use.share, default=None)
     if worst is None or worst.share < 1:
         return
     name, hint = repr(psi), "Choose smaller weights."
@@ -147,6 +148,7 @@ def _check_bound(weights: Weights, psi: Elementwise) -> None:
 
 
 def _for_weight(path, w, psi):
+    """psi.for_weight, whose error names the weight."""
     try:
         return psi.for_weight(w, "none", axes=())
     except ValueError as error:

@@ -18,7 +18,7 @@ import optax
 import optax.contrib
 
 from wcjax import checks, elementary, optimizer_checks, serialization
-from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized_or_box, selected_weights, unboxed
+from wcjax.params import Reparameterized, is_reparameterized_or_box, is_weight_psi_or_none, selected_weights, unboxed
 from wcjax.precision import scale, scale_step, wide_dtype, widen
 from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where
 from wcjax.reparam import Scaled
@@ -81,9 +81,8 @@ def compand(
       \qquad \Psi'(v) = \frac{a}{b}\,\cos^2 x
 
     The model stays as it is, nothing is folded after training, and the forward and backward pass cost what they did
-    before. v is not stored, so w may be loaded, averaged or clipped between updates. A weight may lie beyond the bound
-    if other code changed it, or if init ran under jit and could not check values. The next update first moves it just
-    inside.
+    before. v is not stored, so w may be loaded, averaged or clipped between updates. A weight that lies beyond the
+    bound, for example because init ran under jit and could not check values, is first moved just inside.
 
     Args:
       inner: an optax optimizer with its learning rate. Its update is u, or u / Ψ′(v) if adaptive.
@@ -153,10 +152,10 @@ def compand(
     learned = learn != "none"
 
     def init_fn(params):
-        psis, pairs = _initial_psis(params, psi, where, learn)
+        psis, pairs = _initial_psis_and_pairs(params, psi, where, learn)
         start_psis = _current_psis(psis, pairs, learn)
-        weights = _inside_bound(start_psis, params)
-        inner_params = weights if adaptive else _inverse(start_psis, weights)
+        w = _clip_weights(start_psis, params)
+        inner_params = w if adaptive else _inverse(start_psis, w)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
         if instances(inner_state, CompandState):
             raise ValueError("inner is another compand, whose w would be taken for v: pass the optimizer inside it.")
@@ -170,25 +169,27 @@ def compand(
             start_pairs = functools.partial(_initial_pairs, state.psis, psi=psi, learn=learn)
             optimizer_checks.check_pairs(state.pairs, jax.eval_shape(start_pairs, params))
 
+    def inner_gradients(grads, decay_state, psis, w, v, slopes):
+        """The decayed gradients that inner sees, dL/dw if adaptive and dL/dv if not, and the new state of the decay."""
+        if not learned:
+            grads, decay_state = decay.update(grads, decay_state, w)
+            return (grads if adaptive else _scale(psis, grads, slopes)), decay_state
+        if not adaptive:
+            return decay.update(_scale(psis, grads, slopes), decay_state, v)
+        # The penalty's gradient λ·v is part of dL/dv, so that dL/dw gets λ·v / Ψ′(v).
+        return decay.update(grads, decay_state, _scale(psis, v, _reciprocal_slopes(psis, v)))
+
     def update_fn(updates, state, params=None, **extra_args):
         check_update(state, params)
         if not adaptive or learned:
             extra_args = optimizer_checks.without_functions(extra_args, updates)
         psis = _current_psis(state.psis, state.pairs, learn)
-        weights = _inside_bound(psis, params)
-        slopes, v = _slopes(psis, weights), _inverse(psis, weights)
-        inner_params = weights if adaptive else v
-
-        # The penalty's gradient is λ·w in dL/dw. With learned a and b it is λ·v in dL/dv, which is λ·v/Ψ′ in dL/dw.
-        if learned and not adaptive:
-            grads, decay_state = decay.update(_scaled(psis, updates, slopes), state.decay, v)
-        else:
-            penalty_gradients = _scaled(psis, v, _reciprocal_slopes(psis, v)) if learned else weights
-            grads, decay_state = decay.update(updates, state.decay, penalty_gradients)
-            grads = grads if adaptive else _scaled(psis, grads, slopes)
-
+        w = _clip_weights(psis, params)
+        v, slopes = _inverse(psis, w), _slopes(psis, w)
+        grads, decay_state = inner_gradients(updates, state.decay, psis, w, v, slopes)
+        inner_params = w if adaptive else v
         if learned:
-            pair_grads = _pair_gradients(state, psis, weights, updates, learn)
+            pair_grads = _pair_gradients(state, psis, w, updates, learn)
             (steps, pair_steps), inner_state = inner.update(
                 (grads, pair_grads), state.inner, (inner_params, state.pairs), **extra_args
             )
@@ -198,8 +199,8 @@ def compand(
             steps, inner_state = inner.update(grads, state.inner, inner_params, **extra_args)
             pairs, new_psis = None, psis
         if adaptive:
-            steps = _map(lambda _, step, slope: scale_step(step, slope), psis, steps, slopes)
-        changes = _map(_change_of_w, psis, steps, weights, params, new_psis)
+            steps = _map_companded(lambda _, step, slope: scale_step(step, slope), psis, steps, slopes)
+        changes = _map_companded(_change_of_param, psis, steps, w, params, new_psis)
         return changes, CompandState(inner_state, decay_state, state.psis, pairs)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -224,10 +225,11 @@ def schedule_free_eval_params(state: CompandState, params: PyTree) -> PyTree:
     if state.pairs is not None:
         raise ValueError("schedule_free has no evaluation weights with learned a and b: use learn='none'.")
     v = _inverse(state.psis, params)
-    return _map(lambda psi, v: psi(v), state.psis, optax.contrib.schedule_free_eval_params(state.inner, v))
+    eval_v = optax.contrib.schedule_free_eval_params(state.inner, v)
+    return _map_companded(lambda psi, v: psi(v), state.psis, eval_v)
 
 
-def _initial_psis(params, psi, where, learn):
+def _initial_psis_and_pairs(params, psi, where, learn):
     """(psis, pairs) of `CompandState` at the start."""
     serialization.register(type(psi))
     structure: Any = jax.tree.structure(params)
@@ -259,7 +261,7 @@ def _initial_psis(params, psi, where, learn):
 def _initial_pairs(psis, params, psi, learn):
     """The learned pairs of `CompandState` at the start."""
     weights = jax.tree.map(
-        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_node_or_none
+        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_weight_psi_or_none
     )
     if learn == "coarse":
         is_double = any(wide_dtype(w.dtype) == jnp.float64 for w in jax.tree.leaves(weights))
@@ -279,71 +281,67 @@ def _current_psis(psis, pairs, learn):
         return psis
     insert = lambda psi, pair: dataclasses.replace(psi, **pair) if isinstance(psi, Psi) else psi
     if learn == "coarse":
-        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_node_or_none)
-    return jax.tree.map(insert, psis, pairs, is_leaf=is_node_or_none)
+        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(insert, psis, pairs, is_leaf=is_weight_psi_or_none)
 
 
-def _pair_gradients(state, psis, weights, grads, learn):
-    """dL/da and dL/db = Σ dL/dw·dw/da, dL/dw·dw/db at fixed v, in the structure of state.pairs."""
+def _pair_gradients(state, psis, w, grads, learn):
+    """dL/da = Σ dL/dw·dw/da and dL/db = Σ dL/dw·dw/db at fixed v, in the structure of state.pairs."""
 
-    def linear(psi, w, g, new):
+    def linear_loss(psi, w, g, new):  # its derivatives with respect to new.a and new.b are those of L
         if not isinstance(psi, Scaled) or g is None:
             return 0.0
         w, g = (widen(x) for x in (unboxed(w), unboxed(g)))
         return jnp.sum(g * w * (new.a / psi.a) + g * psi.derivative_b(w) * new.b)
 
-    def total(pairs):  # automatic differentiation sums over the weights that share an a and b
+    def total_loss(pairs):  # automatic differentiation sums over the weights that share an a and b
         new_psis = _current_psis(state.psis, pairs, learn)
-        terms = jax.tree.map(linear, psis, weights, grads, new_psis, is_leaf=is_node_or_none)
-        return sum(jax.tree.leaves(terms), 0.0)
+        losses = jax.tree.map(linear_loss, psis, w, grads, new_psis, is_leaf=is_weight_psi_or_none)
+        return sum(jax.tree.leaves(losses), 0.0)
 
-    return jax.grad(total)(state.pairs)
+    return jax.grad(total_loss)(state.pairs)
 
 
-def _inverse(psis, weights):
+def _inverse(psis, w):
     """v = Ψ⁻¹(w) of each companded leaf."""
-    return _map(lambda psi, w: psi.inverse(w), psis, weights)
+    return _map_companded(lambda psi, w: psi.inverse(w), psis, w)
 
 
-def _slopes(psis, weights):
+def _slopes(psis, w):
     """Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
-    return _map(lambda psi, w: psi.slope(widen(w)), psis, weights)
+    return _map_companded(lambda psi, w: psi.slope(widen(w)), psis, w)
 
 
 def _reciprocal_slopes(psis, v):
     """1 / Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
-    return _map(lambda psi, v: psi.reciprocal_derivative(widen(v)), psis, v)
+    return _map_companded(lambda psi, v: psi.reciprocal_derivative(widen(v)), psis, v)
 
 
-def _scaled(psis, tree, factors):
-    """x·factor of each companded leaf x. factors: Ψ′(v), or 1 / Ψ′(v)."""
-    return _map(lambda _, x, factor: scale(x, factor), psis, tree, factors)
+def _scale(psis, tree, factors):
+    """Multiplies each companded leaf by its factor: Ψ′(v), or 1 / Ψ′(v)."""
+    return _map_companded(lambda _, x, factor: scale(x, factor), psis, tree, factors)
 
 
-def _inside_bound(psis, params):
-    """params with each companded leaf just inside the bound of its Ψ."""
-    return _map(_inside, psis, params)
+def _clip_weights(psis, params):
+    """params with each companded leaf clipped to the limit of its Ψ."""
+    return _map_companded(_clip_to_limit, psis, params)
 
 
-def _change_of_w(psi, u, w, start, new):
-    """The difference between new(Ψ⁻¹(w) + u), kept just inside the bound of new, and start.
-
-    w: start, kept just inside the bound of psi.
-    """
-    dtype = jnp.asarray(start).dtype
-    u, w, start = (jnp.asarray(x, wide_dtype(dtype)) for x in (u, w, start))
-    limit = _limit(new, dtype)
-    change = psi.change(w, u, None if new is psi else new)
-    return (elementary.clip(change, -limit - w, limit - w) + (w - start)).astype(dtype)
+def _clip_to_limit(psi, param):
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return param
+    param = jnp.asarray(param)
+    limit = _limit(psi, param.dtype)
+    return jnp.clip(widen(param), -limit, limit).astype(param.dtype)
 
 
-def _inside(psi, w):
-    """w, clipped to the limit."""
-    if isinstance(w, jax.ShapeDtypeStruct):
-        return w
-    w = jnp.asarray(w)
-    limit = _limit(psi, w.dtype)
-    return jnp.clip(widen(w), -limit, limit).astype(w.dtype)
+def _change_of_param(psi, u, w, param, new_psi):
+    """new_psi(Ψ⁻¹(w) + u), clipped to the limit of new_psi, minus param. w: param, clipped to the limit of psi."""
+    dtype = jnp.asarray(param).dtype
+    u, w, param = (jnp.asarray(x, wide_dtype(dtype)) for x in (u, w, param))
+    limit = _limit(new_psi, dtype)
+    change = psi.change(w, u, None if new_psi is psi else new_psi)
+    return (elementary.clip(change, -limit - w, limit - w) + (w - param)).astype(dtype)
 
 
 def _limit(psi, dtype):
@@ -355,8 +353,8 @@ def _limit(psi, dtype):
     return jnp.minimum(limit, largest)
 
 
-def _map(f, psis, tree, *trees):
-    """tree with f(Ψ, x, ...) instead of each leaf x that has a Ψ. A gradient of None stays."""
+def _map_companded(f, psis, tree, *trees):
+    """tree with f(Ψ, x, ...) instead of each companded leaf x. A gradient of None stays."""
 
     def apply(psi, x, *others):
         if not isinstance(psi, Psi):
@@ -364,7 +362,7 @@ def _map(f, psis, tree, *trees):
         arrays = [unboxed(y) for y in others]
         return jax.tree.map(lambda x: f(psi, x, *arrays), x)  # x may be None, or in a box
 
-    return jax.tree.map(apply, psis, tree, *trees, is_leaf=is_node_or_none)
+    return jax.tree.map(apply, psis, tree, *trees, is_leaf=is_weight_psi_or_none)
 
 
 def _nonzero(x):

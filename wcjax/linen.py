@@ -11,8 +11,8 @@ The parameter 'kernel' is a `wcjax.Reparameterized`. The initial w is the one th
 same key, up to the rounding of Ψ(Ψ⁻¹(w)). If a drawn w is beyond the bound of Ψ, its v is nan, because no error can be
 raised inside jit. `wcjax.reparameterize` raises one.
 
-Flax's modules that transform the parameters of others (nn.WeightNorm, nn.SpectralNorm, nn.map_variables) get v. For
-them, take the plain layer and `wcjax.compand`.
+Flax's modules that transform the parameters of others (nn.WeightNorm, nn.SpectralNorm, nn.map_variables) would get v.
+Inside them, use the plain layer and `wcjax.compand`.
 """
 
 import copyreg
@@ -47,8 +47,8 @@ class LearnedPair(nn.Module):
 
     Make it once in the parent module and hand it to every layer. Its parameter 'psi' is the Ψ, whose a and b have
     shape (), in float64 if param_dtype is float64 and in float32 otherwise. Under nn.scan or nn.vmap hand `pair()` to
-    the module as an argument, with in_axes=nn.broadcast or None. If the pair were an attribute of that module, each
-    layer would get its own pair, and a layer outside could not share it: ValueError.
+    the module as an argument, with in_axes=nn.broadcast or None. A pair that is an attribute of that module would not
+    be shared: ValueError.
     """
 
     psi: Scaled
@@ -60,9 +60,9 @@ class LearnedPair(nn.Module):
         checks.check_learn(self.psi, "fine")
         if self.psi.learned:
             raise ValueError(f"LearnedPair starts from numbers a and b, found {self.psi!r}.")
-        start = lambda: self.psi.for_weight(jnp.zeros((), self.param_dtype), "fine", ())
+        initial_psi = lambda: self.psi.for_weight(jnp.zeros((), self.param_dtype), "fine", ())
         # self.param would draw a key, so that the initial weights would differ from the plain network's.
-        psi = self.variable("params", "psi", start).value
+        psi = self.variable("params", "psi", initial_psi).value
         if any(map(jnp.ndim, jax.tree.leaves(psi))):
             raise ValueError(
                 f"{'/'.join(self.path)}: the pair has the shape {jnp.shape(psi.a)}, but layers share a scalar a and "
@@ -76,9 +76,9 @@ class _Companded(type):
     """The metaclass of the classes that `companded` makes, and of their subclasses."""
 
 
-def _reduce(layer: _Companded) -> Any:
+def _reduce(cls: _Companded) -> Any:
     """Pickles a class as the call that made it, and a subclass by its name, like any other class."""
-    return (companded, layer.__bases__) if "companded_class" in vars(layer) else layer.__qualname__
+    return (companded, cls.__bases__) if "companded_class" in vars(cls) else cls.__qualname__
 
 
 copyreg.pickle(_Companded, _reduce)
@@ -86,7 +86,7 @@ copyreg.pickle(_Companded, _reduce)
 
 @functools.cache
 def companded(cls: type[nn.Module]) -> type[Any]:
-    """The Flax layer class `cls`, with two more arguments. Its parameter 'kernel' must be its own, not a submodule's.
+    """The Flax layer class `cls` with two more arguments. The parameter 'kernel' must be its own, not a submodule's.
 
     The class keeps its name, so that automatic module names equal the plain network's. Its layers take these as well:
 
@@ -104,27 +104,29 @@ def companded(cls: type[nn.Module]) -> type[Any]:
 
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
         if name != "kernel" or self.reparam is None:
-            value = super(layer, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
+            value = super(layer_class, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
             if name == "kernel" and is_reparameterized(value):
-                raise ValueError(f"{_place(self)} is Reparameterized, but the layer has reparam=None: fold the params.")
+                raise ValueError(
+                    f"{_kernel_path(self)} is Reparameterized, but the layer has reparam=None: fold the params."
+                )
             return value
         _check_arguments(self)
         reparam = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
-        init = lambda *args, **kwargs: _with_v(self, reparam, init_fn(*args, **kwargs))
-        weight = super(layer, self).param(name, init, *args, unbox=False, **kwargs)
+        init = lambda *args, **kwargs: _initial_weight(self, reparam, init_fn(*args, **kwargs))
+        weight = super(layer_class, self).param(name, init, *args, unbox=False, **kwargs)
         _check_weight(self, reparam, weight)
         w = Reparameterized(weight.v, reparam.psi).w if isinstance(reparam, SharedPsi) else weight.w
         return nn.meta.unbox(w) if unbox else w
 
     def call(self, *args, **kwargs):
         _check_arguments(self)
-        outputs = super(layer, self).__call__(*args, **kwargs)
+        outputs = super(layer_class, self).__call__(*args, **kwargs)
         if self.reparam is not None and not is_reparameterized(self.get_variable("params", "kernel")):
             raise ValueError(f"{cls.__name__} does not have its own parameter 'kernel', so nothing was companded.")
         return outputs
 
     metaclass: Any = _Companded if type(cls) is type else type(cls)
-    layer = metaclass(
+    layer_class = metaclass(
         cls.__name__,
         (cls,),
         {
@@ -138,7 +140,7 @@ def companded(cls: type[nn.Module]) -> type[Any]:
             "__call__": call,
         },
     )
-    return layer
+    return layer_class
 
 
 def _check_class(cls):
@@ -161,9 +163,9 @@ def _check_arguments(layer):
         checks.check_psi(layer.reparam)
 
 
-def _with_v(layer, reparam, w):
-    """The initial w of a layer's kernel as a Reparameterized. w may be in a box, as nn.with_partitioning makes it."""
-    checks.check_float(_place(layer), unboxed(w))
+def _initial_weight(layer, reparam, w):
+    """A layer's kernel as a Reparameterized with the initial w, which nn.with_partitioning may have put into a box."""
+    checks.check_float(_kernel_path(layer), unboxed(w))
     if isinstance(reparam, SharedPsi):
         return Reparameterized(jax.tree.map(reparam.psi.inverse, w), None)
     return reparameterize_leaf(w, reparam, layer.learn, _output_axes(layer, unboxed(w).ndim))
@@ -172,16 +174,16 @@ def _with_v(layer, reparam, w):
 def _check_weight(layer, reparam, weight):
     """Raises ValueError if the layer would not have made a weight of this structure."""
     structure: Any = jax.tree.structure(weight)
-    expected = functools.partial(_with_v, layer, reparam)
-    if not is_reparameterized(weight) or structure != jax.tree.structure(jax.eval_shape(expected, weight.v)):
+    make_weight = functools.partial(_initial_weight, layer, reparam)
+    if not is_reparameterized(weight) or structure != jax.tree.structure(jax.eval_shape(make_weight, weight.v)):
         kind = repr(jax.tree.map(jnp.shape, weight.psi)) if is_reparameterized(weight) else "not Reparameterized"
         raise ValueError(
-            f"{_place(layer)} is {kind}, but the layer has reparam={layer.reparam!r} and learn={layer.learn!r}: fold "
-            "the params, and reparameterize them for this layer."
+            f"{_kernel_path(layer)} is {kind}, but the layer has reparam={layer.reparam!r} and learn={layer.learn!r}: "
+            "fold the params, and reparameterize them for this layer."
         )
 
 
-def _place(layer):
+def _kernel_path(layer):
     return "/".join((*layer.path, "kernel"))
 
 
@@ -204,7 +206,9 @@ def _output_axes_of_einsum(layer, ndim):
         letters = letters.replace("...", "." * (ndim - len(letters.replace("...", ""))))
         return tuple(axis for axis, letter in enumerate(letters) if letter in result)
     if layer.learn == "channel" or (isinstance(layer.reparam, WeightNorm) and layer.reparam.axis is None):
-        raise ValueError(f"{_place(layer)}: pass einsum_str to nn.Einsum, not to its call, to tell the output axes.")
+        raise ValueError(
+            f"{_kernel_path(layer)}: pass einsum_str to nn.Einsum, not to its call, to tell the output axes."
+        )
     return ()
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from wcjax import optimizer_checks
-from wcjax.params import Reparameterized, is_node_or_none, is_reparameterized, with_shared_pair
+from wcjax.params import Reparameterized, is_reparameterized, is_weight_psi_or_none, with_shared_pair
 from wcjax.precision import scale, scale_step, widen
 from wcjax.psi import Elementwise, Psi, PyTree
 from wcjax.trees import instances
@@ -82,7 +82,7 @@ def _penalty_gradients(params):
             return dataclasses.replace(x, psi=jax.tree.map(jnp.zeros_like, x.psi))
         return dataclasses.replace(x, v=jax.tree.map(lambda v: x.psi(v) * x.psi.derivative(v), x.v))
 
-    return jax.tree.map(gradient, params, is_leaf=is_node_or_none)
+    return jax.tree.map(gradient, params, is_leaf=is_weight_psi_or_none)
 
 
 def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -172,4 +172,4 @@ def _map_v(f, reparameterized, tree):
         f_of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
-    return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_node_or_none)
+    return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_weight_psi_or_none)

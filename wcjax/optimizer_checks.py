@@ -15,8 +15,7 @@ import optax.contrib
 from wcjax.psi import Elementwise, Psi, PyTree
 from wcjax.trees import instances, path_str
 
-# States of optimizers that keep weights and return to them, of line searches, and of optimizers that divide a gradient
-# by its size.
+# States of optimizers that keep weights and return to them.
 KEEPS_WEIGHTS = (
     optax.contrib.COCOBState,
     optax.contrib.MadgradState,
@@ -24,7 +23,9 @@ KEEPS_WEIGHTS = (
     optax.contrib.SAMState,
     optax.contrib.ScheduleFreeState,
 )
+# States of line searches.
 LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+# States of optimizers that divide each entry of a gradient by its size.
 CANCELS_SLOPE = (
     optax.ScaleByAdaDeltaState,
     optax.ScaleByAdamState,
@@ -70,7 +71,7 @@ def without_functions(extra_args: Mapping[str, Any], updates: PyTree) -> dict[st
 
     optax.chain gives all extra arguments to each of its members, most of which call none.
     """
-    gradients: Any = jax.tree.structure(updates)
+    structure: Any = jax.tree.structure(updates)
 
     def refuse(name, x):
         def call(*_args, **_kwargs):
@@ -84,7 +85,7 @@ def without_functions(extra_args: Mapping[str, Any], updates: PyTree) -> dict[st
         return call if callable(x) else x
 
     def replace(name, x):
-        if callable(x) and not jax.tree_util.all_leaves([x]) and jax.tree.structure(x) == gradients:
+        if callable(x) and not jax.tree_util.all_leaves([x]) and jax.tree.structure(x) == structure:
             return x  # the gradients of a module that can be called
         is_function = lambda y: callable(y) and (y is x or isinstance(y, jax.tree_util.Partial))
         return jax.tree.map(functools.partial(refuse, name), x, is_leaf=is_function)
@@ -121,8 +122,8 @@ def check_pairs(pairs: PyTree, expected: PyTree) -> None:
         {path_str(path): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (pairs, expected)
     )
-    last = lambda shapes: {path: (len(shape), *shape[-1:]) for path, shape in shapes.items()}
-    if last(shapes) != last(expected_shapes):
+    ranks_and_last_sizes = lambda shapes: {path: (len(shape), *shape[-1:]) for path, shape in shapes.items()}
+    if ranks_and_last_sizes(shapes) != ranks_and_last_sizes(expected_shapes):
         raise ValueError(
             f"this state was made with another learn, or for other weights: its a and b have the shapes {shapes}, but "
             f"this compand learns {expected_shapes}. Make a new state with init."
@@ -130,7 +131,7 @@ def check_pairs(pairs: PyTree, expected: PyTree) -> None:
 
 
 def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = False) -> None:
-    """Raises ValueError for an inner optimizer that gives wrong results inside, which is recognized by its state.
+    """Raises ValueError for an inner optimizer whose results would be wrong, which its state tells.
 
     Warns if it divides each entry of its gradient by its size, and so cancels Ψ′, but adaptive is False.
     """
@@ -143,7 +144,7 @@ def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = Fal
     for x in states:
         if isinstance(x, optax.LookaheadState):
             raise ValueError("wrap compand in lookahead, not lookahead in compand: optax.lookahead(compand(...), ...).")
-        is_opaque = isinstance(x, optax.contrib.SAMState) and x.cache is None  # it moves within one update only
+        is_opaque = isinstance(x, optax.contrib.SAMState) and x.cache is None  # moves weights within one update only
         if adaptive and isinstance(x, KEEPS_WEIGHTS) and not is_opaque:
             raise ValueError(
                 f"The inner optimizer keeps weights and returns to them ({type(x).__name__}), but an adaptive step is "

@@ -149,8 +149,10 @@ def with_shared_pair(params: PyTree) -> PyTree:
 
     def insert(x):
         # In an ensemble made by vmap a scalar has leading axes: append others until it has the rank of v.
-        rank = lambda scalar: jnp.reshape(scalar, scalar.shape + (1,) * (unboxed(x.v).ndim - scalar.ndim))
-        return Reparameterized(x.v, jax.tree.map(rank, pairs[0])) if is_reparameterized(x) and x.psi is None else x
+        with_rank_of_v = lambda scalar: jnp.reshape(scalar, scalar.shape + (1,) * (unboxed(x.v).ndim - scalar.ndim))
+        if not is_reparameterized(x) or x.psi is not None:
+            return x
+        return Reparameterized(x.v, jax.tree.map(with_rank_of_v, pairs[0]))
 
     return jax.tree.map(insert, params, is_leaf=is_reparameterized)
 
@@ -180,8 +182,8 @@ def is_reparameterized_or_box(x: Any) -> bool:
     return is_reparameterized(x) or _is_box(x)
 
 
-def is_node_or_none(x: Any) -> bool:
-    """Whether x is a Reparameterized weight or a Ψ, or the None instead of a leaf that has neither."""
+def is_weight_psi_or_none(x: Any) -> bool:
+    """Whether x is a Reparameterized weight, a Ψ, or the None of a leaf that has no Ψ."""
     return x is None or isinstance(x, Reparameterized | Psi)
 
 

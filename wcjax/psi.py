@@ -24,7 +24,7 @@ Where = Callable[[jax.tree_util.KeyPath, Any], bool]  # (key path, leaf) -> whet
 LEARN = ("none", "fine", "channel")
 LEARN_NETWORK = (*LEARN, "coarse")
 
-# Of the numbers a, b and α. Beyond it, quotients and a step of `LARGEST`, divided by b, overflow in float32.
+# The range of the numbers a, b and α. Beyond it, quotients and a step of `LARGEST`, divided by b, overflow in float32.
 RANGE = (1e-8, 1e8)
 
 # A subclass defines some of these. `__init_subclass__` wraps each, so that it computes in `wide_dtype` and returns the
@@ -33,7 +33,7 @@ WIDENED = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope"
 
 
 def _widened(compute):
-    """compute(psi, x, ...) in the `wide_dtype` of x; the result gets the float dtype of x."""
+    """Makes compute(psi, x, ...) run in the `wide_dtype` of x and return the float dtype of x, or JAX's default one."""
 
     @functools.wraps(compute)
     def wrapper(psi, x, *more, **named):
@@ -42,10 +42,10 @@ def _widened(compute):
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{type(psi).__name__} is not defined for complex numbers, found {x.dtype}.")
-        out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(0.0).dtype
-        widen_all = lambda leaf: jnp.asarray(leaf, wide_dtype(out))
-        psi, x, more, named = jax.tree.map(widen_all, (psi, x, more, named))
-        return compute(psi, x, *more, **named).astype(out)
+        dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(0.0).dtype
+        to_wide = lambda leaf: jnp.asarray(leaf, wide_dtype(dtype))
+        psi, x, more, named = jax.tree.map(to_wide, (psi, x, more, named))
+        return compute(psi, x, *more, **named).astype(dtype)
 
     return wrapper
 
@@ -106,7 +106,7 @@ class Psi:
 
 
 def check_number(psi: Psi, field: str, lowest: float = RANGE[0]) -> None:
-    """Makes a number a float. Raises ValueError unless it is an array or a number from `lowest` to RANGE[1]."""
+    """Converts a field that holds a number to float. ValueError unless it is an array, or from `lowest` to RANGE[1]."""
     x = getattr(psi, field)
     if field in psi.learned:
         return
@@ -118,7 +118,7 @@ def check_number(psi: Psi, field: str, lowest: float = RANGE[0]) -> None:
 
 
 class Elementwise(Psi):
-    """A Ψ that acts on each weight, odd and increasing.
+    """An odd, increasing Ψ that acts elementwise.
 
     A subclass defines psi(v), psi.inverse(w), psi.derivative(v) and psi.bound. The functions get float32 or float64.
     """
@@ -160,7 +160,7 @@ class Elementwise(Psi):
         """
         shape = [size if learn == "channel" and i in axes else 1 for i, size in enumerate(w.shape)]
 
-        def learned(x):
+        def learned_array(x):
             x = jnp.asarray(x, wide_dtype(w.dtype))
             sizes = (1,) * (w.ndim - x.ndim) + x.shape
             if len(sizes) > w.ndim or any(n not in (1, size) for n, size in zip(sizes, w.shape, strict=True)):
@@ -170,4 +170,4 @@ class Elementwise(Psi):
             return jnp.broadcast_to(jnp.reshape(x, sizes), np.broadcast_shapes(sizes, shape))
 
         names = self.learned if learn == "none" else [field.name for field in dataclasses.fields(self)]
-        return dataclasses.replace(self, **{name: learned(getattr(self, name)) for name in names})
+        return dataclasses.replace(self, **{name: learned_array(getattr(self, name)) for name in names})

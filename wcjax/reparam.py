@@ -6,8 +6,8 @@ float32 (also for a bfloat16 v), and the result is cast once to the dtype of the
 Sources: weight compander, Cakaj et al. 2023, arXiv 2306.16993; Powerpropagation, Schwarz et al. 2021,
 arXiv 2110.00296; weight normalization, Salimans and Kingma 2016, arXiv 1602.07868.
 
-To add a Ψ that acts on each weight, write a subclass of `Elementwise`, or of `Scaled` if it is a·s(v / b), and give
-it a name in `BY_NAME`.
+To add an elementwise Ψ, write a subclass of `Elementwise`, or of `Scaled` if it is a·s(v / b), and give it a name in
+`BY_NAME`.
 """
 
 import dataclasses
@@ -100,6 +100,7 @@ class Arctan(Scaled):
     # (1 + z·t + t², z).
 
     def _angle(self, w: jax.Array) -> jax.Array:
+        """x = w / a = arctan(v / b), clipped to [−π/2, π/2]."""
         return jnp.clip(w * (1 / self.a), -math.pi / 2, math.pi / 2)
 
     def slope(self, w: jax.Array) -> jax.Array:
@@ -228,9 +229,8 @@ class WeightNorm(Psi):
         """
         if self.axis is not None and w.ndim:
             axes = np.lib.array_utils.normalize_axis_tuple(self.axis, w.ndim)
-        wide = widen(w)
         summed = [axis for axis in range(w.ndim) if axis not in axes]
-        return dataclasses.replace(self, g=jnp.sqrt(jnp.sum(jnp.square(wide), axis=summed, keepdims=True)))
+        return dataclasses.replace(self, g=jnp.sqrt(jnp.sum(jnp.square(widen(w)), axis=summed, keepdims=True)))
 
 
 BY_NAME = {"arctan": Arctan, "arsinh": Arsinh, "erf": Erf, "powerprop": PowerProp, "weightnorm": WeightNorm}

@@ -18,14 +18,15 @@ def register(*classes: type) -> None:
         return
 
     def to_state_dict(x: Any) -> dict[str, Any]:
-        return {"is": _constants(x)} | {name: serialization.to_state_dict(getattr(x, name)) for name in _leaves(x)}
+        arrays = {name: serialization.to_state_dict(getattr(x, name)) for name in _array_fields(x)}
+        return {"is": _constants(x)} | arrays
 
     def from_state_dict(x: Any, state: dict[str, Any]) -> Any:
         if not (isinstance(state, Mapping) and "is" in state):
             raise ValueError(f"the state holds a plain array or None where the target has {_constants(x)}.")
         if state["is"] != _constants(x):
             raise ValueError(f"the state holds {state['is']}, but the target has {_constants(x)}.")
-        leaves = {name: serialization.from_state_dict(getattr(x, name), state[name]) for name in _leaves(x)}
+        leaves = {name: serialization.from_state_dict(getattr(x, name), state[name]) for name in _array_fields(x)}
         # Not dataclasses.replace, which checks numbers and refuses the None of a mask instead of an array.
         restored = copy.copy(x)
         vars(restored).update(leaves)
@@ -35,11 +36,13 @@ def register(*classes: type) -> None:
         serialization.register_serialization_state(cls, to_state_dict, from_state_dict, override=True)
 
 
-def _leaves(x: Any) -> tuple[str, ...]:
+def _array_fields(x: Any) -> tuple[str, ...]:
     """The names of the fields that hold arrays: those of a Ψ, or of a Reparameterized."""
     return getattr(x, "learned", ("v", "psi"))
 
 
 def _constants(x: Any) -> str:
-    fields = {field.name: getattr(x, field.name) for field in dataclasses.fields(x) if field.name not in _leaves(x)}
-    return f"{type(x).__name__} {fields}"
+    """The class and the fields that hold no arrays, for example `Arctan {'a': 0.6, 'b': 0.6}`."""
+    names = [field.name for field in dataclasses.fields(x)]
+    constants = {name: getattr(x, name) for name in names if name not in _array_fields(x)}
+    return f"{type(x).__name__} {constants}"

@@ -1,4 +1,4 @@
-"""The standard streams of a process: closed, unread, terminals, and without the characters that are printed."""
+"""The standard streams of a process if one is closed, is read by nobody, or cannot show a character."""
 
 import codecs
 import contextlib

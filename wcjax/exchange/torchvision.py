@@ -44,14 +44,14 @@ def to_torchvision(variables) -> dict[str, np.ndarray]:
       InputError: the weights are companded; names, shapes or dtypes belong to another network; nan or inf.
     """
     leaves = flatten(variables)
-    like = flatten(_shapes(leaves, leaves.get("params/head/bias")))
+    like = flatten(_expected_shapes(leaves, leaves.get("params/head/bias")))
     check_same(leaves, like, "these are not the variables of a ResNet-18, -34 or -50 with stem='imagenet'")
-    out = {}
+    state_dict = {}
     for name, leaf in leaves.items():
-        out[_torch_name(name)] = np.array(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]), order="C")
+        state_dict[_torch_name(name)] = np.array(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]), order="C")
         if name.endswith("/mean"):
-            out[_torch_name(name).replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
-    return out
+            state_dict[_torch_name(name).replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+    return state_dict
 
 
 def from_torchvision(state_dict) -> dict:
@@ -67,10 +67,8 @@ def from_torchvision(state_dict) -> dict:
     Raises:
       InputError: names, shapes or dtypes belong to another network; nan or inf.
     """
-    tensors = {
-        name: _from_torch(name, x) for name, x in state_dict.items() if not name.endswith(".num_batches_tracked")
-    }
-    like = flatten(_shapes(tensors, tensors.get("fc.bias")))
+    tensors = {name: _to_numpy(name, x) for name, x in state_dict.items() if not name.endswith(".num_batches_tracked")}
+    like = flatten(_expected_shapes(tensors, tensors.get("fc.bias")))
     expected = {
         _torch_name(name): jax.ShapeDtypeStruct([x.shape[i] for i in _TO_TORCH[x.ndim]], x.dtype)
         for name, x in like.items()
@@ -83,8 +81,8 @@ def from_torchvision(state_dict) -> dict:
     return unflatten(arrays, "the state dict")
 
 
-def _shapes(names: Iterable[str], head_bias):
-    """Shapes of the plain ResNet whose depth the names, ours or torchvision's, suggest."""
+def _expected_shapes(names: Iterable[str], head_bias):
+    """Shapes of the plain ResNet of the depth that the names, ours or torchvision's, show."""
     from wcjax import models  # here, so that this file imports no Flax
 
     network = "resnet18"
@@ -99,14 +97,14 @@ def _shapes(names: Iterable[str], head_bias):
 
 def _torch_name(name: str) -> str:
     """'layer1.0.bn1.running_mean' for 'batch_stats/stage1_block1/norm1/mean'."""
-    out = []
+    parts = []
     for part in name.split("/")[1:]:
         stage, block, i = part.partition("_block")
-        out.append(f"{stage.replace('stage', 'layer')}.{int(i) - 1}" if block else _TORCH_NAMES.get(part, part))
-    return ".".join(out)
+        parts.append(f"{stage.replace('stage', 'layer')}.{int(i) - 1}" if block else _TORCH_NAMES.get(part, part))
+    return ".".join(parts)
 
 
-def _from_torch(name: str, x):
+def _to_numpy(name: str, x):
     if not hasattr(x, "dtype"):
         raise InputError(f"{name} is a {type(x).__name__}: expected a tensor or an array.")
     if not hasattr(x, "detach"):

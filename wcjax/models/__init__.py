@@ -39,7 +39,7 @@ OPTIONS = (*_CHOICES, "dropout")
 
 
 def options(name: str) -> tuple[str, ...]:
-    """The names in OPTIONS that the constructor of the network called `name` takes."""
+    """The names in OPTIONS that the network called `name` takes."""
     keywords = inspect.signature(NETWORKS[name]).parameters
     return tuple(option for option in OPTIONS if option in keywords)
 

@@ -36,7 +36,7 @@ def conv(
     initializer: nn.initializers.Initializer,
     use_bias: bool = False,
 ) -> Callable[..., nn.Module]:
-    """make(features, size, stride, name=...): a convolution that pads as padding=(size − 1) // 2 does in torch."""
+    """A function make(features, size, stride, name=...) of layers that pad like padding=(size − 1) // 2 in torch."""
 
     def make(features: int, size: int, stride: int = 1, *, name: str) -> nn.Module:
         pad = (size - 1) // 2
@@ -83,25 +83,25 @@ class BatchNorm(nn.Module):
             variance = jnp.maximum(0, jnp.square(x).mean(axes) - jnp.square(mean))
             if not self.is_initializing():
                 for running, value in ((running_mean, mean), (running_variance, variance)):
-                    moved = self.momentum * running.value + (1 - self.momentum) * value
-                    running.value = moved.astype(running.value.dtype)
+                    average = self.momentum * running.value + (1 - self.momentum) * value
+                    running.value = average.astype(running.value.dtype)
         slope = scale * jax.lax.rsqrt(variance + self.epsilon)
         slope, shift = (jnp.expand_dims(of_channel, axes) for of_channel in (slope, bias - mean * slope))
         return (x * slope + shift).astype(self.dtype)
 
 
 def norm(train: bool, dtype: jax.typing.DTypeLike) -> Callable[..., nn.Module]:
-    """make(name=...): batch norm with torch's momentum (statistics move by 0.1) and epsilon. Statistics are float32."""
+    """A function make(name=...) of batch norms with torch's epsilon and momentum (statistics move by 0.1)."""
     return functools.partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
 def dense(
     reparam: Reparam, learn: str, dtype: jax.typing.DTypeLike, kernel_init: str = "kaiming"
 ) -> Callable[..., jax.Array]:
-    """apply(x, features, name=...): a linear layer of x, (..., inputs). Its bias starts at 0, or as in torch.
+    """A function apply(x, features, name=...), which applies a linear layer to x, (..., inputs).
 
-    It applies the layer, unlike `conv`, because the bound of torch's bias needs the number of inputs.
-    kernel_init: a key of KERNEL_INITS.
+    It does not return the layer, as that of `conv` does, because the bound of torch's bias needs the number of inputs.
+    kernel_init: a key of KERNEL_INITS. The bias starts as in torch with 'torch', and at 0 otherwise.
     """
 
     def apply(x: jax.Array, features: int, *, name: str) -> jax.Array:

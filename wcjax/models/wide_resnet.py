@@ -37,7 +37,7 @@ class WideResNet(nn.Module):
     """A 3x3 stem, three stages of blocks, batch norm, global mean, linear head.
 
     Images (batch, height, width, channels) -> logits (batch, num_classes), float32.
-    depth: 6·n + 4 for n blocks per stage. widen: the stages have 16, 32 and 64 times as many features.
+    depth: 6·n + 4 for n blocks per stage. widen: the stages have 16·widen, 32·widen and 64·widen features.
     Variables: 'params' and 'batch_stats'. If train=True, apply with mutable=['batch_stats'], rngs={'dropout': key}.
     """
 

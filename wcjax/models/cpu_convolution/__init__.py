@@ -110,7 +110,7 @@ def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
     return _by_platform(form, xla.kernel_gradient, window, x, dy)
 
 
-def _differentiable(function, gradient_a, gradient_b):
+def _define_gradients(function, gradient_a, gradient_b):
     """Defines the gradients of function(window, a, b): gradient_a(window, gradient, a, b) and gradient_b(...)."""
 
     def backward(window, arrays, gradient):
@@ -119,17 +119,17 @@ def _differentiable(function, gradient_a, gradient_b):
     function.defvjp(lambda window, a, b: (function(window, a, b), (a, b)), backward)
 
 
-_differentiable(
+_define_gradients(
     convolve,
     lambda window, dy, x, w: image_gradient(window, dy, w),
     lambda window, dy, x, w: kernel_gradient(window, x, dy),
 )
-_differentiable(
+_define_gradients(
     image_gradient,
     lambda window, x, dy, w: convolve(window, x, w),
     lambda window, x, dy, w: kernel_gradient(window, x, dy),
 )
-_differentiable(
+_define_gradients(
     kernel_gradient,
     lambda window, w, x, dy: image_gradient(window, dy, w),
     lambda window, w, x, dy: convolve(window, x, w),

@@ -17,7 +17,7 @@ _BACK = ((1, 1, 1, 0), (0, 1, -1, 0), (0, 1, 1, 1))
 
 def forward(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     """One product of w with the patch of x in the window at each pixel. Writes as many copies of x as w has taps."""
-    patches = jnp.concatenate(_places(window, x), axis=-1)
+    patches = jnp.concatenate(_pixels_by_tap(window, x), axis=-1)
     return lax.dot_general(patches, w.reshape(-1, w.shape[3]), (((3,), (0,)), ((), ())))
 
 
@@ -35,8 +35,8 @@ def image_gradient_of_1x1(window: Window, dy: jax.Array, w: jax.Array) -> jax.Ar
 
 
 def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """dL/dw by one product for each place in the window."""
-    products = jnp.array([_over_pixels(pixels, dy) for pixels in _places(window, x)])
+    """dL/dw by one product for each tap of the kernel."""
+    products = jnp.array([_sum_over_pixels(pixels, dy) for pixels in _pixels_by_tap(window, x)])
     return products.reshape(*window.size, *products.shape[1:])
 
 
@@ -46,7 +46,7 @@ def winograd_kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax
     corner = [[x[:, i : i + dy.shape[1] : 2, j : j + dy.shape[2] : 2] for j in range(4)] for i in range(4)]
     pixel = [[dy[:, i::2, j::2] for j in range(2)] for i in range(2)]
     products = [
-        [_over_pixels(_combine(_X[p], _X[q], corner), _combine(_DY[p], _DY[q], pixel)) for q in range(4)]
+        [_sum_over_pixels(_combine(_X[p], _X[q], corner), _combine(_DY[p], _DY[q], pixel)) for q in range(4)]
         for p in range(4)
     ]
     return jnp.array([[_combine(row, column, products) for column in _BACK] for row in _BACK])
@@ -56,14 +56,14 @@ def _padded(window, x):
     return jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
 
 
-def _places(window, x):
-    """For each place in the window, row by row, the pixels of x at it: [(n, h out, w out, c)]."""
+def _pixels_by_tap(window, x):
+    """For each tap of the kernel, row by row, the pixels of x that it meets: [(n, h out, w out, c)]."""
     x, (height, width), (h, w) = _padded(window, x), window.size, window.strides
     last = [(x.shape[1] - height) // h * h + 1, (x.shape[2] - width) // w * w + 1]
     return [x[:, i : i + last[0] : h, j : j + last[1] : w] for i in range(height) for j in range(width)]
 
 
-def _over_pixels(x, dy):
+def _sum_over_pixels(x, dy):
     """Σ over images and pixels: (n, h, w, i), (n, h, w, o) -> (i, o)."""
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     product = lambda x, dy: lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
