@@ -36,21 +36,27 @@ def state_dict(shapes: dict) -> dict[str, np.ndarray]:
     return out
 
 
+def case(name: str) -> dict:
+    """The shapes in the state dict of torchvision's network of this name, and its logits."""
+    import torch
+    import torchvision
+
+    model = getattr(torchvision.models, name)(num_classes=CLASSES).eval()
+    shapes = {key: list(x.shape) for key, x in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(x) for key, x in state_dict(shapes).items()})
+    x = torch.from_numpy(images()).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = model(x).numpy()
+        exact = model.double()(x.double()).numpy()
+    print(f"{name}: largest |logit| {abs(exact).max():.4g}, float32 off by {abs(logits - exact).max():.2g}")
+    return {"shapes": shapes, "logits": logits.tolist()}
+
+
 def main():
     import torch
     import torchvision
 
-    cases = {}
-    for name in NAMES:
-        model = getattr(torchvision.models, name)(num_classes=CLASSES).eval()
-        shapes = {key: list(x.shape) for key, x in model.state_dict().items()}
-        model.load_state_dict({key: torch.from_numpy(x) for key, x in state_dict(shapes).items()})
-        x = torch.from_numpy(images()).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            logits = model(x).numpy()
-            exact = model.double()(x.double()).numpy()
-        print(f"{name}: largest |logit| {abs(exact).max():.4g}, float32 off by {abs(logits - exact).max():.2g}")
-        cases[name] = {"shapes": shapes, "logits": logits.tolist()}
+    cases = {name: case(name) for name in NAMES}
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps({"versions": versions, "cases": cases}, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -2,16 +2,12 @@
 
 import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks import hlo
+from tests.processes import ROOT, python
 
-ROOT = pathlib.Path(__file__).parents[1]
 COMPILERS = {"h100": "jax_cuda13_plugin", "v5e": "libtpu"}
 
 GPU = """HloModule step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, may-alias) }
@@ -93,12 +89,8 @@ def compiled(target, model, variants, tmp_path, *arguments):
     config = ["--config", f"configs/cifar10.py:{model}", "--config.dtype=bfloat16", "--config.batch_size=512"]
     command = ["-m", "benchmarks.aot", "--target", target, *config, "--variants", variants, *arguments]
     out = tmp_path / "out.json"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
-    ended = subprocess.run(
-        [sys.executable, *command, "--out", str(out)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    variables = {"PYTHONPATH": str(ROOT), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
+    python(*command, "--out", out, JAX_DISABLE_MOST_OPTIMIZATIONS="0", **variables)
     return json.loads(out.read_text())["records"]
 
 

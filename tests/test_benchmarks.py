@@ -10,10 +10,9 @@ import chex
 import pytest
 
 from benchmarks import small_data, timed_runs
+from tests.processes import python
 from wcjax import run_folder, training
 from wcjax.training.evaluate import evaluate_folded
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 FAKE_TRAIN = """
 import pathlib, sys
@@ -59,9 +58,8 @@ def test_a_process_that_ignores_sigterm_is_killed():
 
 
 def test_benchmarks_end_when_their_minutes_are_over(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "--out", str(tmp_path / "out.json"), "--minutes", "0"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (0, "0 minutes are over: the rest is omitted.\n")
+    ended = python("-m", "benchmarks", "--out", tmp_path / "out.json", "--minutes", "0")
+    assert ended.stdout == "0 minutes are over: the rest is omitted.\n"
 
 
 @pytest.mark.long

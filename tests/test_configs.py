@@ -14,13 +14,14 @@ import numpy as np
 import optax
 import pytest
 
+from tests.processes import ROOT
 from wcjax import data
 from wcjax.analysis import paper, runs
 from wcjax.config import build, check_config, keys
 from wcjax.models import resnet, vgg, wide_resnet
 from wcjax.sweep import __main__ as sweep
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 RESNETS, VGGS = ("resnet18", "resnet34", "resnet50"), ("vgg16_bn", "vgg19_bn")
 FILES = {  # file: (networks, image shape)
     "digits": (("resnet8", "resnet20"), (8, 8, 1)),
@@ -133,7 +134,7 @@ def test_every_variant_takes_a_step_that_moves_all_weights(model, variant):
 
 
 def test_every_row_of_the_papers_tables_has_a_command():
-    page = (CONFIGS.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
     commands = [shlex.split(line) for line in page.splitlines() if line.startswith("wcjax-sweep ")]
     methods = collections.defaultdict(set)
     for _, *arguments in commands:

@@ -1,28 +1,18 @@
 """Every Python block of the README and of the how-to pages runs as it stands."""
 
 import doctest
-import importlib.util
+import importlib
 import inspect
-import pathlib
 import pkgutil
 import re
-import subprocess
-import sys
 
 import pytest
 
 import wcjax
+from tests.processes import ROOT, python
 
-ROOT = pathlib.Path(__file__).parent.parent
 TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
-OPTIONAL = {"haiku": "dm-haiku"}  # module: what to install, if it has another name
-NEEDED_BY = {
-    "equinox.md": ["equinox", "paramax"],
-    "fine_tuning.md": ["safetensors"],
-    "haiku.md": ["haiku"],
-    "hugging_face.md": ["safetensors"],
-}
 BLOCK = re.compile(r"^(?P<skip><!-- not run -->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -39,9 +29,6 @@ assert WITH_BLOCKS[0] == ROOT / "README.md"
 @pytest.mark.long
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
-    for module in NEEDED_BY.get(page.name, []):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{page.name} needs {module}: pip install {OPTIONAL.get(module, module)}")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for line, code in blocks(page):
@@ -87,10 +74,8 @@ def test_the_examples_in_docstrings_run(module):
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     for package in ("furo", "latex2mathml", "myst_nb"):
         pytest.importorskip(package, reason="needs make docs, or pip install 'wcjax[docs]'")
-    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-c", "docs", "-D", "nb_execution_mode=off"]
     folders = ["-d", tmp_path / "doctrees", ".", tmp_path / "html"]
-    done = subprocess.run([*sphinx, *folders], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python("-m", "sphinx", "-W", "--keep-going", "-c", "docs", "-D", "nb_execution_mode=off", *folders)
     pages = sorted((tmp_path / "html").rglob("*.html"))
     assert {"index.html", "search.html", "api.html", "wc_in_ten_minutes.html"} <= {page.name for page in pages}
     for page in pages:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests import record_torch_case as record
 from wcjax import Arctan, exchange, models, reparameterize
@@ -28,22 +29,17 @@ SMALL = {
 ODD = {"values": np.array([np.nan, -np.inf, -0.0, 1e-45], np.float32), "transposed": np.arange(6.0).reshape(2, 3).T}
 
 
-@functools.cache
-def recorded(name):
-    """(state dict, torchvision's logits) of one network in the recorded file."""
-    case = json.loads(record.FILE.read_text(encoding="utf-8"))["cases"][name]
-    return record.state_dict(case["shapes"]), np.array(case["logits"], np.float32)
+CASES = json.loads(record.FILE.read_text(encoding="utf-8"))["cases"]
 
 
 @functools.cache
-def apply(name):
-    model = models.create(name, record.CLASSES, stem="imagenet")
-    return jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+def recorded_state_dict(name):
+    return record.state_dict(CASES[name]["shapes"])
 
 
 def assert_close_logits(logits, expected):
     """Equal within float32 rounding; a wrong weight or padding is off by far more."""
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.max(np.abs(expected)))
 
 
 def assert_same_bits(tree, expected):
@@ -54,17 +50,15 @@ def assert_same_bits(tree, expected):
 
 
 def test_a_file_keeps_bits_shapes_dtypes_and_names(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy", reason="needs pip install 'wcjax[exchange]'")
     for tree in (ODD, SMALL):
         exchange.save_safetensors(tmp_path / "w", flax.core.freeze(tree))
         assert_same_bits(exchange.load_safetensors(tmp_path / "w"), tree)
     names = {"params/conv/kernel", "params/head/kernel", "params/head/bias", "step", "empty"}
-    assert set(safetensors.load_file(tmp_path / "w")) == names, "other programs read paths as names"
+    assert set(safetensors.numpy.load_file(tmp_path / "w")) == names, "other programs read paths as names"
 
 
 def clash(path):
-    safetensors = pytest.importorskip("safetensors.numpy", reason="needs pip install 'wcjax[exchange]'")
-    safetensors.save_file({"a": np.ones(2), "a/b": np.ones(2)}, path)
+    safetensors.numpy.save_file({"a": np.ones(2), "a/b": np.ones(2)}, path)
 
 
 def with_header(header):
@@ -84,19 +78,12 @@ DAMAGES = {
     "pipe": (with_pipe, " cannot be read as safetensors: it is not a file"),
     "missing": (pathlib.Path.unlink, " cannot be read as safetensors"),
     "names": (clash, ": (a/b is below the name of another array|a is both an array and a folder)"),
-    **{
-        f"cut at {length}": (
-            lambda path, length=length: path.write_bytes(path.read_bytes()[:length]),
-            " cannot be read as safetensors",
-        )
-        for length in (0, 30, -1)
-    },
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1]), " cannot be read as safetensors"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_missing_or_damaged_file_is_named(tmp_path, damage):
-    inflict, message = DAMAGES[damage]
+@pytest.mark.parametrize("inflict, message", DAMAGES.values(), ids=DAMAGES)
+def test_a_missing_or_damaged_file_is_named(tmp_path, inflict, message):
     exchange.save_safetensors(tmp_path / "w", SMALL)
     inflict(tmp_path / "w")
     with pytest.raises(InputError, match=f"{tmp_path}/w{message}"):
@@ -124,7 +111,6 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
         ({"a": {"b": [1.0]}}, "a/b is a list"),
         (np.ones(3), "the tree is a ndarray"),
         ({"a": jnp.ones(1, jnp.float8_e4m3fn)}, "a is float8_e4m3fn; a file can hold arrays of bool, int8"),
-        ({"a": jax.random.key(0)}, "a is key<fry>; a file can hold"),
         ({"a": jax.ShapeDtypeStruct((1,), "float32")}, "a is a ShapeDtypeStruct without values"),
         ({"\udcff": np.ones(1)}, "cannot be written: .*surrogates not allowed"),
         ({"__metadata__": np.ones(1)}, "__metadata__ cannot be the name of an array"),
@@ -148,7 +134,6 @@ NAN[0, 1, 2, 3] = np.nan
         (SMALL["params"] | {"extra": np.ones(1)}, "1 unexpected: extra"),
         (SMALL["params"] | {"\x1b[31m": np.ones(1)}, r"1 unexpected: '\\x1b\[31m'"),
         ({"conv": CONV, "head": HEAD | {"bias": np.zeros(4, np.float16)}}, r"float16\(4,\), expected float16\(3,\)"),
-        ({"conv": CONV, "head": HEAD | {"bias": np.zeros(3, np.float32)}}, r"float32\(3,\), expected float16"),
         ({"conv": {"kernel": NAN}, "head": HEAD}, "1 with nan or inf: conv/kernel"),
         ({f"x{i}": np.ones(1) for i in range(9)} | SMALL["params"], "9 unexpected: x0, x1, x2, x3, …"),
     ],
@@ -164,13 +149,15 @@ def test_arrays_that_do_not_fit_the_network_are_named(tmp_path, params, message)
 
 @each_network
 def test_logits_are_those_that_torch_computed(name):
-    state_dict, expected = recorded(name)
-    assert_close_logits(apply(name)(exchange.from_torchvision(state_dict), record.images()), expected)
+    model = models.create(name, record.CLASSES, stem="imagenet")
+    variables = exchange.from_torchvision(recorded_state_dict(name))
+    logits = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(variables, record.images())
+    assert_close_logits(logits, CASES[name]["logits"])
 
 
 @each_network
 def test_a_state_dict_becomes_variables_and_back(name):
-    state_dict, _ = recorded(name)
+    state_dict = recorded_state_dict(name)
     variables = exchange.from_torchvision(state_dict)
     model = models.create(name, record.CLASSES, stem="imagenet")
     exchange.check_like(variables, jax.eval_shape(model.init, jax.random.key(0), record.images()))
@@ -184,7 +171,7 @@ def test_a_state_dict_becomes_variables_and_back(name):
 
 def from_torchvision(**fc):
     """From the state dict of a ResNet-18 with these entries of its last layer; None removes one."""
-    changed = recorded("resnet18")[0] | {f"fc.{name}": x for name, x in fc.items()}
+    changed = recorded_state_dict("resnet18") | {f"fc.{name}": x for name, x in fc.items()}
     exchange.from_torchvision({name: x for name, x in changed.items() if x is not None})
 
 
@@ -194,15 +181,24 @@ def to_torchvision(name):
     exchange.to_torchvision(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
 
+class Bfloat16:
+    """A tensor of torch."""
+
+    dtype = "torch.bfloat16"
+    detach = cpu = lambda self: self
+
+    def numpy(self):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
 COMPANDED = reparameterize({"kernel": jnp.ones((2, 7))}, Arctan())
 DIFFERENCES = {
     "no bias": (
         lambda: from_torchvision(bias=None),
         r"1 missing: fc.bias. 1 different: fc.weight is float32\(7, 512\)",
     ),
-    "another name": (lambda: from_torchvision(scale=np.ones(1)), "1 unexpected: fc.scale"),
     "float16": (lambda: from_torchvision(bias=np.ones(7, np.float16)), r"fc.bias is float16\(7,\), expected float32"),
-    "nan": (lambda: from_torchvision(bias=np.full(7, np.nan, np.float32)), "1 with nan or inf: fc.bias"),
+    "bfloat16": (lambda: from_torchvision(bias=Bfloat16()), r"fc.bias: NumPy has no torch.bfloat16.*\.float\(\)"),
     "a list": (lambda: from_torchvision(bias=[0.0] * 7), "fc.bias is a list"),
     "companded": (
         lambda: exchange.to_torchvision({"params": {"head": COMPANDED}, "batch_stats": {}}),
@@ -212,32 +208,15 @@ DIFFERENCES = {
 }
 
 
-@pytest.mark.parametrize("difference", DIFFERENCES)
-def test_another_network_is_refused_with_the_difference(difference):
-    call, message = DIFFERENCES[difference]
+@pytest.mark.parametrize("call, message", DIFFERENCES.values(), ids=DIFFERENCES)
+def test_another_network_is_refused_with_the_difference(call, message):
     with pytest.raises(InputError, match=message):
         call()
 
 
 @pytest.mark.parametrize("name", record.NAMES)
-def test_torchvision_computes_the_same_logits_both_ways(name):
-    reason = "compares with torchvision itself: pip install 'wcjax[torch]'"
-    torchvision = pytest.importorskip("torchvision", reason=reason)
-    torch = pytest.importorskip("torch", reason=reason)
-    images = record.images()
-
-    def theirs(model):
-        with torch.no_grad():
-            return model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-
-    source, target = (getattr(torchvision.models, name)(num_classes=record.CLASSES) for _ in range(2))
-    shapes = {key: x.shape for key, x in source.state_dict().items()}
-    source.load_state_dict({key: torch.from_numpy(x) for key, x in record.state_dict(shapes).items()})
-    variables, expected = exchange.from_torchvision(source.state_dict()), theirs(source)
-    assert_close_logits(apply(name)(variables, images), expected)
-
-    target.load_state_dict({key: torch.from_numpy(x) for key, x in exchange.to_torchvision(variables).items()})
-    np.testing.assert_array_equal(theirs(target), expected)
-
-    with pytest.raises(InputError, match=r"conv1.weight: NumPy has no torch.bfloat16.*\.float\(\)"):
-        exchange.from_torchvision({key: x.bfloat16() for key, x in source.state_dict().items()})
+def test_torchvision_still_computes_the_recorded_logits(name):
+    pytest.importorskip("torchvision", reason="compares with torchvision itself: pip install 'wcjax[torch]'")
+    case = record.case(name)
+    assert case["shapes"] == CASES[name]["shapes"]
+    assert_close_logits(case["logits"], CASES[name]["logits"])

@@ -19,17 +19,16 @@ CONFIG = {"dataset": "cifar10"}  # it lacks data_dir, so that a path that is not
 TREE = {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["exp[lr=0.1]", "a]", "*", "what?", "back\\slash"])
-def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch, name):
-    letters = " ".join(x for x in "[]*?\\" if x in name)
-    message = f"workdir {tmp_path / name}: the path of a checkpoint cannot contain {letters}. Give another path."
-    with pytest.raises(InputError, match="^" + re.escape(message)):
-        training.train(CONFIG, tmp_path / name)
-    (tmp_path / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / name)
-    with pytest.raises(InputError, match=re.escape(f"{letters}. Give another path.")):
+def test_a_path_that_loses_checkpoints_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "what?*" / "back\\slash" / "exp[lr=0.1]"
+    message = "the path of a checkpoint cannot contain [ ] * ? \\. Give another path."
+    with pytest.raises(InputError, match="^" + re.escape(f"workdir {folder}: {message}")):
+        training.train(CONFIG, folder)
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=re.escape(message)):
         run_path("run", "workdir")
-    assert not list((tmp_path / name).iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_path_that_is_not_utf8_is_refused(tmp_path):

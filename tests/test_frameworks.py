@@ -6,7 +6,9 @@ The leaves that should be companded are written out by hand for each tree.
 from typing import NamedTuple
 
 import chex
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,6 @@ def nnx_net():
 
 
 def equinox_net():
-    eqx = pytest.importorskip("equinox", reason="needs pip install equinox")
     norm = eqx.nn.LayerNorm((6, 16))  # its weight has two axes
     make = lambda: {
         "embedding": eqx.nn.Embedding(12, 16, key=KEY),
@@ -71,8 +72,6 @@ def equinox_net():
 
 
 def haiku_net():
-    hk = pytest.importorskip("haiku", reason="needs pip install dm-haiku")
-
     def forward(tokens):
         x = jax.nn.relu(hk.Conv1D(16, 3)(hk.Embed(12, 16)(tokens))).mean(axis=1)
         return hk.nets.MLP([32, 2])(hk.LayerNorm(-1, create_scale=True, create_offset=True)(x))
@@ -194,7 +193,6 @@ def test_the_optimizer_of_nnx_trains_a_model_with_compand():
 
 def test_frozen_leaves_of_equinox_stay_and_the_others_train():
     """The whole Equinox model as params, gradients None for frozen leaves and for functions."""
-    eqx = pytest.importorskip("equinox", reason="needs pip install equinox")
     model = eqx.nn.MLP(3, 2, 2, 1, key=KEY)
     last = lambda model: (model.layers[1].weight, model.layers[1].bias)
     trainable = eqx.tree_at(last, jax.tree.map(eqx.is_inexact_array, model), (False, False))

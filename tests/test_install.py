@@ -12,7 +12,8 @@ import pytest
 
 import wcjax
 from tests.breaks import copy_tracked
-from tests.test_docs import ROOT, blocks
+from tests.processes import ROOT
+from tests.test_docs import blocks
 
 pytestmark = pytest.mark.long  # it installs 1 GB
 

@@ -254,6 +254,16 @@ def encode(**settings):
     return jax.eval_shape(functools.partial(layer.init, method="encode"), KEY, jnp.zeros((1, 2)))
 
 
+class Members(nn.Module):
+    """A pair that is an attribute of layers under nn.vmap, and of a layer that has as many outputs as they are."""
+
+    @nn.compact
+    def __call__(self, x):
+        pair = linen.LearnedPair(PSI)
+        dense = nn.vmap(linen.Dense, variable_axes={"params": 0}, split_rngs={"params": True})
+        return linen.Dense(2, reparam=pair)(dense(4, reparam=pair)(x))
+
+
 WRONG = {
     "a class": (lambda: dense(reparam=Arctan), "psi must be Arctan, .*found <class"),
     "unknown learn of a plain layer": (lambda: dense(learn="coarse"), "'none', 'fine', 'channel', found 'coarse'"),
@@ -277,29 +287,17 @@ WRONG = {
     ),
     "companded twice": (lambda: linen.companded(linen.Dense), "Dense is companded already"),
     "a layer": (lambda: linen.companded(nn.Dense(2)), "takes a class of Flax Linen layers"),
+    "a stack of pairs for one layer": (  # it would broadcast over the output channels
+        lambda: jax.eval_shape(Members().init, KEY, jnp.zeros((2, 3, 4))),
+        r"LearnedPair_0: the pair has the shape \(2,\).*hand `pair\(\)`",
+    ),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_argument_is_an_error_that_names_it(case):
-    call, message = WRONG[case]
+@pytest.mark.parametrize("call, message", WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_an_error_that_names_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-class Members(nn.Module):
-    """A pair that is an attribute of layers under nn.vmap, and of a layer that has as many outputs as they are."""
-
-    @nn.compact
-    def __call__(self, x):
-        pair = linen.LearnedPair(PSI)
-        dense = nn.vmap(linen.Dense, variable_axes={"params": 0}, split_rngs={"params": True})
-        return linen.Dense(2, reparam=pair)(dense(4, reparam=pair)(x))
-
-
-def test_a_stack_of_pairs_is_not_shared_with_a_layer():  # it would broadcast over the output channels
-    with pytest.raises(ValueError, match=r"LearnedPair_0: the pair has the shape \(2,\).*hand `pair\(\)`"):
-        jax.eval_shape(Members().init, KEY, jnp.zeros((2, 3, 4)))
 
 
 OTHER = [  # (the layer that made the parameters, the layer that gets them)

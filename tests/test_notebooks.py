@@ -1,14 +1,13 @@
 """The notebooks run from top to bottom, and are kept without their outputs."""
 
 import os
-import pathlib
 
+import nbclient
+import nbformat
 import pytest
 
-nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel, of the extra 'test'")
-nbformat = pytest.importorskip("nbformat", reason="comes with nbclient")
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

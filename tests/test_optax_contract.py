@@ -5,7 +5,6 @@ docs/which_optimizers.md says which optimizers go inside, and in which mode. Her
 
 import inspect
 import math
-import pathlib
 import re
 
 import chex
@@ -17,8 +16,9 @@ import pytest
 from optax._src import alias
 
 import wcjax
+from tests.processes import ROOT
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "which_optimizers.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "which_optimizers.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (`.*?) \| (True|False|either) \|", PAGE, re.MULTILINE)
 TABLE = {name: mode != "False" for cell, mode in ROWS for name in re.findall(r"`([\w.]+)(?:\(.*?\))?`", cell)}
 KEEPS_WEIGHTS = ("sam", "mechanize", "schedule_free_sgd", "schedule_free_adamw", "madgrad", "cocob")

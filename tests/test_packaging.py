@@ -2,34 +2,32 @@
 
 import json
 import os
-import pathlib
 import re
-import subprocess
 import sys
 import tomllib
 
 import pytest
 
 import wcjax
+from tests.processes import ROOT, python
 from wcjax import commands
 from wcjax.config.command_line import read_config_file
 from wcjax.errors import InputError
 from wcjax.extras import EXTRAS
 
-ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
 SHIPPED = ["cifar10", "cifar100", "digits", "imagenet", "tiny_imagenet"]
 
 
-def run(folder, *arguments):
+MODULES_OF_EXTRAS = {module for modules in EXTRAS.values() for module in modules} - {"absl"}  # which optax imports
+
+
+def run(folder, *arguments, code=0):
     """Runs Python as in an environment of jax, optax and numpy alone."""
-    hidden = sorted({module for modules in EXTRAS.values() for module in modules} - {"absl"})  # optax needs absl-py
-    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden}))\n")
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
+    hide = f"import sys\nsys.modules.update(dict.fromkeys({sorted(MODULES_OF_EXTRAS)}))\n"
+    (folder / "sitecustomize.py").write_text(hide)
+    return python(*arguments, code=code, cwd=folder, PYTHONPATH=f"{folder}{os.pathsep}{ROOT}")
 
 
 def test_import_loads_jax_optax_and_numpy_alone():
@@ -38,11 +36,9 @@ before = {name.partition(".")[0] for name in sys.modules}
 import wcjax
 print(*{name.partition(".")[0] for name in sys.modules} - before - set(sys.stdlib_module_names))
 print(*sys.modules)"""
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    new, loaded = process.stdout.splitlines()
+    new, loaded = python("-c", code).stdout.splitlines()
     assert new == "wcjax"
-    optional = {module for modules in EXTRAS.values() for module in modules} - {"absl"}  # which optax imports
-    assert not optional & set(loaded.split())
+    assert not MODULES_OF_EXTRAS & set(loaded.split())
 
 
 ENTRIES = {
@@ -74,9 +70,9 @@ print(json.dumps(messages))"""
 
 
 def test_a_command_without_its_extra_says_so_in_one_line(tmp_path):
-    process = run(tmp_path, "-m", "wcjax.training.evaluate")
+    process = run(tmp_path, "-m", "wcjax.training.evaluate", code=1)
     assert process.stderr == f"error: wcjax.training needs {TRAIN}: pip install 'wcjax[train]'\n"
-    assert (process.stdout, process.returncode > 0) == ("", True)
+    assert process.stdout == ""
 
 
 def packages(extra):
@@ -140,10 +136,10 @@ print(os.environ["GLIBC_TUNABLES"], flush=True)
 os.kill(os.getpid(), signal.SIGTERM)"""
 
 
-def test_a_training_process_starts_again_with_huge_pages():
-    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-    process = subprocess.run([sys.executable, "-c", PREPARE], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (process.stdout, process.returncode) == ("glibc.malloc.hugetlb=1\n", 75)  # 75: run the same command again
+def test_a_training_process_starts_again_with_huge_pages(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    process = python("-c", PREPARE, code=75)  # 75: run the same command again
+    assert process.stdout == "glibc.malloc.hugetlb=1\n"
 
 
 def test_the_citation_is_of_this_version():

@@ -166,7 +166,7 @@ def test_numbers_are_structure_and_arrays_are_leaves(psi):
 
 @pytest.mark.parametrize("cls, field", [(Arctan, "a"), (Arctan, "b"), (Arsinh, "a"), (Erf, "b"), (PowerProp, "alpha")])
 def test_numbers_out_of_range_and_complex_ones_are_refused(cls, field):
-    for value in (0, 0.0, -1, np.float32(-2), math.nan, math.inf, -math.inf, True, None, "1"):
+    for value in (0, -1, np.float32(-2), 1e9, math.nan, math.inf, True, None, "1"):
         with pytest.raises(ValueError, match=f"{cls.__name__}: {field} must be .*found .*{value}"):
             cls(**{field: value})
     with pytest.raises(ValueError, match="from 1 to .*found alpha=0.99"):

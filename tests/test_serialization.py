@@ -1,8 +1,6 @@
 """Reparameterized weights, their Ψ and their layers through flax.serialization, Orbax and pickle."""
 
 import pickle
-import subprocess
-import sys
 
 import chex
 import flax.linen as nn
@@ -14,6 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.processes import python
 from wcjax import Arctan, Erf, WeightNorm, compand, linen, reparameterize
 
 PSI = Arctan(0.6, 0.7)
@@ -49,17 +48,12 @@ def by_pickle(tree, _):
 def test_weights_and_states_are_restored_to_the_bit(tmp_path, restored):
     trees = [trained(learn=learn) for learn in ("none", "channel", "coarse")]
     trees += [reparameterize(PARAMS, psi, learn=learn) for psi, learn in ((PSI, "channel"), (WeightNorm(), "none"))]
+    frozen = {"train": optax.sgd(0.1, momentum=0.9), "frozen": optax.set_to_zero()}  # its state has no v, a, b and g
+    trees += [optax.multi_transform(frozen, jax.tree.map(lambda _: "frozen", x)).init(x) for x in trees[3:]]
     trees.append(layer(linen.LearnedPair(PSI)).init(jax.random.key(0), jnp.ones((1, 2)))["params"])
-    chex.assert_trees_all_equal(restored(trees, tmp_path / "trees"), trees, strict=True)
-
-
-def test_flax_serialization_restores_masked_trees():
     with_array = Arctan(np.full((1, 1), 0.6, np.float32), 0.7)  # the Ψ of its state are without their learned arrays
-    trees = [compand(optax.sgd(0.1), with_array, learn="fine").init(PARAMS)]
-    for params in (reparameterize(PARAMS, PSI, learn="fine"), reparameterize(PARAMS, WeightNorm())):
-        inner = {"train": optax.sgd(0.1, momentum=0.9), "frozen": optax.set_to_zero()}
-        trees.append(optax.multi_transform(inner, jax.tree.map(lambda _: "frozen", params)).init(params))
-    chex.assert_trees_all_equal(by_flax(trees, None), trees, strict=True)
+    trees.append(compand(optax.sgd(0.1), with_array, learn="fine").init(PARAMS))
+    chex.assert_trees_all_equal(restored(trees, tmp_path / "trees"), trees, strict=True)
 
 
 COMPANDED, OTHER_PSI = reparameterize(PARAMS, PSI), "the state holds Arctan .*'a': 0.6, 'b': 0.7.*, but the target has"
@@ -73,9 +67,8 @@ REFUSED = {  # what is saved, what it is restored into
 }
 
 
-@pytest.mark.parametrize("difference", REFUSED)
-def test_a_state_of_another_kind_is_refused(difference):
-    saved, target, message = REFUSED[difference]
+@pytest.mark.parametrize("saved, target, message", REFUSED.values(), ids=REFUSED)
+def test_a_state_of_another_kind_is_refused(saved, target, message):
     with pytest.raises(ValueError, match=message):
         flax.serialization.from_bytes(target, flax.serialization.to_bytes(saved))
 
@@ -94,7 +87,7 @@ assert (restored["kernel"].v == params["kernel"].v).all()
 
 
 def test_flax_serialization_may_be_imported_afterwards():
-    subprocess.run([sys.executable, "-c", FLAX_AFTER_WCJAX], check=True)
+    python("-c", FLAX_AFTER_WCJAX)
 
 
 class Doubled(linen.Dense):

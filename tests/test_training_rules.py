@@ -13,6 +13,7 @@ import wcjax
 import wcjax.linen
 from benchmarks import compand_gap
 from tests import truth
+from wcjax.trees import path_str
 
 STEPS, FEATURES, CLASSES = 40, 3, 4
 DECAY = 0.05  # strong, so that a wrong decay shows
@@ -80,7 +81,7 @@ def initial(name, learn):
 
 def name_of(path):
     """The name in truth.py: 'conv/v' and 'conv/a' for conv/kernel/v and conv/kernel/psi/a."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").replace("kernel/", "").replace("psi/", "")
+    return path_str(path).replace("kernel/", "").replace("psi/", "")
 
 
 def flat(tree):

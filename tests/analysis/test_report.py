@@ -267,8 +267,6 @@ def test_folders_without_a_run_are_omitted_and_named(tmp_path, write_run, write_
     "variant, file, old, new, message",
     [
         ("wc", "config.json", "digits", "../evil", "runs/b: unknown config.dataset '../evil'. Known: digits, "),
-        ("wc", "config.json", '"none"', '"../x"', "runs/b: unknown config.reparam.learn '../x'. Known: none, "),
-        ("wc", "config.json", '"seed"', '"architectures"', "runs/b: unknown config key 'architectures'."),
         ("wc", "weights.jsonl", '"head"', '"tail"', "runs/a have the same model, but other layers in weights.jsonl"),
         ("plain", "weights.jsonl", '"head"', '"tail"', "have the same model, but other layers in weights.jsonl"),
     ],

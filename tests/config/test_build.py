@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import wcjax
+from tests.truth import Psi
 from wcjax.config import check_config
 from wcjax.config.build import learning_rate_schedule, make_optimizer, make_psi
 
@@ -48,11 +49,11 @@ def test_the_config_decides_what_decays(reparam, optimizer):
 def test_the_config_decides_rate_momentum_and_scaling(optimizer):
     config = {"optimizer": optimizer, "learning_rate": 0.2, "momentum": 0.5, "weight_decay": 0.1}
     tx = make_optimizer(check_config(config | {"reparam": {"a": 0.7, "b": 0.6}}), steps_per_epoch=1)
-    v, bias, g = np.float64([[0.4, -0.2]]), np.float64([0.3, 0.1]), 0.05
-    kernel = wcjax.Reparameterized(jnp.asarray(v, jnp.float32), wcjax.Arctan(0.7, 0.6))
+    psi, v, bias, g = Psi("arctan", 0.7, 0.6), np.float64([[0.4, -0.2]]), np.float64([0.3, 0.1]), 0.05
+    kernel = wcjax.Reparameterized(jnp.asarray(v, jnp.float32), psi.ours())
     params = {"kernel": kernel, "bias": jnp.asarray(bias, jnp.float32)}
     grads, state = jax.tree.map(lambda p: jnp.full_like(p, g), params), tx.init(params)
-    w, slope = 0.7 * np.arctan(v / 0.6), 0.7 * 0.6 / (0.6**2 + v**2)
+    w, slope = psi(v), psi.derivative(v)
     for momentum in (1, 1.5):
         updates, state = tx.update(grads, state, params)
         if optimizer == "sgd":

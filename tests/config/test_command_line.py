@@ -1,26 +1,18 @@
 """A mistake on a command line or in a config file is one line, and an exit code that a script can see."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
+from tests.processes import ROOT, python
 from wcjax import commands
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.errors import InputError
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def test_a_process_that_cannot_train_says_why_in_one_line(tmp_path):
-    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={tmp_path}/run"]
-    env = os.environ | {"JAX_PLATFORMS": "nonsense"}
-    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    message = "error: JAX finds no device for JAX_PLATFORMS=nonsense: Unable to initialize backend 'nonsense'"
-    assert ended.stderr.startswith(message) and ended.stderr.count("\n") == 1, ended.stderr
+    arguments = "train.py", "--config=configs/digits.py", f"--workdir={tmp_path}/run"
+    ended = python(*arguments, code=1, JAX_PLATFORMS="nonsense")
+    assert ended.stdout == "" and ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.startswith("error: JAX finds no device for JAX_PLATFORMS=nonsense: Unable to initialize")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -37,7 +29,6 @@ VARIANT = "unknown variant 'plane'. Did you mean 'plain'? Known: wc, arsinh, erf
         (f"{CONFIG}:resnet8,plane", "--config.seed=1", VARIANT),
         (CONFIG, "more", "unknown arguments ['more']"),
         (CONFIG, "--config.reparam.aa=1", KEY),
-        (CONFIG, "--config.epochs=None", "config.epochs must be an integer like 3, found 'None'."),
         (CONFIG, "--config.epochs=1e3", "config.epochs must be an integer like 3, found '1e3'."),
         (CONFIG, "--config.augment.flip=maybe", "config.augment.flip must be true or false, found 'maybe'."),
         (CONFIG, "--config.dropout=much", "config.dropout must be a number like 0.1, or None, found 'much'."),
@@ -65,7 +56,6 @@ def test_a_mistake_on_the_command_line_is_named_in_one_line(tmp_path, monkeypatc
         ("compare runs/$_$ --png=w.jpg", "--png w.jpg is a file with the ending '.jpg'; the picture is a PNG"),
         ("report nowhere --out=out", "nowhere is not a folder; give folders of runs."),
         ("report empty --out=out", "no run in empty: a run folder holds a config.json."),
-        ("report runs --out=gs://bucket/out", "--out gs://bucket/out: gs:// is not a local path"),
         ("report runs --out=file/out", "--out file/out: "),
         ("report runs --out=empty", "empty/psi.png cannot be written ("),
         ("robustness runs/half", "no run is finished; give folders"),
@@ -101,7 +91,6 @@ def config_file(folder, text):
         ("def get_config():\n    return 1 / 0", ", line 5: ZeroDivisionError: division by zero."),
         ("def get_config():\n    raise SystemExit('no')", ", line 5: SystemExit: no."),
         ("def get_config():\n    return open('/nowhere')", ", line 5: FileNotFoundError: [Errno 2] No such file"),
-        ("import nowhere", ", line 4: ModuleNotFoundError: No module named 'nowhere'."),
         ("def get_config(:", ", line 4: SyntaxError: invalid syntax"),
         ("\ndef get_config(argument):\n    pass", ", line 5: TypeError: get_config() missing 1 required positional"),
         ("def make_config():\n    pass", " has no get_config()."),

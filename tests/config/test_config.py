@@ -49,7 +49,6 @@ WRONG = [
     ),
     ({"reparam.name": "powerprop", "reparam.learn": "fine"}, "PowerProp has no a and b to learn: use learn='none'."),
     ({"reparam": "arctan"}, "config.reparam has its own keys (a, alpha, b, learn, name), found 'arctan'."),
-    ({"learning_rat": 1}, "unknown config key 'learning_rat'. Did you mean 'learning_rate'? Known: augment, batch_"),
     ({"reparam.aa": 0.5}, "unknown config key 'reparam.aa'. Did you mean 'reparam.a'? Known: reparam.a, reparam.alp"),
     ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', found 'mnist'."),
     ({"kernel_init": "he"}, "kernel_init must be one of 'kaiming', 'torch', found 'he'."),

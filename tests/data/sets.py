@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.data import pictures
@@ -28,7 +27,8 @@ def pairs(*splits):
 
 def prepare(name, data_dir, examples, shards=None):
     """Writes {split: [(key, example)]} as the official builder `name` does. Returns the directory of the version."""
-    tfds = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'wcjax[data]'")
+    import tensorflow_datasets as tfds  # here, because many tests make arrays alone
+
     official = tfds.builder_cls(name)
     with tfds.core.registered.skip_registration():
 

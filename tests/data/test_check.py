@@ -29,7 +29,7 @@ def test_every_bad_image_is_named_with_its_reason(root, capsys):
     folder, closed = root / "train" / "n00000001", root / "val" / "n00000002"
     (folder / "empty.JPEG").write_bytes(b"")
     (folder / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b"")
-    (folder / "deep.png").write_bytes(pictures.deep_png(2))
+    (folder / "deep.png").write_bytes(pictures.deep_png())
     (folder / "moving.gif").write_bytes(pictures.encode(np.zeros((4, 4, 3), np.uint8), "GIF"))
     (folder / "link.JPEG").symlink_to("nowhere")
     (folder / "null.JPEG").symlink_to("/dev/null")

@@ -3,7 +3,6 @@
 import io
 import itertools
 import math
-import os
 import re
 
 import numpy as np
@@ -12,7 +11,6 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from tests.data import pictures
-from wcjax import data
 from wcjax.data.streaming import decode
 from wcjax.errors import InputError
 
@@ -113,21 +111,6 @@ def test_small_crops_of_every_kind_equal_pillow_to_the_bit(kind):
         np.testing.assert_array_equal(pixels, expected_train(KINDS[kind], seed, 32, flip)[0])
 
 
-@pytest.mark.skipif(
-    "WCJAX_TEST_DATA" not in os.environ,
-    reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200 or a part of it",
-)
-def test_tiny_imagenet_equals_pillow_to_the_bit():
-    modes = set()
-    for source in data.load("tiny_imagenet", os.environ["WCJAX_TEST_DATA"])[:2]:
-        for i in range(0, source.num_images, max(1, source.num_images // 600)):
-            name, content, _ = source[i]
-            pixels = decode.train_image(name, content, np.random.default_rng(i), 48)
-            np.testing.assert_array_equal(pixels, expected_train(content, i, 48)[0])
-            modes.add(Image.open(io.BytesIO(content)).mode)
-    assert modes == {"L", "RGB"}, "some are grey"
-
-
 def forge_size(content, height, width):
     """A JPEG whose header claims another size."""
     at = content.index(b"\xff\xc0") + 5
@@ -162,15 +145,15 @@ BROKEN = "not an image that can be decoded ({}); allowed are JPEG, PNG, WEBP, BM
         (b"<html>404</html>", BROKEN.format("UnidentifiedImageError.*")),
         (JPEG[: len(JPEG) // 2], BROKEN.format("OSError: image file is truncated.*")),
         *(
-            (lose_block(KINDS[kind]), BROKEN.format("ValueError: Corrupt JPEG data: premature end of data segment"))
-            for kind in ("JPEG", "grey JPEG", "CMYK JPEG")
+            (lose_block(content), BROKEN.format("ValueError: Corrupt JPEG data: premature end of data segment"))
+            for content in (JPEG, KINDS["CMYK JPEG"])
         ),
         (pictures.encode(IMAGE, "PNG")[:-200], BROKEN.format(".*")),
         (forge_size(JPEG, 20_000, 20_000), "20000 x 20000 pixels; at most 89,478,485 are allowed."),
         (forge_bmp_size(BMP, 20_000, 20_000), "more than 178,956,970 pixels; at most 89,478,485 are allowed."),
         (repeat_scans(PROGRESSIVE, 51), "a JPEG with 51 scans; at most 50 are allowed. Convert it, or remove it."),
         (pictures.encode(IMAGE, "PNG", **ANIMATED), "2 images in one file; one is allowed. Keep one"),
-        *((pictures.deep_png(kind), "16 bits a channel; at most 8 are allowed. Convert it") for kind in (0, 2, 4, 6)),
+        (pictures.deep_png(), "16 bits a channel; at most 8 are allowed. Convert it"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(content, message):

@@ -3,16 +3,14 @@
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
+import tensorflow_datasets as tfds
 
 from tests.data import pictures, sets
+from tests.processes import python
 from wcjax import data
 from wcjax.errors import InputError
-
-tfds = pytest.importorskip("tensorflow_datasets", reason="needs pip install 'wcjax[data]'")
 
 
 @pytest.fixture
@@ -97,8 +95,8 @@ for limit in sys.argv[2:]:
 
 def test_a_set_of_more_files_than_may_be_open_is_read(tmp_path):
     version_dir = sets.prepare_imagenet(tmp_path, number=80, shards=80)
-    command = [sys.executable, "-c", READ_ALL, tmp_path, "64 4096", "64 64", "few"]
-    raised, reopened, refused = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    ended = python("-c", READ_ALL, tmp_path, "64 4096", "64 64", "few")
+    raised, reopened, refused = ended.stdout.splitlines()
     assert raised == "160 160", "the limit is raised"
     count, still_open = map(int, reopened.split())
     assert count == 160 and still_open <= 16, "fewer files are open at once"

@@ -17,6 +17,7 @@ import time
 import jax
 import psutil
 
+from tests.processes import ROOT
 from tests.training import runs
 
 PATIENCE = 600  # seconds after which a process counts as one that hangs
@@ -90,7 +91,7 @@ def _run(program, arguments, log, changes):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
-    os.chdir(runs.ROOT)
+    os.chdir(ROOT)
     runs.register_tiny()
     for change in changes:
         change()

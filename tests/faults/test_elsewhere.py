@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from tests.faults import attempts
+from tests.processes import ROOT
 from tests.training import runs
 
 OTHER_PYTHON = os.environ.get("WCJAX_OTHER_PYTHON")
@@ -25,7 +26,7 @@ def on_two_devices(run):
 def with_another_jax(run):
     job = {"runs": [{"config": json.loads((run / "config.json").read_text()), "workdir": str(run)}]}
     command = [OTHER_PYTHON, "-m", "tests.training.worker", json.dumps(job)]
-    ended = subprocess.run(command, cwd=runs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert ended.returncode == 0, ended.stdout
     assert runs.summary(run)["jax_version"] != jax.__version__
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tests.faults import attempts
+from tests.processes import ROOT
 from tests.training import runs
 
 pytestmark = pytest.mark.long
@@ -93,7 +94,7 @@ def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path, module, nu
     arguments = [argument.format(tmp_path) for argument in arguments]
     ended = subprocess.run(
         [sys.executable, "-c", SIGNAL_AT_IMPORT, module, str(int(number)), *arguments],
-        cwd=runs.ROOT,
+        cwd=ROOT,
         env=os.environ | {"GLIBC_TUNABLES": ""},  # else train.py would start itself again
         input="{}",
         capture_output=True,

@@ -1,18 +1,18 @@
 """Every config, argument and override either makes a complete config or is an InputError."""
 
 import json
-import pathlib
 
 from flax import traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.ours import only_our_errors
+from tests.processes import ROOT
 from wcjax import data, models
 from wcjax.config import build, check_config, checks, default_config, keys
 from wcjax.config.command_line import read_config_file
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 DEFAULTS = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
 KEYS = (*DEFAULTS, "reparam", "schedule", "augment", "mesh")
 NAMES = (*data.NAMES, *models.NAMES, *checks.REPARAMS, *checks.OPTIMIZERS, *keys.VARIANTS, "fine", "coarse", "torch")

@@ -14,6 +14,7 @@ from scipy import stats
 from tests.models import numpy_networks
 from wcjax import Arctan, WeightNorm, fold, models
 from wcjax.models import layers, resnet, vgg, wide_resnet
+from wcjax.trees import path_str
 
 PSI = Arctan(0.8, 0.6)
 SMALL = functools.partial(resnet.ResNet, num_classes=10, stages=(1, 1), width=4, block=resnet.BasicBlock)
@@ -26,8 +27,7 @@ def images(height=32, width=32, batch=1):
 
 def by_name(params):
     """{'stem/kernel': leaf, ...}"""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path_str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Command lines of sweeps, without --out."""
 
-import pathlib
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "digits.py")
 GRID = ["grid", "--config", f"{DIGITS}:resnet8", "--seeds", "0-2"]
 PAIRS = [*GRID, "--over", "reparam.a=0.6,1", "--over", "reparam.b=0.5,0.8"]

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.sweep.lines import ROOT, RUNS
+from tests.processes import ROOT
+from tests.sweep.lines import RUNS
 from wcjax.training.start import EXIT_PREEMPTED
 
 START = """import sys

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pathlib
 import shutil
 
 import jax
@@ -13,7 +12,6 @@ from wcjax import models, training
 from wcjax.models import resnet
 from wcjax.run_folder.checkpoints import load_tree
 
-ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 4
 STEPS = 719 // 64  # in an epoch of `tiny`
 TIMES = {"images_per_second", "seconds", "train_seconds", "compile_seconds"}

@@ -2,8 +2,6 @@
 
 import functools
 import re
-import subprocess
-import sys
 import types
 
 import flax.linen as nn
@@ -14,6 +12,7 @@ import optax
 import pytest
 
 from tests.data import pictures
+from tests.processes import python
 from wcjax.config import default_config
 from wcjax.data import Split
 from wcjax.training import feed, sharding, steps
@@ -117,7 +116,7 @@ except InputError as error:
 def test_a_broken_image_in_a_worker_leaves_no_shared_memory(tmp_path):
     images = pictures.class_folders(tmp_path / "set", num_train=12)
     (images / "train" / "n00000001" / "train_11.JPEG").write_bytes(b"")
-    ended = subprocess.run([sys.executable, "-c", READ_ALL, str(images)], capture_output=True, text=True)
+    ended = python("-c", READ_ALL, images, code=1)
     (line,) = ended.stderr.splitlines()  # and none of Python about leaked shared_memory objects
     assert re.match(r"error: .*/train_11\.JPEG: not an image that can be decoded \(it is empty\)", line)
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.processes import ROOT
 from tests.training import runs
 from tests.training.runs import EPOCHS, STEPS
 from wcjax import training
@@ -88,6 +89,6 @@ def test_milestones_that_the_run_does_not_reach_are_named(tmp_path, caplog):
 @pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_resnet8_learns_the_digits(tmp_path):
-    config = runpy.run_path(str(runs.ROOT / "configs" / "digits.py"))["get_config"]()
+    config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
     config.epochs = 4
     assert training.train(config, tmp_path / "run")["test_accuracy"] > 0.9

@@ -92,25 +92,17 @@ def test_checkpoints_are_as_far_apart_as_asked_for(tmp_path, monkeypatch):
     assert runs.summary(tmp_path / "run")["best_epoch"] == 4
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny_run, tmp_path):
-    run = runs.unfinished_copy(tiny_run[0], tmp_path / "run")
-    for state in (run / "checkpoints").glob("*/state"):
+@pytest.mark.parametrize("kind, every, stop", [("checkpoints", 0, 2 * STEPS + 1), ("midway", 3, 7)])
+def test_checkpoints_are_kept_if_none_can_be_read(tmp_path, kind, every, stop):
+    config, run = runs.tiny(checkpoint_every=every), tmp_path / "run"
+    runs.stop(config, run, stop)
+    for state in (run / kind).glob("*/state"):
         shutil.rmtree(state)
     before = runs.files(run)
     for _ in range(2):
-        with pytest.raises(InputError, match="none of the checkpoints in .* can be read"):
-            training.train(runs.tiny(), run)
+        with pytest.raises(InputError, match=f"none of the checkpoints in .*{kind} can be read"):
+            training.train(config, run)
     assert {path: text for path, text in runs.files(run).items() if path in before} == before
-
-
-def test_the_only_checkpoints_are_kept_if_none_can_be_read(tmp_path):
-    config, run = runs.tiny() | {"checkpoint_every": 3}, tmp_path / "run"
-    runs.stop(config, run, 5)
-    (checkpoint,) = (run / "midway").iterdir()
-    runs.cut(checkpoint)
-    with pytest.raises(InputError, match="none of the checkpoints in .*midway can be read"):
-        training.train(config, run)
-    assert checkpoint.exists()
 
 
 def test_lines_missing_from_a_copy_are_named(tiny_run, tmp_path, caplog):

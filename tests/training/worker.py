@@ -15,6 +15,7 @@ import sys
 
 import jax
 
+from tests.processes import ROOT
 from tests.training import runs
 
 
@@ -42,7 +43,7 @@ def python(*arguments, devices=1):
     """A Python process with this many CPU devices, started in the folder of the repository."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *arguments], cwd=runs.ROOT, env=env, **output)
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, **output)
 
 
 def main(job):
