@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from wcjax.compiling import jit_unoptimized
 from wcjax.data import augment
 from wcjax.data.dataset import Dataset, Split, num_batches, num_full_batches
 from wcjax.data.streaming.source import Source
@@ -19,6 +18,7 @@ from wcjax.errors import InputError, LoaderError
 from wcjax.training import sharding
 from wcjax.training.run import Run
 from wcjax.training.train_state import TrainState, order_key
+from wcjax.unoptimized import jit_unoptimized
 
 
 def training(run: Run, first_step: int) -> "Feed":

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from wcjax import processes, run_folder
-from wcjax.compiling import jit_unoptimized
 from wcjax.errors import InputError
 from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.run_folder.schema import RECORD, RECORD_MIDWAY
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 from wcjax.training.train_state import TrainState
+from wcjax.unoptimized import jit_unoptimized
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold
 from wcjax.training import sharding
 from wcjax.training.feed import Feed
 from wcjax.training.run import Run
 from wcjax.training.train_state import Totals, TrainState, step_key
+from wcjax.unoptimized import jit_unoptimized
 
 
 def init_state(model, tx, image_shape, seed: int, mesh: jax.sharding.Mesh | None = None) -> TrainState:

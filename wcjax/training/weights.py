@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wcjax.compiling import jit_unoptimized
 from wcjax.params import fold, is_kernel, is_reparameterized
 from wcjax.psi import Psi
 from wcjax.run_folder.schema import EDGES, QUANTILES
 from wcjax.trees import path_str
+from wcjax.unoptimized import jit_unoptimized
 
 
 def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
