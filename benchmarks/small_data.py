@@ -26,26 +26,35 @@ SETTING = {
     "epochs": 50,
     "schedule.milestones": (37, 45),
 }
-SEEDS = range(10)  # of the runs that are compared; trials have seed 100
+SEEDS = range(10)  # of the runs that are compared
+TUNING_SEED = 100
 PAPER = {"learning_rate": 0.1, "weight_decay": 1e-4}
 
 
-def grid(first: str, firsts, second: str, seconds) -> list[dict]:
-    return [{first: x, second: y} for x, y in itertools.product(firsts, seconds)]
+def grid(key: str, values, other_key: str, other_values) -> list[dict]:
+    return [{key: x, other_key: y} for x, y in itertools.product(values, other_values)]
 
 
 RATES = grid("learning_rate", (0.05, 0.1, 0.2, 0.4), "weight_decay", (2.5e-3, 5e-3, 1e-2, 2e-2))
+LOWER_RATES = [rates for rates in RATES if rates["learning_rate"] < 0.4]
 FEW_RATES = grid("learning_rate", (0.05, 0.1), "weight_decay", (5e-3, 1e-2, 2e-2))
-AB = [{"reparam.a": a, "reparam.b": b} for a, b in ((1.0, 1.0), (1.0, 0.6), (0.6, 1.0), (0.6, 0.6))]
 BOUND_RATES = grid("learning_rate", (0.025, 0.05, 0.1), "weight_decay", (0.01, 0.02, 0.04))
-LEARNED_AB = [{"reparam.a": a, "reparam.b": b} for a, b in ((0.5, 1.0), (1.0, 1.0), (1.0, 0.6), (0.5, 0.5))]
+
+
+def pair(a: float, b: float) -> dict:
+    return {"reparam.a": a, "reparam.b": b}
+
+
+PAPER_AB = pair(1.0, 0.6)  # of ResNet18
+AB = [pair(1.0, 1.0), PAPER_AB, pair(0.6, 1.0), pair(0.6, 0.6)]
+LEARNED_AB = [pair(0.5, 1.0), pair(1.0, 1.0), pair(1.0, 0.6), pair(0.5, 0.5)]
 
 
 class Method(NamedTuple):
-    """A variant of the config file, and its own values that are tried."""
+    """A variant of the config file, and the values of its own keys that are tried."""
 
     variant: str
-    own: list[dict] = [{}]
+    values: list[dict] = [{}]
 
 
 METHODS = {
@@ -73,38 +82,39 @@ class Experiment:
         file = f"configs/cifar10.py:{self.model},{METHODS[method].variant}"
         return check_config(read_config_file(file, [*flags, *self.overrides]))
 
-    def compile(self, methods, num_own):
+    def compile(self, methods, num_values):
         """Begins to compile the programs of tuning."""
         for method in methods:
-            for own in METHODS[method].own[:num_own]:
-                self.trainer.compile(self.config(method, 0, own))
+            for values in METHODS[method].values[:num_values]:
+                self.trainer.compile(self.config(method, 0, values))
 
-    def tune(self, methods, rates, num_own, others) -> dict[str, dict]:
-        """{method: its best values on val}.
+    def tune(self, methods, rates, num_values, other_rates) -> dict[str, dict]:
+        """{method: its best trial}.
 
-        Plain, which comes first, and wn are tried at all rates. Each other method is tried with num_own of its own
-        values at the best rates of plain, and then with the best of them at the rates `others(best)`.
+        Plain, which comes first, and wn are tried at all rates. Each other method is tried with num_values of its
+        values at the best rates of plain, and then with the best of them at the rates `other_rates(best)`.
         """
         best = {}
         for method in methods:
             trials = rates
-            if len(METHODS[method].own) > 1:
-                own = self.best(method, [best["plain"] | values for values in METHODS[method].own[:num_own]])
-                trials = [own | values for values in others(best["plain"])]
+            if len(METHODS[method].values) > 1:
+                at_plains_rates = [best["plain"] | values for values in METHODS[method].values[:num_values]]
+                best_values = self.best(method, at_plains_rates)
+                trials = [best_values | rates for rates in other_rates(best["plain"])]
             best[method] = self.best(method, trials)
         return best
 
     def best(self, method, trials):
         """The trial whose run has the highest accuracy on val."""
         label = lambda trial: "_".join(f"{key.rpartition('.')[2]}{value:g}" for key, value in trial.items())
-        trial_of = {f"{self.name}/tune/{method}/{label(trial)}": trial for trial in trials}
-        configs = {name: self.config(method, 100, trial) for name, trial in trial_of.items()}
+        trials_by_name = {f"{self.name}/tune/{method}/{label(trial)}": trial for trial in trials}
+        configs = {name: self.config(method, TUNING_SEED, trial) for name, trial in trials_by_name.items()}
         accuracies = self.trainer.train(f"{self.name} {method}", configs)
-        return trial_of[max(accuracies, key=accuracies.get)]
+        return trials_by_name[max(accuracies, key=accuracies.get)]
 
-    def train_seeds(self, values_of, folder="final"):
-        """Trains the runs that are compared. values_of: {method: values}, or {label: (method, values)}."""
-        for label, values in values_of.items():
+    def train_seeds(self, values_by_method, folder="final"):
+        """Trains the runs that are compared. values_by_method: {method: values}, or {label: (method, values)}."""
+        for label, values in values_by_method.items():
             method, values = values if isinstance(values, tuple) else (label, values)
             configs = {f"{self.name}/{folder}/{label}/seed{seed}": self.config(method, seed, values) for seed in SEEDS}
             self.trainer.train(f"{self.name} {folder} {label} {values}", configs)
@@ -113,14 +123,14 @@ class Experiment:
 def compare_methods(trainer, overrides):
     """All methods, each tuned, the most important first."""
     few = Experiment(trainer, "resnet8_2500", "resnet8", 2500, overrides)
-    few.compile(METHODS, num_own=4)
+    few.compile(METHODS, num_values=4)
     fast = PAPER | {"learning_rate": 0.3}
-    few.train_seeds({"plain": PAPER, "wc": PAPER | AB[1], "plain0.3": ("plain", fast)}, "paper")
-    few.train_seeds(few.tune(METHODS, RATES, 4, others=lambda best: RATES[:12]))
+    few.train_seeds({"plain": PAPER, "wc": PAPER | PAPER_AB, "plain0.3": ("plain", fast)}, "paper")
+    few.train_seeds(few.tune(METHODS, RATES, 4, other_rates=lambda best: LOWER_RATES))
     for name, model, images in (("resnet8_5000", "resnet8", 5000), ("resnet20_2500", "resnet20", 2500)):
         other = Experiment(trainer, name, model, images, overrides)
-        other.compile(("plain", "wc"), num_own=2)
-        other.train_seeds(other.tune(("plain", "wc"), FEW_RATES, 2, others=nearest))
+        other.compile(("plain", "wc"), num_values=2)
+        other.train_seeds(other.tune(("plain", "wc"), FEW_RATES, 2, other_rates=nearest))
 
 
 def compare_bounds(trainer, overrides):
@@ -129,10 +139,13 @@ def compare_bounds(trainer, overrides):
     The weights start as in PyTorch, because He's are larger than the bound of a = 0.2, which is 0.31.
     """
     few = Experiment(trainer, "resnet8_2500_bounds", "resnet8", 2500, ["--config.kernel_init=torch", *overrides])
-    own = {"plain": {}} | {f"wc{a:g}": {"reparam.a": a, "reparam.b": a} for a in (0.2, 0.4)}
-    for label, values in own.items():
-        method = "wc" if values else "plain"
-        few.train_seeds({label: (method, few.best(method, [values | rates for rates in BOUND_RATES]))})
+    for label, method, values in (
+        ("plain", "plain", {}),
+        ("wc0.2", "wc", pair(0.2, 0.2)),
+        ("wc0.4", "wc", pair(0.4, 0.4)),
+    ):
+        best = few.best(method, [values | rates for rates in BOUND_RATES])
+        few.train_seeds({label: (method, best)})
 
 
 def nearest(best) -> list[dict]:
