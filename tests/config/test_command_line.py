@@ -31,6 +31,7 @@ VARIANT = "unknown variant 'plane'. Did you mean 'plain'? Known: wc, arsinh, erf
         (CONFIG, "--config.reparam.aa=1", KEY),
         (CONFIG, "--config.epochs=1e3", "config.epochs must be an integer like 3, found '1e3'."),
         (CONFIG, "--config.augment.flip=maybe", "config.augment.flip must be true or false, found 'maybe'."),
+        (CONFIG, "--config.epochs=None", "config.epochs must be an integer like 3, found 'None'."),
         (CONFIG, "--config.dropout=much", "config.dropout must be a number like 0.1, or None, found 'much'."),
         (CONFIG, "--config.schedule.milestones=(1,", "config.schedule.milestones must be a tuple like (80,120), "),
         (CONFIG, "--config.augment=1", "config.augment has its own keys: augment.flip, augment.padding."),

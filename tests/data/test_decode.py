@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import os
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from tests.data import pictures
+from wcjax import data
 from wcjax.data.streaming import decode
 from wcjax.errors import InputError
 
@@ -109,6 +111,21 @@ def test_small_crops_of_every_kind_equal_pillow_to_the_bit(kind):
         pixels = decode.train_image("x", KINDS[kind], np.random.default_rng(seed), 32, flip)
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, expected_train(KINDS[kind], seed, 32, flip)[0])
+
+
+@pytest.mark.skipif(
+    "WCJAX_TEST_DATA" not in os.environ,
+    reason="set WCJAX_TEST_DATA to a folder with tiny-imagenet-200 or a part of it",
+)
+def test_tiny_imagenet_equals_pillow_to_the_bit():
+    modes = set()
+    for source in data.load("tiny_imagenet", os.environ["WCJAX_TEST_DATA"])[:2]:
+        for i in range(0, source.num_images, max(1, source.num_images // 600)):
+            name, content, _ = source[i]
+            pixels = decode.train_image(name, content, np.random.default_rng(i), 48)
+            np.testing.assert_array_equal(pixels, expected_train(content, i, 48)[0])
+            modes.add(Image.open(io.BytesIO(content)).mode)
+    assert modes == {"L", "RGB"}, "some are grey"
 
 
 def forge_size(content, height, width):

@@ -30,8 +30,7 @@ def test_a_stopped_run_resumes_at_the_step_it_was_at(unbroken, tmp_path, chance)
         stopped_at = int(stopped[1]) if stopped else stopped_at
         return struck
 
-    between_checkpoints = "--config.checkpoint_seconds=1000"
-    attempts.strike(tmp_path, chance, unbroken.seconds, stop, unbroken.same, between_checkpoints)
+    attempts.strike(tmp_path, chance, unbroken.seconds, stop, unbroken.same)
 
 
 def test_the_second_of_two_runs_in_one_folder_is_refused(unbroken, tmp_path, chance):
@@ -73,8 +72,9 @@ WITHIN_EPOCHS = "--config.checkpoint_every=2"
         ("unbroken", attempts.kill, WITHIN_EPOCHS, ()),
         ("streamed", attempts.kill, WITHIN_EPOCHS, ()),
         ("unbroken", attempts.stop, WITHIN_EPOCHS, (turn_back_the_clock,)),
+        ("unbroken", attempts.stop, "--config.checkpoint_seconds=1000", ()),
     ],
-    ids=["killed", "killed, streamed", "stopped while the clock goes backwards"],
+    ids=["killed", "killed, streamed", "stopped while the clock goes backwards", "stopped between checkpoints"],
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(request, tmp_path, chance, kind, fault, flag, changes):
     expected = request.getfixturevalue(kind)

@@ -40,6 +40,7 @@ WRONG = [
     summary("test_accuracy", 1.1, "a number from 0 to 1"),
     summary("test_accuracy", math.nan, "a number from 0 to 1"),
     summary("train_seconds", "4", "a finite number of at least 0"),
+    summary("train_seconds", math.inf, "a finite number of at least 0"),
     summary("device", "cpu\n# Title", "a line of text"),
     (
         "data.json",

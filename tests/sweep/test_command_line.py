@@ -100,6 +100,7 @@ OVER = "is not KEY=VALUES; give for example learning_rate=0.1,0.2."
         *((sweep.over, text, f"{text!r} {OVER}") for text in ("a", "a=1=2")),
         (sweep.over, "a=1,1", "'a=1,1' repeats '1'; give each value once."),
         (sweep.over, "schedule.milestones=(1,2),(3,4)", "cannot contain brackets or '/'"),
+        (sweep.over, "data_dir=a/b,c", "cannot contain brackets or '/'"),
     ],
 )
 def test_a_value_that_cannot_be_parsed_says_what_is_allowed(parse, text, message):
