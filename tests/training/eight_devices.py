@@ -43,6 +43,7 @@ def check_collectives(run):
         progress = Progress.start(run)
         with feed.training(run, 0) as data:
             step = compilation.compile_train_step(run, data, progress.state, progress.totals)
+            compilation.compile_eval_step(run.model, data, progress.state.params, progress.state.batch_stats)
     assert compilation.compiler_options(sharding.one_device()) == compilation.COMPILER_OPTIONS["cpu"] != {}
     assert len(warnings.output) == 1
     assert "No such compile option: 'xla_no_such_option'" in warnings.output[0]

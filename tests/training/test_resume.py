@@ -80,7 +80,7 @@ def test_a_run_resumes_after_an_epoch_without_a_checkpoint(tmp_path, monkeypatch
 def test_checkpoints_are_as_far_apart_as_asked_for(tmp_path, monkeypatch):
     seconds = 0
 
-    def on_epoch(row):  # is called after the checkpoint of the epoch
+    def on_epoch(metrics):  # is called after the checkpoint of the epoch
         nonlocal seconds
         seconds += 20
 

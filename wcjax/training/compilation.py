@@ -82,8 +82,13 @@ def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) 
     except jax.errors.JaxRuntimeError as error:
         if not options or not str(error).startswith(("INVALID_ARGUMENT", "FAILED_PRECONDITION")):
             raise
-        log.warning("A step is compiled without XLA's options: %s", str(error).splitlines()[0])
+        _warn_once(str(error).splitlines()[0])
         return lowered.compile()
+
+
+@functools.cache
+def _warn_once(error: str) -> None:
+    log.warning("The steps are compiled without XLA's options: %s", error)
 
 
 def compile_eval_step(model, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
