@@ -133,9 +133,8 @@ class Trials:
         optuna.storages.fail_stale_trials(self.study)
         by_point = self.by_point()
         settled_points = {number for number, trials in by_point.items() if any(map(self.settles, trials))}
-        running_points = {
-            number for number, trials in by_point.items() if any(map(is_running, trials))
-        } - settled_points
+        running_points = {number for number, trials in by_point.items() if any(map(is_running, trials))}
+        running_points -= settled_points
         taken_points = settled_points | running_points | self.lost.keys()
         for number in by_point.keys() - taken_points:
             if not any(trial.state == TrialState.WAITING for trial in by_point[number]):
