@@ -89,7 +89,7 @@ class BareSteps:
         self.progress, self.steps_per_epoch = Progress.start(run), run.steps_per_epoch
         state, totals = self.state, self.progress.totals
         self.feed = feed.OnDevice(run.dataset.train, run.dataset, config, run.mesh)
-        self.inputs = next(self.feed.epoch(state))
+        self.inputs = next(self.feed.epoch(state, 1))
         with mock.patch.object(steps, "train_step", step):
             self.step = compilation.compile_train_step(run, self.feed, state, totals)
         self.progress.arrays = jax.device_put(self.progress.arrays, self.step.input_formats[0][0])

@@ -63,7 +63,7 @@ def whole_run(run: Run, feeds: list[feed.Feed], seed, rates, splits) -> Result:
     is_plain = run.psi is None
     state = steps.initializer(run.model, tuned.tx, run.image_shape)(jax.random.key(seed))
     layer_statistics = lambda params: {
-        layer: weight_statistics.__wrapped__(w) for layer, w in layer_weights(params, is_plain).items()
+        layer: weight_statistics(w) for layer, w in layer_weights(params, is_plain).items()
     }
 
     def evaluate(model, split_feed, split, variables):
@@ -186,7 +186,7 @@ def write(folder, config, run: Run, data_record: dict, result: Result, seconds: 
     epochs = [take(i) for i in range(config.epochs)]
     bad = [e.train.first_bad_step for e in epochs if e.train.first_bad_step >= 0]
     if bad or not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(result.folded)):
-        reason = f"the loss became nan or inf at step {bad[0]}" if bad else "weights are nan or inf"
+        reason = f"the loss became nan or inf at step {bad[0] + 1}" if bad else "weights are nan or inf"
         run_folder.write(folder, "failed.json", {"reason": reason, "config": config.to_dict()})
         return
     schedule = learning_rate_schedule(config, run.steps_per_epoch)

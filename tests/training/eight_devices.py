@@ -26,7 +26,7 @@ def compare_batches(run, alone):
     for each in (run, alone):
         state = Progress.start(each).state._replace(step=jnp.int32(13))  # in the second epoch
         with feed.training(each, 0) as data:
-            inputs = next(data.epoch(state))
+            inputs = next(data.epoch(state, 1))
             batches.append(jax.jit(data.train_batch)(inputs, state.step, jax.random.key(0)))
             batches.append(jax.jit(data.eval_batch)(next(data.one_pass()), 704))  # 15 images in a batch of 64
     for images, labels in batches[:2]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wcjax.run_folder import read
-from wcjax.training.display import RECORD_SECONDS, Display
+from wcjax.training.display import PROGRESS_SECONDS, Display
 from wcjax.training.progress import Progress
 
 LINE = {"train_loss": 0.4, "train_accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.7, "images_per_second": 64.0}
@@ -76,7 +76,7 @@ def test_a_log_has_a_plain_line_each_minute_and_each_epoch(tmp_path):
         f"epoch 2/3  step 60/100  {MEANS}  0:00:40 left, run 0:02:40  64 images/s",
         f"epoch 2/3   {EPOCH}   0:02:00 left",
     ]
-    assert reads <= 2 * 100 / RECORD_SECONDS, "numbers are read every ten seconds"
+    assert reads <= 2 * 100 / PROGRESS_SECONDS, "numbers are read every ten seconds"
     expected = {"epoch": 2, "epochs": 3, "step": 200, "steps_per_epoch": 100, "loss": 0.4, "accuracy": 0.8}
     expected |= {"images_per_second": 64, "epoch_seconds_left": 0, "seconds_left": 120}
     assert read(tmp_path, "progress.json") == pytest.approx(expected), "other processes can read where the run is"

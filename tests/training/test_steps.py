@@ -39,7 +39,7 @@ def test_a_step_reuses_the_buffers_of_the_old_state(tmp_path):
 
 
 def test_no_number_moves_to_the_host_within_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(display, "RECORD_SECONDS", math.inf)  # reads what is there already
+    monkeypatch.setattr(display, "PROGRESS_SECONDS", math.inf)  # reads what is there already
     monkeypatch.setattr(display, "LINE_SECONDS", math.inf)
 
     def refuse(array):

@@ -2,20 +2,23 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from wcjax import data, models, optim
 from wcjax.data.dataset import num_full_batches
 from wcjax.errors import InputError
 from wcjax.params import Reparameterized, is_reparameterized
+from wcjax.psi import Psi
 from wcjax.reparam import BY_NAME
 
 INT32 = 2**31 - 1  # steps and images are counted in int32
 
 
-def make_psi(config):
+def make_psi(config: ConfigDict) -> Psi | None:
     """The Ψ that config.reparam names: Arctan, Arsinh, Erf, PowerProp, WeightNorm or None.
 
     Raises ValueError for a number that is out of range.
@@ -26,14 +29,14 @@ def make_psi(config):
     return cls(**{f.name: config.reparam[f.name] for f in dataclasses.fields(cls) if f.name in config.reparam})
 
 
-def make_model(config, num_classes: int, plain: bool = False):
+def make_model(config: ConfigDict, num_classes: int, plain: bool = False) -> nn.Module:
     """The network of config. plain=True omits Ψ, for folded weights."""
     options = {name: config[name] for name in models.options(config.model) if config[name] is not None}
     psi, learn = (None, "none") if plain else (make_psi(config), config.reparam.learn)
     return models.create(config.model, num_classes, psi, learn, jnp.dtype(config.dtype), **options)
 
 
-def load_dataset(config) -> data.Dataset:
+def load_dataset(config: ConfigDict) -> data.Dataset:
     """The data set of config.
 
     Raises InputError if it cannot be read or is smaller than a batch, or if its steps in all epochs exceed int32.
@@ -55,7 +58,7 @@ def load_dataset(config) -> data.Dataset:
     return dataset
 
 
-def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
+def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Step count -> learning rate, multiplied by schedule.factor at the start of each epoch in schedule.milestones.
 
     Milestones after the last epoch are omitted, because JAX takes no boundary beyond int32.
@@ -65,7 +68,7 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
 
 
-def make_optimizer(config, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optimizer of config, with decay on w. Adam's steps on w are scaled by Ψ′(v)."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
     mask = None if config.decay_norm_and_bias else _weights_alone

@@ -21,6 +21,7 @@ import json
 import pathlib
 
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from wcjax.config.checks import check_config
 from wcjax.config.keys import MAY_DIFFER, default_config
@@ -39,26 +40,26 @@ _JSON = {
 _LINES = {"metrics.jsonl": schema.METRICS, "weights.jsonl": schema.WEIGHTS}
 
 
-def read(run, name: str) -> dict | None:
+def read(folder, name: str) -> dict | None:
     """The content of a JSON file of a run folder, None if there is no such file. Raises InputError."""
-    path = pathlib.Path(run, name)
+    path = pathlib.Path(folder, name)
     return json_files.read_json(path, _JSON[name]) if _exists(path) else None
 
 
-def read_lines(run, name: str = "metrics.jsonl") -> list[dict]:
+def read_lines(folder, name: str = "metrics.jsonl") -> list[dict]:
     """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A last line that was cut off is omitted."""
-    path = pathlib.Path(run, name)
+    path = pathlib.Path(folder, name)
     return json_files.read_epochs(path, _LINES[name]) if _exists(path) else []
 
 
-def read_config(run):
+def read_config(folder) -> ConfigDict:
     """The config of a run, checked. Raises InputError if the folder holds none."""
-    if (config := read(run, "config.json")) is None:
-        raise InputError(f"{run} is not a run folder: it has no config.json.")
-    return check_stored_config(config, pathlib.Path(run, "config.json"))
+    if (config := read(folder, "config.json")) is None:
+        raise InputError(f"{folder} is not a run folder: it has no config.json.")
+    return check_stored_config(config, pathlib.Path(folder, "config.json"))
 
 
-def check_stored_config(config: dict, path):
+def check_stored_config(config: dict, path) -> ConfigDict:
     """`check_config` of a config that was read from `path`, which errors name."""
     try:
         return check_config(config)
@@ -66,14 +67,14 @@ def check_stored_config(config: dict, path):
         raise InputError(f"{path}: {error}") from error
 
 
-def check_matches(run, config) -> None:
-    """Raises InputError if the folder `run` holds anything but a run of config; it says how the configs differ."""
-    stored = read(run, "config.json")
-    if stored is None and (failed := read(run, "failed.json")):  # a run that could not start
+def check_matches(folder, config: ConfigDict) -> None:
+    """Raises InputError if the folder holds anything but a run of config; it says how the configs differ."""
+    stored = read(folder, "config.json")
+    if stored is None and (failed := read(folder, "failed.json")):  # a run that could not start
         stored = failed["config"]
     if stored is None:
-        if _exists(pathlib.Path(run, "checkpoints")):
-            raise InputError(f"workdir {run} holds checkpoints but no config.json; give a new folder.")
+        if _exists(pathlib.Path(folder, "checkpoints")):
+            raise InputError(f"workdir {folder} holds checkpoints but no config.json; give a new folder.")
         return
     defaults, requested = (json.loads(json.dumps(x.to_dict())) for x in (default_config(), config))
     defaults, stored, requested = (traverse_util.flatten_dict(x, sep=".") for x in (defaults, stored, requested))
@@ -81,13 +82,15 @@ def check_matches(run, config) -> None:
     keys = [key for key in sorted(stored | requested) if key.split(".")[0] not in MAY_DIFFER]
     if differing := [key for key in keys if stored.get(key) != requested.get(key)]:
         rows = "\n".join(f"  {k}: {stored.get(k)!r} in the folder, {requested.get(k)!r} asked for" for k in differing)
-        raise InputError(f"workdir {run} holds a run with another config:\n{rows}\nGive a new folder, or that config.")
+        raise InputError(
+            f"workdir {folder} holds a run with another config:\n{rows}\nGive a new folder, or that config."
+        )
 
 
-def write(run, name: str, value: dict) -> None:
+def write(folder, name: str, value: dict) -> None:
     """Writes a JSON file of a run folder, atomically. Raises SaveError."""
     assert name in _JSON
-    write_json(pathlib.Path(run, name), value)
+    write_json(pathlib.Path(folder, name), value)
 
 
 def _exists(path) -> bool:

@@ -11,13 +11,13 @@ from wcjax.data.dataset import checksum
 from wcjax.errors import InputError
 
 
-def checked_dataset(run, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:
+def checked_dataset(folder, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:
     """(dataset with the mean and std of the run, content of data.json) of a run that begins, resumes or is evaluated.
 
     data.json holds `Dataset.fingerprint`, 'mean' and 'std'. If a run has no data.json yet, it gets one from dataset.
 
     Args:
-      run: the run folder.
+      folder: the run folder.
       dataset: the data of this start.
       splits: the splits that are used. 'val' is held out of 'train', and in a streamed set it is the same as 'test'.
 
@@ -27,21 +27,21 @@ def checked_dataset(run, dataset: Dataset, splits=("train", "test")) -> tuple[Da
     """
     official = {"val": "test" if dataset.streamed else "train"}
     fingerprint = dataset.fingerprint(sorted({official.get(name, name) for name in splits}))
-    stored = run_folder.read(run, "data.json")
+    stored = run_folder.read(folder, "data.json")
     if not processes.all_agree(checksum(json.dumps(fingerprint).encode())):
         raise InputError(
-            f"{run}: the processes of this run found different data. Give each of them the same files in data_dir."
+            f"{folder}: the processes of this run found different data. Give each of them the same files in data_dir."
         )
     if stored is None:
         return dataset, fingerprint | {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
     if differing := differences(stored, fingerprint):
         raise InputError(
-            f"{run}: the data found differ from the data that the run was trained on: {'; '.join(differing)}. "
+            f"{folder}: the data found differ from the data that the run was trained on: {'; '.join(differing)}. "
             "Give that data as data_dir, or train in a new folder."
         )
     mean, std = np.float32(stored["mean"]), np.float32(stored["std"])
     if mean.shape != dataset.mean.shape or std.shape != dataset.std.shape:
-        path = pathlib.Path(run, "data.json")
+        path = pathlib.Path(folder, "data.json")
         raise InputError(f"{path}: mean and std must have {len(dataset.mean)} numbers, one for each channel.")
     return dataset._replace(mean=mean, std=std), stored
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from wcjax import processes, run_folder
 from wcjax.config.keys import MAY_DIFFER
@@ -26,7 +27,7 @@ class MetricsWriter:
     Only the first process writes anything.
     """
 
-    def __init__(self, workdir, config, done_epochs: int):
+    def __init__(self, workdir, config: ConfigDict, done_epochs: int):
         """Removes the lines of epochs after done_epochs, which an interrupted run left; with -1, all lines.
 
         config: its keys are the hyperparameters that TensorBoard shows.
@@ -44,14 +45,20 @@ class MetricsWriter:
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
         self._events = _events(self._workdir / "tensorboard", done_epochs + 1, config)
 
-    def write(self, metrics: dict) -> None:
-        """metrics: 'epoch' and numbers by name, or dicts of them."""
+    def write_metrics(self, metrics: dict) -> None:
+        """Appends the line of an epoch to metrics.jsonl and sends its numbers to TensorBoard.
+
+        metrics: 'epoch' and numbers by name, or dicts of them.
+        """
         self._append("metrics.jsonl", metrics)
         numbers = {TAGS.get(name, name): value for name, value in metrics.items() if name != "epoch"}
         self._show(numbers, metrics["epoch"])
 
     def write_weights(self, epoch: int, layers: dict[str, dict]) -> None:
-        """layers: from `weights.layer_statistics`. TensorBoard gets the numbers without the histograms."""
+        """Appends the line of an epoch to weights.jsonl and sends its numbers, but no histograms, to TensorBoard.
+
+        layers: from `weights.layer_statistics`.
+        """
         self._append("weights.jsonl", {"epoch": epoch, "layers": layers})
         numbers = {
             f"{name}/{layer}": x
@@ -85,7 +92,7 @@ class MetricsWriter:
             self._events.close()
 
 
-def _hyperparameters(config) -> dict:
+def _hyperparameters(config: ConfigDict) -> dict:
     """{'reparam.a': 0.6, ...}: every key of a config that makes it another run."""
     flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return {
@@ -95,7 +102,7 @@ def _hyperparameters(config) -> dict:
     }
 
 
-def _events(folder, first_epoch, config):
+def _events(folder: pathlib.Path, first_epoch: int, config: ConfigDict):
     """The TensorBoard events of a run, None if tensorboardX is not installed."""
     try:
         from wcjax.run_folder.tensorboard import Events

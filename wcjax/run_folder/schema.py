@@ -87,8 +87,8 @@ SUMMARY = {
 FAILED = {"reason": ANY_TEXT, "config": OBJECT}
 ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
 # Records of checkpoints: at the end of an epoch, and midway in one.
-RECORD = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": NON_NEGATIVE}
-RECORD_MIDWAY = RECORD | {"seconds": NON_NEGATIVE}
+CHECKPOINT = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": NON_NEGATIVE}
+MIDWAY_CHECKPOINT = CHECKPOINT | {"seconds": NON_NEGATIVE}
 
 
 def check_schema(value, schema, at: str, hint: str = RESTORE_HINT) -> None:

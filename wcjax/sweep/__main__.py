@@ -27,7 +27,7 @@ from wcjax.errors import InputError, Preempted
 from wcjax.paths import run_path
 from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
 from wcjax.sweep.process import check_devices_of_runs, start_run, train_one
-from wcjax.training.preemption import leave_at_once
+from wcjax.training.preemption import exit_on_signal
 from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 MAX_SEEDS = 10_000
@@ -36,7 +36,7 @@ MAX_SEEDS = 10_000
 @command
 def main(argv=None) -> int:
     if argv is None:  # this process is the command
-        leave_at_once()
+        exit_on_signal()
     return run_command(argv)
 
 

@@ -17,17 +17,29 @@ PAPER_GRID = {f"reparam.{x}": ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"] for x i
 
 
 class SweepOptions(NamedTuple):
-    """Where and how the runs of a sweep are trained. Times are in seconds."""
+    """Where and how the runs of a sweep are trained. Times are in seconds.
 
-    out: pathlib.Path  # the folder of the run folders
-    storage: str | None = None  # address of the database that records the runs; None: sweep.db in `out`
-    jobs: int = 1  # number of runs at a time
-    poll: float = 1.0  # between two checks of the database and the run folders
-    slow: float = 5.0  # how long the database may take to answer before the table says so
-    patience: float = 600.0  # how long SQLite waits for a lock
-    heartbeat: int = 5  # between two heartbeats of a worker
-    grace: int = 30  # how long a worker may be silent before others may take its run
-    pause: float = 30.0  # before a run that was stopped, or that another process trains, is started again
+    Attributes:
+      out: the folder of the run folders.
+      storage: the address of the database that holds the study. None: sweep.db in `out`.
+      jobs: the number of runs at a time.
+      poll: the time between two checks of the database and the run folders.
+      slow: how long the database may take to answer before the table says so.
+      patience: how long SQLite waits for a lock.
+      heartbeat: the time between two heartbeats of a worker.
+      grace: how long a worker may be silent before others may take its run.
+      pause: the time before a run that was stopped, or that another process trains, is started again.
+    """
+
+    out: pathlib.Path
+    storage: str | None = None
+    jobs: int = 1
+    poll: float = 1.0
+    slow: float = 5.0
+    patience: float = 600.0
+    heartbeat: int = 5
+    grace: int = 30
+    pause: float = 30.0
 
     @property
     def database(self):
@@ -36,12 +48,19 @@ class SweepOptions(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One run for every point of a grid."""
+    """One run for every point of a grid.
 
-    kind: str  # 'grid', 'best' or 'runs'
-    space: dict[str, list]  # {key: its values}
-    names: dict[tuple, str]  # {values of a point: name of its run folder}
-    configs: dict[str, ConfigDict]  # {name: the complete config of the run}
+    Attributes:
+      kind: 'grid', 'best' or 'runs'.
+      space: {key: its values}.
+      names: {values of a point: name of its run folder}.
+      configs: {name of a run folder: the complete config of the run}.
+    """
+
+    kind: str
+    space: dict[str, list]
+    names: dict[tuple, str]
+    configs: dict[str, ConfigDict]
 
     def name(self, point: dict) -> str:
         """The name of the run folder of a point."""

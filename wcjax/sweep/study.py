@@ -68,12 +68,20 @@ def identity(out: pathlib.Path) -> str:
 
 
 class Outcome(NamedTuple):
-    """What has become of the runs of a plan so far, by the names of their folders."""
+    """What has become of the runs of a plan so far, by the names of their folders.
+
+    Attributes:
+      plan: the runs.
+      accuracy: {name: accuracy on val} of finished runs.
+      failed: {name: reason} of runs that cannot finish.
+      lost: {name: reason} of runs that ended in any other way; the next sweep resumes them.
+      running: the names of the runs that a worker trains now.
+    """
 
     plan: Plan
-    accuracy: dict[str, float]  # on val, of finished runs
-    failed: dict[str, str]  # reasons of runs that cannot finish
-    lost: dict[str, str]  # reasons of runs that ended in any other way; the next sweep resumes them
+    accuracy: dict[str, float]
+    failed: dict[str, str]
+    lost: dict[str, str]
     running: set[str]
 
     def best(self) -> dict | None:
@@ -124,10 +132,11 @@ class Trials:
         """Queues the runs that have lost their worker. Returns the numbers of unclaimed and of running runs."""
         optuna.storages.fail_stale_trials(self.study)
         by_point = self.by_point()
-        settled = {number for number, trials in by_point.items() if any(map(self.settles, trials))}
-        running = {number for number, trials in by_point.items() if any(map(is_running, trials))} - settled
-        taken = settled | running | self.lost.keys()
-        for number in by_point.keys() - taken:
+        settled_points = {number for number, trials in by_point.items() if any(map(self.settles, trials))}
+        running_points = {number for number, trials in by_point.items() if any(map(is_running, trials))}
+        running_points -= settled_points
+        taken_points = settled_points | running_points | self.lost.keys()
+        for number in by_point.keys() - taken_points:
             if not any(trial.state == TrialState.WAITING for trial in by_point[number]):
                 last = by_point[number][-1]
                 self.study.add_trial(
@@ -138,7 +147,7 @@ class Trials:
                         system_attrs=last.system_attrs,
                     )
                 )
-        return len(self.plan.names) - len(taken), len(running)
+        return len(self.plan.names) - len(taken_points), len(running_points)
 
     def outcome(self) -> Outcome:
         outcome = Outcome(self.plan, {}, {}, {}, set())

@@ -72,7 +72,7 @@ def check(plan: Plan, options: SweepOptions) -> None:
     check_writable(options.out, "--out")
 
 
-def wait_for(future, table: LiveTable, slow: float, signals: Signals):
+def wait_for(future: futures.Future, table: LiveTable, slow: float, signals: Signals):
     """The result of a future. If it takes longer than `slow` seconds, the table says so.
 
     After a signal it raises `interruption`.
@@ -106,7 +106,7 @@ class Workers:
                 unclaimed, running = self.trials.requeue()
             if unclaimed:
                 try:
-                    self.trials.study.optimize(self.run, n_trials=1, catch=(RunFailed,))
+                    self.trials.study.optimize(self.objective, n_trials=1, catch=(RunFailed,))
                 except ValueError as error:  # this worker was suspended for so long that another took its trial
                     if not str(error).startswith("Cannot tell"):
                         raise
@@ -115,7 +115,7 @@ class Workers:
             else:
                 return
 
-    def run(self, trial: optuna.Trial) -> float:
+    def objective(self, trial: optuna.Trial) -> float:
         """Trains or resumes the run of a trial, in its own process. Returns its accuracy on val."""
         plan, trials = self.trials.plan, self.trials
         name = plan.name({key: trial.suggest_categorical(key, values) for key, values in plan.space.items()})
@@ -125,10 +125,10 @@ class Workers:
                 return twin.value
             if is_running(twin) and twin.number < trial.number:
                 raise optuna.TrialPruned
-        folder, code = self.options.out / name, self.train(name)
+        folder, code = self.options.out / name, self.run_process(name)
         while code == EXIT_PREEMPTED:
             self.stopping.wait(self.options.pause)
-            code = self.train(name)
+            code = self.run_process(name)
         if summary := run_folder.read(folder, "summary.json"):
             return summary["best_val_accuracy"]
         if failure := run_folder.read(folder, "failed.json"):
@@ -140,8 +140,8 @@ class Workers:
         trials.lost[number] = f"{reason}; run the same command to resume"
         raise RunFailed(reason)
 
-    def train(self, name: str) -> int | None:
-        """The exit code of a new process of a run; None if the run has ended, so that none is started."""
+    def run_process(self, name: str) -> int | None:
+        """Trains a run in a new process and returns its exit code, or returns None if the run has ended already."""
         folder, config = self.options.out / name, self.trials.plan.configs[name].to_dict()
         if any((folder / file).exists() for file in ("summary.json", "failed.json")):
             return None

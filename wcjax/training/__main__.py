@@ -25,7 +25,7 @@ def main(argv=None) -> None:
         argv = sys.argv[1:]
     open_closed_streams()
     try:
-        run(*parse(argv))
+        train_and_print(*parse(argv))
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
     except Preempted as notice:
@@ -81,16 +81,16 @@ def at_least(lowest: int):
     return number
 
 
-def run(args, config) -> None:
-    """Trains, and prints the summary."""
+def train_and_print(args: argparse.Namespace, config) -> None:
+    """Trains the network that config describes, and prints the summary."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
     from wcjax import processes
     from wcjax.devices import check_devices
     from wcjax.training import train
-    from wcjax.training.preemption import leave_at_once
+    from wcjax.training.preemption import exit_on_signal
 
-    leave_at_once()
+    exit_on_signal()
     if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
     check_devices()

@@ -3,6 +3,7 @@
 import functools
 import logging
 
+import flax.linen as nn
 import jax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
@@ -91,7 +92,7 @@ def _warn_once(error: str) -> None:
     log.warning("The steps are compiled without XLA's options: %s", error)
 
 
-def compile_eval_step(model, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
+def compile_eval_step(model: nn.Module, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
     """`steps.eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
     jitted = jax.jit(functools.partial(steps.eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
     lowered = jitted.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes())

@@ -5,6 +5,8 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -13,9 +15,11 @@ from wcjax import processes, run_folder
 from wcjax.errors import SaveError
 from wcjax.run_folder.schema import PROGRESS
 from wcjax.streams import Output
+from wcjax.training.progress import Progress
+from wcjax.training.run import Run
 
 REDRAW_SECONDS = 0.2  # between two live lines
-RECORD_SECONDS = 10  # between two versions of progress.json
+PROGRESS_SECONDS = 10  # between two versions of progress.json
 LINE_SECONDS = 60  # between two plain lines
 
 
@@ -27,16 +31,16 @@ class Display:
     run continues without a display.
     """
 
-    def __init__(self, run, stream=None, clock=time.perf_counter):
+    def __init__(self, run: Run, stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter):
         self._run, self._output, self._clock = run, Output(stream or sys.stderr), clock
         self._is_first = processes.is_first()
         self._drawn_at = -math.inf
-        self._recorded_at = self._line_at = clock()
+        self._written_at = self._line_at = clock()
         self._trained_at = None  # when the last step was finished, or the epoch began
         self._seconds_between = []  # after the last step of each epoch, until the next one begins: validation, saving
 
-    def begin_epoch(self, progress) -> None:
-        """Must be called before the first step of each epoch, or before the first step after a run was resumed."""
+    def begin_epoch(self, progress: Progress) -> None:
+        """Starts the clock of an epoch. Call it before the first step of the epoch, or of its rest in a resumed run."""
         now = self._clock()
         if self._trained_at is not None:
             self._seconds_between.append(now - self._trained_at)
@@ -44,25 +48,25 @@ class Display:
         self._epoch_began, self._trained_at = now - progress.seconds, now
 
     def finish_step(self, means: jax.Array) -> None:
-        """Must be called after each step that the device has finished, with the means of the epoch so far.
+        """Counts a step, and shows the progress if that is due. Call it after each step that the device has finished.
 
-        means: loss and accuracy, shape (2,). They are read only if they are shown.
+        means: loss and accuracy of the epoch so far, shape (2,). They are read only if they are shown or written.
         """
         self._step += 1
         self._trained_at = now = self._clock()
         if not self._is_first:
             return
         shown_at, interval = (self._drawn_at, REDRAW_SECONDS) if self._output.is_live else (self._line_at, LINE_SECONDS)
-        show, record = now - shown_at >= interval, now - self._recorded_at >= RECORD_SECONDS
-        if show or record:
-            numbers = self._progress_record(*np.asarray(means).tolist())
+        show, is_due = now - shown_at >= interval, now - self._written_at >= PROGRESS_SECONDS
+        if show or is_due:
+            numbers = self._progress_numbers(*np.asarray(means).tolist())
             if show and self._output.is_live:
                 self._draw(progress_text(numbers))
                 self._drawn_at = now
             elif show:
                 self.say("  ".join(progress_text(numbers)))
-            if record:
-                self._record(numbers)
+            if is_due:
+                self._write_progress(numbers)
 
     def show_validation(self) -> None:
         """Shows 'validation ...' on the live line, which does not count validation batches."""
@@ -73,14 +77,14 @@ class Display:
         """Shows the numbers of an epoch. metrics: the fields of metrics.jsonl."""
         if not self._is_first:
             return
-        numbers = self._progress_record(metrics["train_loss"], metrics["train_accuracy"])
+        numbers = self._progress_numbers(metrics["train_loss"], metrics["train_accuracy"])
         self.say(
             f"epoch {metrics['epoch']}/{self._run.config.epochs}   "
             f"train loss {metrics['train_loss']:.4f} accuracy {metrics['train_accuracy']:.2%}   "
             f"val loss {metrics['val_loss']:.4f} accuracy {metrics['val_accuracy']:.2%}   "
             f"{metrics['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"
         )
-        self._record(numbers)
+        self._write_progress(numbers)
 
     def say(self, text: str) -> None:
         """Prints one line, above the live line."""
@@ -91,7 +95,7 @@ class Display:
     def close(self) -> None:
         self._clear()
 
-    def _progress_record(self, loss, accuracy) -> dict:
+    def _progress_numbers(self, loss: float, accuracy: float) -> dict:
         """The content of progress.json."""
         config, steps_per_epoch = self._run.config, self._run.steps_per_epoch
         done = self._step - self._epoch * steps_per_epoch
@@ -111,18 +115,18 @@ class Display:
             "seconds_left": epoch_left + later_epochs,
         }
 
-    def _record(self, numbers):
-        self._recorded_at = self._clock()
+    def _write_progress(self, numbers: dict) -> None:
+        self._written_at = self._clock()
         if all(PROGRESS[name].accepts(x) for name, x in numbers.items()):  # else the run is about to diverge
             with contextlib.suppress(SaveError):  # nothing is lost, and a checkpoint that cannot be written raises it
                 run_folder.write(self._run.folder, "progress.json", numbers)
 
-    def _draw(self, parts):
+    def _draw(self, parts: list[str]) -> None:
         while len("  ".join(parts)) >= shutil.get_terminal_size().columns and len(parts) > 1:
             parts = parts[:-1]  # a line wider than the terminal would take two
         self._output.write(f"\r\x1b[K{'  '.join(parts)}")
 
-    def _clear(self):
+    def _clear(self) -> None:
         if self._is_first and self._output.is_live:
             self._output.write("\r\x1b[K")
 

@@ -25,7 +25,9 @@ from wcjax.training.result import load_folded
 from wcjax.training.train_state import zero_totals
 
 
-def evaluate(eval_step, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None) -> dict:
+def evaluate(
+    eval_step: Callable, params, batch_stats, split_feed: feed.Feed, after_batch: Callable = lambda: None
+) -> dict:
     """{'loss', 'accuracy'} over all images of a split, each counted once.
 
     eval_step: from `compilation.compile_eval_step`.
@@ -39,12 +41,12 @@ def evaluate(eval_step, params, batch_stats, split_feed: feed.Feed, after_batch:
     return totals.means()
 
 
-def load_dataset_of_run(run, data_dir: str | None = None) -> Dataset:
+def load_dataset_of_run(folder, data_dir: str | None = None) -> Dataset:
     """The data set of a run folder, from data_dir if it is not None.
 
     Raises InputError if it cannot be read. The message says so if the path that the run has stored does not exist.
     """
-    config = run_folder.read_config(run)
+    config = run_folder.read_config(folder)
     if data_dir is not None:
         config.data_dir = data_dir
     try:
@@ -53,7 +55,7 @@ def load_dataset_of_run(run, data_dir: str | None = None) -> Dataset:
         if data_dir is not None or not config.data_dir or os.path.exists(os.path.expanduser(config.data_dir)):
             raise
         raise InputError(
-            f"{pathlib.Path(run, 'config.json')}: data_dir is {config.data_dir}, which does not exist (the current "
+            f"{pathlib.Path(folder, 'config.json')}: data_dir is {config.data_dir}, which does not exist (the current "
             f"folder is {os.getcwd()}). Give the path of the data set by --data_dir."
         ) from error
 

@@ -43,7 +43,7 @@ def evaluation(split: Split | Source, dataset: Dataset, config: ConfigDict, mesh
     return Streamed(split, dataset, config, mesh, local_batches)
 
 
-def _loading(config):
+def _loading(config: ConfigDict):
     from wcjax.data.streaming.batches import Loading  # an optional dependency
 
     index_and_count = jax.process_index(), jax.process_count()
@@ -77,8 +77,8 @@ class Feed(abc.ABC):
         """Ends the processes that decode images, if there are any."""
 
     @abc.abstractmethod
-    def epoch(self, state: TrainState) -> Iterator:
-        """The inputs of the remaining steps of the epoch that state is in. The iterator does not end."""
+    def epoch(self, state: TrainState, num_steps: int) -> Iterator:
+        """The inputs of the next num_steps steps, which lie in the epoch that state is in."""
 
     @abc.abstractmethod
     def one_pass(self) -> Iterator:
@@ -102,7 +102,7 @@ class Feed(abc.ABC):
 
 
 class OnDevice(Feed):
-    """A split that every device holds whole. Each step gathers its batch there, and augments it."""
+    """A split that is replicated on every device. Each step gathers its batch there, and augments it."""
 
     def __init__(self, split, dataset, config, mesh):
         super().__init__(split, dataset, config, mesh)
@@ -125,8 +125,8 @@ class OnDevice(Feed):
         key = jax.random.fold_in(order_key(key), step // self._steps_per_epoch)
         return jax.random.permutation(key, jnp.arange(self.num_images, dtype=jnp.int32))
 
-    def epoch(self, state):
-        return itertools.repeat((self._split, self._draw(state.key, state.step)))
+    def epoch(self, state, num_steps):
+        return itertools.repeat((self._split, self._draw(state.key, state.step)), num_steps)
 
     def one_pass(self):
         return itertools.repeat(self._split, self._num_batches)
@@ -171,8 +171,8 @@ class Streamed(Feed):
             self._local_batches.close()
         self._local_batches = self._batches = None  # their __del__ fails when Python exits
 
-    def epoch(self, state):
-        return self._batches
+    def epoch(self, state, num_steps):
+        return itertools.islice(self._batches, num_steps)
 
     def one_pass(self):
         return itertools.islice(self._batches, self._num_batches)
@@ -191,7 +191,7 @@ class Streamed(Feed):
         return self._normalize(batch.images), batch.labels
 
 
-def _device_batches(local_batches, mesh):
+def _device_batches(local_batches: Iterator, mesh: Mesh) -> Iterator:
     """Batches of Grain on the devices of mesh. Raises LoaderError, after a second, if a worker of Grain has died."""
     try:
         for batch in local_batches:

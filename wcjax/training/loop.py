@@ -191,9 +191,17 @@ def _save_if_stopped(session: _Session) -> Iterator[None]:
 
 
 class _CompiledSteps(NamedTuple):
-    train_step: Callable  # from `compilation.compile_train_step`
-    eval_step: Callable  # from `compilation.compile_eval_step`
-    seconds: float  # to trace and compile both
+    """The compiled steps of a run.
+
+    Attributes:
+      train_step: from `compilation.compile_train_step`.
+      eval_step: from `compilation.compile_eval_step`.
+      seconds: the time that tracing and compiling both took.
+    """
+
+    train_step: Callable
+    eval_step: Callable
+    seconds: float
 
 
 def _compile(run: Run, progress: Progress, train_feed: feed.Feed, val_feed: feed.Feed) -> _CompiledSteps:
@@ -212,52 +220,53 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
     with contextlib.closing(Display(run)) as display:
         while progress.epoch < run.config.epochs:
             epoch_began = time.perf_counter() - progress.seconds
-            inputs = train_feed.epoch(progress.state)
+            steps_left = (progress.epoch + 1) * run.steps_per_epoch - progress.step
+            epoch_inputs = train_feed.epoch(progress.state, steps_left)
             display.begin_epoch(progress)
-            _train_epoch(session, compiled.train_step, inputs, InFlight(on_done=display.finish_step))
-            progress.check_finite(run.schedule)
+            _train_epoch(session, compiled.train_step, epoch_inputs, InFlight(on_done=display.finish_step))
+            progress.check_finite(run)
             display.show_validation()
             val_means = _validate(session, compiled.eval_step, val_feed)
             metrics = _epoch_metrics(run, progress, val_means, epoch_began)
             progress.finish_epoch(run, val_means["accuracy"])
             # The lines come before the checkpoint: a run that resumes can remove lines of an epoch, but not add them.
-            session.writer.write(metrics)
+            session.writer.write_metrics(metrics)
             session.writer.write_weights(progress.epoch, _weight_statistics(run, progress))
             session.checkpoints.save_epoch(progress, val_means["accuracy"])
             display.finish_epoch(metrics)
             session.on_epoch(metrics)
 
 
-def _train_epoch(session: _Session, train_step: Callable, inputs: Iterator, in_flight: InFlight) -> None:
-    """Runs the remaining steps of the epoch."""
-    run, progress = session.run, session.progress
+def _train_epoch(session: _Session, train_step: Callable, epoch_inputs: Iterator, in_flight: InFlight) -> None:
+    """Runs the remaining steps of the epoch, whose inputs are epoch_inputs."""
+    progress = session.progress
     steps_began = time.perf_counter() - progress.seconds
-    while progress.step < (progress.epoch + 1) * run.steps_per_epoch:
-        progress.arrays, means = train_step(progress.arrays, next(inputs))
+    for inputs in epoch_inputs:
+        progress.arrays, means = train_step(progress.arrays, inputs)
         progress.step += 1
         progress.seconds = time.perf_counter() - steps_began
         in_flight.add(means)
-        _after_step(session)
+        session.on_step(progress)
+        _save_or_stop(session)
     in_flight.drain()
     progress.seconds = time.perf_counter() - steps_began
 
 
-def _after_step(session: _Session) -> None:
+def _save_or_stop(session: _Session) -> None:
+    """Saves a checkpoint within the epoch if one is due. Raises StopRequested after a signal."""
     run, progress = session.run, session.progress
-    session.on_step(progress)
-    every, is_last = run.config.checkpoint_every, progress.step % run.steps_per_epoch == 0
-    if every and progress.step % every == 0 and not is_last:
+    every, ends_epoch = run.config.checkpoint_every, progress.step % run.steps_per_epoch == 0
+    if every and progress.step % every == 0 and not ends_epoch:
         session.checkpoints.save_midway(progress)
     session.check_stop()
 
 
 def _validate(session: _Session, eval_step: Callable, val_feed: feed.Feed) -> dict:
     """{'loss', 'accuracy'} on val. Raises DivergedError if the loss is not finite."""
-    run, progress = session.run, session.progress
-    state, step = progress.state, progress.step - 1
+    progress, state = session.progress, session.progress.state
     means = evaluate(eval_step, state.params, state.batch_stats, val_feed, session.check_stop)
     if not np.isfinite(means["loss"]):
-        raise progress.divergence_error(f"the loss on val is nan or inf after step {step}", run.schedule(step))
+        raise progress.divergence_error(session.run, "the loss on val is nan or inf", progress.step)
     return means
 
 

@@ -3,7 +3,7 @@
 A handler that raises would not be reliable. Python drops an exception that is raised in a callback of the garbage
 collector, and JAX has such a callback; an `except Exception` in a library may also swallow it. So neither of the two
 kinds of handlers here raises. Until a run takes its first step there is nothing to save, and the process exits at once
-(`leave_at_once`). From then on the signal is noted, and the loop asks for it after each step (`stop_signals`).
+(`exit_on_signal`). From then on the signal is noted, and the loop asks for it after each step (`stop_signals`).
 """
 
 import contextlib
@@ -11,6 +11,8 @@ import itertools
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,7 +23,7 @@ from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: EXIT_INTERRUPTED}
 
 
-def leave_at_once() -> None:
+def exit_on_signal() -> None:
     """Makes SIGTERM and Ctrl-C end this process at once.
 
     Python runs signal handlers only between bytecodes, and a call into XLA may take minutes, so a thread waits for the
@@ -31,36 +33,36 @@ def leave_at_once() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in EXIT_CODES:
-        signal.signal(number, _leave)
-    os.register_at_fork(after_in_child=_forget)
+        signal.signal(number, _exit)
+    os.register_at_fork(after_in_child=_restore_default_handlers)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
 
 
-def _leave(number, frame=None):
+def _exit(number: int, frame=None) -> NoReturn:
     name = signal.Signals(number).name
     with contextlib.suppress(OSError):
         os.write(2, f"stopped by {name}; run the same command to resume.\n".encode())
     os._exit(EXIT_CODES[number])
 
 
-def _forget():
-    """Undoes `leave_at_once` in a forked process, which must not wake the thread of its parent."""
+def _restore_default_handlers() -> None:
+    """Undoes `exit_on_signal` in a forked process, which must not wake the thread of its parent."""
     signal.set_wakeup_fd(-1)
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_DFL)
 
 
-# `_watch` runs later than the handlers. A Ctrl-C that `Signals` has noted restores `_leave`, so without this set
+# `_watch` runs later than the handlers. A Ctrl-C that `Signals` has noted restores `_exit`, so without this set
 # `_watch` would take the same Ctrl-C for a second one and exit.
 _noted_once = set()
 
 
-def _watch(reader):
+def _watch(reader: int) -> None:
     while number := os.read(reader, 1)[0]:
         if number in _noted_once:
             _noted_once.discard(number)
-        elif signal.getsignal(number) is _leave:
-            _leave(number)
+        elif signal.getsignal(number) is _exit:
+            _exit(number)
 
 
 class Signals:
@@ -114,7 +116,7 @@ class SharedSignals:
 
 
 @contextlib.contextmanager
-def stop_signals():
+def stop_signals() -> Iterator[Signals | SharedSignals]:
     """Yields the signals that ask this process to stop.
 
     Call `arm` as soon as there is something to save, and then `pending` before the first step and after each step.

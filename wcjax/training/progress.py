@@ -1,4 +1,4 @@
-"""The progress of a run."""
+"""What a run has done so far, and the error that ends it once its numbers are no longer finite."""
 
 import jax
 
@@ -30,7 +30,7 @@ class Progress:
         self.best_val_accuracy = -1.0
         self.train_seconds = self.seconds = 0.0
 
-    def _set_trees(self, state, totals):
+    def _set_trees(self, state: TrainState, totals: Totals):
         self.arrays, self._structure = jax.tree.flatten((state, totals))
 
     @property
@@ -38,7 +38,7 @@ class Progress:
         return jax.tree.unflatten(self._structure, self.arrays)[0]
 
     @state.setter
-    def state(self, state):
+    def state(self, state: TrainState):
         self._set_trees(state, self.totals)
 
     @property
@@ -46,7 +46,7 @@ class Progress:
         return jax.tree.unflatten(self._structure, self.arrays)[1]
 
     @totals.setter
-    def totals(self, totals):
+    def totals(self, totals: Totals):
         self._set_trees(self.state, totals)
 
     @classmethod
@@ -62,28 +62,31 @@ class Progress:
         self.train_seconds += self.seconds
         self.seconds, self.totals = 0.0, zero_totals(run.mesh)
 
-    def check_finite(self, schedule) -> None:
+    def check_finite(self, run: Run) -> None:
         """Raises DivergedError unless every loss of the epoch and the whole state are finite.
 
         The state is checked too, because nan gradients in the last step leave its loss finite. Blocks until the device
         has finished.
         """
-        if (step := int(self.totals.first_bad_step)) >= 0:
-            raise self.divergence_error(f"the loss became nan or inf at step {step}", schedule(step))
-        step = self.step - 1
+        if (first_bad_step := int(self.totals.first_bad_step)) >= 0:
+            raise self.divergence_error(run, "the loss became nan or inf", first_bad_step + 1)
         if not steps.all_finite(self.state):
-            raise self.divergence_error(f"the weights or moments are nan or inf after step {step}", schedule(step))
+            raise self.divergence_error(run, "the weights or moments are nan or inf", self.step)
 
     def position(self, run: Run) -> str:
         """'step 70 (epoch 4)'"""
         is_trained = self.epoch == run.config.epochs
         return f"step {self.step} ({'after the last epoch' if is_trained else f'epoch {self.epoch + 1}'})"
 
-    def divergence_error(self, what: str, learning_rate: float) -> DivergedError:
-        """The error for a number of the unfinished epoch that is not finite. what: names it and its step."""
+    def divergence_error(self, run: Run, fault: str, step: int) -> DivergedError:
+        """The error for a number of the unfinished epoch that is not finite.
+
+        fault: names the number and says what is wrong with it. step: the step of the fault, counted from 1.
+        """
+        learning_rate = float(run.schedule(step - 1))
         saved = self.saved_epoch
         checkpoint = f"The checkpoint of epoch {saved} is kept" if saved else "There is no checkpoint yet"
         return DivergedError(
-            f"{what} (epoch {self.epoch + 1}), learning rate {float(learning_rate):g}. {checkpoint}. Try a lower "
-            "learning_rate, in a new workdir."
+            f"{fault} at step {step} (epoch {self.epoch + 1}), learning rate {learning_rate:g}. {checkpoint}. Try a "
+            "lower learning_rate, in a new workdir."
         )

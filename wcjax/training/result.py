@@ -2,6 +2,7 @@
 
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -25,7 +26,7 @@ def save_folded(run: Run, state: TrainState) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def load_folded(run, num_classes: int | None = None):
+def load_folded(run, num_classes: int | None = None) -> tuple[nn.Module, dict]:
     """(model, variables) of a finished run: the plain network and its best weights.
 
     Args:

@@ -1,15 +1,18 @@
-"""A run: everything that stays the same from its first step to its last."""
+"""Builds what a run needs from its config and data set: Ψ, the network, the schedule and the optimizer."""
 
 import dataclasses
 import functools
 import pathlib
 
+import flax.linen as nn
 import jax
-import ml_collections
+import optax
+from ml_collections import ConfigDict
 
 from wcjax.config.build import learning_rate_schedule, make_model, make_optimizer, make_psi
 from wcjax.data import Dataset, image_shape
 from wcjax.data.dataset import num_full_batches
+from wcjax.psi import Psi
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,18 +26,18 @@ class Run:
       dataset: with the mean and std that the run normalizes its images with.
     """
 
-    config: ml_collections.ConfigDict
+    config: ConfigDict
     folder: pathlib.Path
     mesh: jax.sharding.Mesh
     dataset: Dataset
 
     @functools.cached_property
-    def psi(self):
+    def psi(self) -> Psi | None:
         """The Ψ of the network, None for a plain one."""
         return make_psi(self.config)
 
     @functools.cached_property
-    def model(self):
+    def model(self) -> nn.Module:
         """The network, whose layers compute w = Ψ(v)."""
         return make_model(self.config, self.dataset.num_classes)
 
@@ -43,12 +46,12 @@ class Run:
         return num_full_batches(self.dataset.train.num_images, self.config.batch_size)
 
     @functools.cached_property
-    def schedule(self):
+    def schedule(self) -> optax.Schedule:
         """Step -> learning rate."""
         return learning_rate_schedule(self.config, self.steps_per_epoch)
 
     @functools.cached_property
-    def tx(self):
+    def tx(self) -> optax.GradientTransformation:
         """The optimizer of v."""
         return make_optimizer(self.config, self.steps_per_epoch)
 

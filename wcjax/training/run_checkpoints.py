@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from wcjax import processes, run_folder
 from wcjax.errors import InputError
 from wcjax.run_folder.checkpoints import Checkpoints
-from wcjax.run_folder.schema import RECORD, RECORD_MIDWAY
+from wcjax.run_folder.schema import CHECKPOINT, MIDWAY_CHECKPOINT
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 from wcjax.training.train_state import TrainState
@@ -35,10 +35,10 @@ class RunCheckpoints:
         self._epochs = Checkpoints(
             run.folder / "checkpoints",
             keep=run.config.keep_checkpoints,
-            schema=RECORD,
+            schema=CHECKPOINT,
             val_accuracies={line["epoch"]: line["val_accuracy"] for line in lines},
         )
-        self._midway = Checkpoints(run.folder / MIDWAY, unit="step", keep_best=0, schema=RECORD_MIDWAY)
+        self._midway = Checkpoints(run.folder / MIDWAY, unit="step", keep_best=0, schema=MIDWAY_CHECKPOINT)
         self._unsaved_best = None  # the arguments of Checkpoints.save
         self._saved_at = time.monotonic()
         self._is_open = True
@@ -53,12 +53,12 @@ class RunCheckpoints:
             progress.state, record = newest
             progress.step = record["epoch"] * self._run.steps_per_epoch
             progress.saved_epoch = record["epoch"]
-            _set_record(progress, record, RECORD)
+            _set_progress_values(progress, record, CHECKPOINT)
         if midway := self._restore_midway(progress):
             arrays, record = midway
             progress.state, progress.totals = arrays["state"], arrays["totals"]
             progress.step = int(arrays["state"].step)
-            _set_record(progress, record, RECORD_MIDWAY)
+            _set_progress_values(progress, record, MIDWAY_CHECKPOINT)
         else:
             self._midway.delete_all()
 
@@ -83,7 +83,7 @@ class RunCheckpoints:
 
         Otherwise copies its state if it is the best epoch so far. After the last epoch a checkpoint is always due.
         """
-        state, record = progress.state, _record(progress, RECORD)
+        state, record = progress.state, _progress_values(progress, CHECKPOINT)
         is_best = progress.best_epoch == progress.epoch
         if is_best:
             self._unsaved_best = None
@@ -108,9 +108,9 @@ class RunCheckpoints:
     def save_midway(self, progress: Progress) -> None:
         """Saves progress within an epoch, in the background. Raises DivergedError if it is not finite."""
         self.save_best()
-        progress.check_finite(self._run.schedule)
+        progress.check_finite(self._run)
         arrays = {"state": progress.state, "totals": progress.totals}
-        self._midway.save(progress.step, arrays, _record(progress, RECORD_MIDWAY))
+        self._midway.save(progress.step, arrays, _progress_values(progress, MIDWAY_CHECKPOINT))
 
     def delete_midway(self) -> None:
         """Deletes the folder of checkpoints within an epoch, after `close`."""
@@ -140,11 +140,11 @@ def _copy(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-# A record has the attributes of Progress that its schema names.
-def _record(progress: Progress, schema: dict) -> dict:
+def _progress_values(progress: Progress, schema: dict) -> dict:
+    """The record of a checkpoint: the attributes of progress that its schema names."""
     return {name: getattr(progress, name) for name in schema}
 
 
-def _set_record(progress: Progress, record: dict, schema: dict) -> None:
+def _set_progress_values(progress: Progress, record: dict, schema: dict) -> None:
     for name in schema:
         setattr(progress, name, record[name])

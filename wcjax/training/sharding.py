@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from wcjax.devices import check_devices
 from wcjax.errors import InputError
@@ -21,7 +22,7 @@ AXES = ("data", "fsdp")
 MIN_FSDP_SIZE = 2**14  # elements: a smaller array takes longer to gather than its memory is worth
 
 
-def make_mesh(config) -> Mesh:
+def make_mesh(config: ConfigDict) -> Mesh:
     """The mesh that config.mesh asks for; -1 stands for all devices that the other axis leaves.
 
     A single process may use the first few of its devices. Several processes use all of theirs.
@@ -89,13 +90,13 @@ def state_sharding(mesh: Mesh, state):
 
 
 def replicate(mesh: Mesh, tree):
-    """Puts arrays that every process has on each device, whole."""
+    """Replicates host arrays, which every process has, on all devices of the mesh."""
     place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
     return jax.tree.map(lambda x: place(np.asarray(x)), tree)
 
 
 def gather_in_step(mesh: Mesh, tree, dtype):
-    """Gathers arrays that are sharded as by `state_sharding`, so that each device has them whole; for a jitted step.
+    """All-gathers arrays that are sharded as by `state_sharding`, inside a jitted step.
 
     Sharded arrays are cast to dtype before they are sent. Each gradient is sharded like its array, so that a device
     gets the sum for its shard alone (reduce-scatter).
@@ -103,18 +104,18 @@ def gather_in_step(mesh: Mesh, tree, dtype):
     shardings = state_sharding(mesh, tree)
 
     @jax.custom_vjp
-    def whole(tree):
+    def gathered(tree):
         return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
-    whole.defvjp(
-        lambda tree: (whole(tree), None), lambda _, grads: (jax.lax.with_sharding_constraint(grads, shardings),)
+    gathered.defvjp(
+        lambda tree: (gathered(tree), None), lambda _, grads: (jax.lax.with_sharding_constraint(grads, shardings),)
     )
     cast = lambda x, s: x if s.is_fully_replicated else jax.lax.with_sharding_constraint(x.astype(dtype), s)
-    return whole(jax.tree.map(cast, tree, shardings))
+    return gathered(jax.tree.map(cast, tree, shardings))
 
 
 def unshard(mesh: Mesh, tree):
-    """Puts sharded arrays on each device, whole, so that each process can read them."""
+    """Replicates device arrays, so that each process can read all of them."""
     return jax.device_put(tree, replicated(mesh))
 
 

@@ -1,8 +1,12 @@
 """The jitted work of a run: initial state, one training step, one evaluation step. The steps never touch the host."""
 
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from wcjax.params import fold
 from wcjax.training import sharding
@@ -12,7 +16,13 @@ from wcjax.training.train_state import Totals, TrainState, step_key
 from wcjax.unoptimized import jit_unoptimized
 
 
-def init_state(model, tx, image_shape, seed: int, mesh: jax.sharding.Mesh | None = None) -> TrainState:
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    mesh: Mesh | None = None,
+) -> TrainState:
     """The state before the first step. image_shape: (height, width, channels). mesh: one device by default."""
     mesh = mesh or sharding.one_device()
     init = initializer(model, tx, image_shape)
@@ -22,7 +32,9 @@ def init_state(model, tx, image_shape, seed: int, mesh: jax.sharding.Mesh | None
     return jit_unoptimized(init, out_shardings=sharding.state_sharding(mesh, shapes))(key)
 
 
-def initializer(model, tx, image_shape):
+def initializer(
+    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]
+) -> Callable[[jax.Array], TrainState]:
     """Returns init(key) -> the first TrainState. init can be jitted."""
 
     def init(key):
@@ -40,7 +52,7 @@ def initializer(model, tx, image_shape):
     return init
 
 
-def gathered_network(mesh, model) -> tuple:
+def gathered_network(mesh: Mesh, model: nn.Module) -> tuple[nn.Module, Callable]:
     """(network, gather) to train with: network.apply({'params': gather(params), ...}, images).
 
     If parameters are sharded over fsdp, `network` is plain, and `gather` first folds each shard, w = Ψ(v), and then
@@ -92,7 +104,7 @@ def train_step(run: Run, feed: Feed, state: TrainState, totals: Totals, inputs) 
     return state, totals, jnp.stack([totals.loss, totals.correct]) / totals.seen
 
 
-def cross_entropy(logits, labels, label_smoothing: float):
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
     """The mean over the batch, shape (). logits: (n, classes). labels: int (n,)."""
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -100,7 +112,7 @@ def cross_entropy(logits, labels, label_smoothing: float):
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def eval_step(model, feed: Feed, params, batch_stats, totals: Totals, inputs) -> Totals:
+def eval_step(model: nn.Module, feed: Feed, params, batch_stats, totals: Totals, inputs) -> Totals:
     """Adds the next batch to totals. An image with a negative label is padding and is not counted.
 
     inputs: what the feed gives for this step, see `wcjax.training.feed`.
@@ -117,6 +129,6 @@ def eval_step(model, feed: Feed, params, batch_stats, totals: Totals, inputs) ->
 
 
 @jit_unoptimized
-def all_finite(tree):
+def all_finite(tree) -> jax.Array:
     """Whether all elements of tree are finite: bool, shape ()."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -12,6 +12,7 @@ All numbers describe w, the weights that the network uses, even if the run holds
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from wcjax.params import fold, is_kernel, is_reparameterized
 from wcjax.psi import Psi
@@ -26,8 +27,7 @@ def layer_weights(params, plain: bool) -> dict[str, jax.Array]:
     return {path_str(path[:-1]): w for path, w in leaves if is_kernel(path, w)}
 
 
-@jit_unoptimized
-def weight_statistics(w) -> dict[str, jax.Array]:
+def weight_statistics(w: jax.Array) -> dict[str, jax.Array]:
     """The numbers of one layer that the docstring of this file lists. w: floats of any shape, not empty."""
     w = w.ravel().astype(jnp.float32)
     below = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), w, side="right")
@@ -44,15 +44,16 @@ def weight_statistics(w) -> dict[str, jax.Array]:
     }
 
 
-def layer_statistics(params, config) -> dict[str, dict]:
+def layer_statistics(params, config: ConfigDict) -> dict[str, dict]:
     """{layer: its numbers} as Python numbers and lists. Blocks until the device has finished."""
     weights = _layer_weights(params, plain=config.reparam.name == "none")
-    statistics = jax.device_get({layer: weight_statistics(w) for layer, w in weights.items()})
+    statistics = jax.device_get({layer: _weight_statistics(w) for layer, w in weights.items()})
     return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in statistics.items()}
 
 
-# Jitted apart from `weight_statistics`, which is compiled once for all layers of a shape.
+# Two functions, so that the second is compiled only once for all layers of a shape.
 _layer_weights = jit_unoptimized(layer_weights, static_argnames="plain")
+_weight_statistics = jit_unoptimized(weight_statistics)
 
 
 def learned_psis(params) -> dict[str, Psi]:
