@@ -216,6 +216,16 @@ class Nameless(list):
     tree_unflatten = classmethod(lambda cls, _, leaves: cls(leaves))
 
 
+class Variable:
+    """A holder of an array that is no pytree, like a variable of Keras."""
+
+    def __init__(self, value):
+        self.value, self.shape, self.ndim, self.dtype = value, value.shape, value.ndim, value.dtype
+
+    def __jax_array__(self):
+        return self.value
+
+
 def start(psi, w=W, name="kernel", **settings):
     return reparameterize({"x": {name: w}}, psi, **settings)
 
@@ -234,6 +244,7 @@ MISTAKES = {
     "bound of a negative a": (lambda: start(Arctan(np.array(-0.1), 1.0)), "x/kernel: largest .w. is 0.2.*, but Arctan"),
     "bound of a Ψ of one's own": (lambda: start(Softsign(), 9 * W), "but Softsign.* only reaches .* smaller weights"),
     "complex": (lambda: start(PSI.ours(), W + 1j, where=lambda *_: True), "x/kernel has dtype complex64, but only"),
+    "a variable": (lambda: start(PSI.ours(), Variable(9 * W)), "x/kernel is a Variable, but only arrays"),
     "nothing selected": (lambda: start(PSI.ours(), name="bias"), "selects no leaf of the 1 .x/bias"),
     "entries without names": (lambda: start(PSI.ours(), Nameless([W, W])), "containers that do not name their entries"),
     "twice": (

@@ -157,8 +157,11 @@ def _for_weight(path, w, psi):
 
 def check_float(name: str, w: Any) -> None:
     """Raises ValueError if w, the weight of that name, is not an array of real floats of 16 bits or more."""
-    if not (hasattr(w, "dtype") and jnp.issubdtype(w.dtype, jnp.floating) and jnp.finfo(w.dtype).bits >= 16):
-        fault = f"has dtype {w.dtype}" if hasattr(w, "dtype") else f"is a {type(w).__name__}"
+    # A variable that holds an array, as in Keras, has a dtype too, but its values would not be checked.
+    is_variable = hasattr(w, "__jax_array__") and not isinstance(w, jax.Array)
+    has_dtype = hasattr(w, "dtype") and not is_variable
+    if not (has_dtype and jnp.issubdtype(w.dtype, jnp.floating) and jnp.finfo(w.dtype).bits >= 16):
+        fault = f"has dtype {w.dtype}" if has_dtype else f"is a {type(w).__name__}"
         raise ValueError(f"{name} {fault}, but only arrays of real floats of 16 bits or more can be companded.")
 
 
