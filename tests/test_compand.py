@@ -218,8 +218,9 @@ def test_errors_name_the_thing_and_what_to_do(call, message):
 def test_an_optimizer_that_cancels_the_derivative_warns():
     for name in ("adam", "adamw", "adabelief", "adagrad", "rmsprop", "lion"):
         inner = optax.chain(optax.clip(1.0), getattr(optax, name)(0.1))
-        with pytest.warns(UserWarning, match=r"ScaleBy\w+State.*cancels Ψ′.*adaptive=True"):
+        with pytest.warns(UserWarning, match=r"ScaleBy\w+State.*cancels Ψ′.*adaptive=True") as record:
             compand(inner, PSI).init(PARAMS)
+        assert record[0].filename == __file__
         compand(inner, PSI, adaptive=True).init(PARAMS)
     biases = {"adam": optax.adam(0.1), "sgd": SGD}
     by_name = lambda params: jax.tree.map(lambda x: "adam" if x.ndim == 1 else "sgd", params)

@@ -49,7 +49,7 @@ def check_where(where: Any) -> None:
         raise ValueError(f"`where` must be a function (key path, leaf) -> bool, found {where!r}.")
 
 
-def is_selected(answer: Any, path: jax.tree_util.KeyPath) -> bool:
+def checked_answer(answer: Any, path: jax.tree_util.KeyPath) -> bool:
     """The answer of `where` about the leaf at path. Raises ValueError if it is not a bool."""
     if np.ndim(answer) or np.asarray(answer).dtype != bool:
         returned = f"{type(answer).__name__} for {path_str(path)}"
@@ -111,7 +111,7 @@ class _BoundUse(NamedTuple):
 
     share: float  # of the limit
     path: jax.tree_util.KeyPath
-    size: float  # |w|
+    magnitude: float  # |w|
     limit: float
     a: float
     b: float
@@ -119,12 +119,12 @@ class _BoundUse(NamedTuple):
 
 def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse:
     own_psi = _for_weight(path, w, psi)
-    size = np.abs(np.asarray(w, np.float64))
-    limit = np.broadcast_to(own_psi.bound, size.shape).astype(np.float64)
+    magnitude = np.abs(np.asarray(w, np.float64))
+    limit = np.broadcast_to(own_psi.bound, magnitude.shape).astype(np.float64)
     limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
-    index = np.argmax(size / limit)
-    a, b = (np.abs(np.broadcast_to(getattr(own_psi, name, 1.0), size.shape).flat[index]) for name in "ab")
-    return _BoundUse((size / limit).flat[index], path, size.flat[index], limit.flat[index], a, b)
+    index = np.argmax(magnitude / limit)
+    a, b = (np.abs(np.broadcast_to(getattr(own_psi, name, 1.0), magnitude.shape).flat[index]) for name in "ab")
+    return _BoundUse((magnitude / limit).flat[index], path, magnitude.flat[index], limit.flat[index], a, b)
 
 
 def _check_bound(weights: Weights, psi: Elementwise) -> None:
@@ -142,8 +142,8 @@ def _check_bound(weights: Weights, psi: Elementwise) -> None:
         hint = f"Choose a >= {sufficient:.3g}, or smaller weights."
     dtype = jax.dtypes.canonicalize_dtype(weights[worst.path].dtype)
     raise ValueError(
-        f"{path_str(worst.path)}: largest |w| is {worst.size:.6g}, but {name} only reaches |w| < {worst.limit:.6g} in "
-        f"{dtype}. {hint}"
+        f"{path_str(worst.path)}: largest |w| is {worst.magnitude:.6g}, but {name} only reaches "
+        f"|w| < {worst.limit:.6g} in {dtype}. {hint}"
     )
 
 

@@ -8,7 +8,6 @@ docs/how_it_works.md derives the step.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from wcjax import checks, elementary, optimizer_checks, serialization
-from wcjax.params import Reparameterized, is_reparameterized_or_box, is_weight_psi_or_none, selected_weights, unboxed
-from wcjax.precision import scale, scale_step, wide_dtype, widen
-from wcjax.psi import LEARN_NETWORK, Elementwise, Psi, PyTree, Where
+from wcjax import checks, optimizer_checks, psi_trees, serialization
+from wcjax.params import Reparameterized, is_reparameterized_or_box, selected_weights, unboxed
+from wcjax.precision import wide_dtype, widen
+from wcjax.psi import LEARN_NETWORK, RANGE, Elementwise, Psi, PyTree, Where
+from wcjax.psi_trees import is_psi_or_none
 from wcjax.reparam import Scaled
 from wcjax.trees import instances
 
@@ -154,8 +154,8 @@ def compand(
     def init_fn(params):
         psis, pairs = _initial_psis_and_pairs(params, psi, where, learn)
         start_psis = _current_psis(psis, pairs, learn)
-        w = _clip_weights(start_psis, params)
-        inner_params = w if adaptive else _inverse(start_psis, w)
+        w = psi_trees.clip_weights(start_psis, params)
+        inner_params = w if adaptive else psi_trees.inverse(start_psis, w)
         inner_state = inner.init((inner_params, pairs) if learned else inner_params)
         if instances(inner_state, CompandState):
             raise ValueError("inner is another compand, whose w would be taken for v: pass the optimizer inside it.")
@@ -173,19 +173,20 @@ def compand(
         """The decayed gradients that inner sees, dL/dw if adaptive and dL/dv if not, and the new state of the decay."""
         if not learned:
             grads, decay_state = decay.update(grads, decay_state, w)
-            return (grads if adaptive else _scale(psis, grads, slopes)), decay_state
+            return (grads if adaptive else psi_trees.scale(psis, grads, slopes)), decay_state
         if not adaptive:
-            return decay.update(_scale(psis, grads, slopes), decay_state, v)
+            return decay.update(psi_trees.scale(psis, grads, slopes), decay_state, v)
         # The penalty's gradient λ·v is part of dL/dv, so that dL/dw gets λ·v / Ψ′(v).
-        return decay.update(grads, decay_state, _scale(psis, v, _reciprocal_slopes(psis, v)))
+        penalty_grads = psi_trees.scale(psis, v, psi_trees.reciprocal_slopes(psis, v))
+        return decay.update(grads, decay_state, penalty_grads)
 
     def update_fn(updates, state, params=None, **extra_args):
         check_update(state, params)
         if not adaptive or learned:
             extra_args = optimizer_checks.without_functions(extra_args, updates)
         psis = _current_psis(state.psis, state.pairs, learn)
-        w = _clip_weights(psis, params)
-        v, slopes = _inverse(psis, w), _slopes(psis, w)
+        w = psi_trees.clip_weights(psis, params)
+        v, slopes = psi_trees.inverse(psis, w), psi_trees.slopes(psis, w)
         grads, decay_state = inner_gradients(updates, state.decay, psis, w, v, slopes)
         inner_params = w if adaptive else v
         if learned:
@@ -199,8 +200,8 @@ def compand(
             steps, inner_state = inner.update(grads, state.inner, inner_params, **extra_args)
             pairs, new_psis = None, psis
         if adaptive:
-            steps = _map_companded(lambda _, step, slope: scale_step(step, slope), psis, steps, slopes)
-        changes = _map_companded(_change_of_param, psis, steps, w, params, new_psis)
+            steps = psi_trees.scale_steps(psis, steps, slopes)
+        changes = psi_trees.changes(psis, steps, w, params, new_psis)
         return changes, CompandState(inner_state, decay_state, state.psis, pairs)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -224,9 +225,9 @@ def schedule_free_eval_params(state: CompandState, params: PyTree) -> PyTree:
         raise ValueError("this takes the CompandState of compand(schedule_free(...), psi) itself, not one around it.")
     if state.pairs is not None:
         raise ValueError("schedule_free has no evaluation weights with learned a and b: use learn='none'.")
-    v = _inverse(state.psis, params)
+    v = psi_trees.inverse(state.psis, params)
     eval_v = optax.contrib.schedule_free_eval_params(state.inner, v)
-    return _map_companded(lambda psi, v: psi(v), state.psis, eval_v)
+    return psi_trees.apply(state.psis, eval_v)
 
 
 def _initial_psis_and_pairs(params, psi, where, learn):
@@ -261,7 +262,7 @@ def _initial_psis_and_pairs(params, psi, where, learn):
 def _initial_pairs(psis, params, psi, learn):
     """The learned pairs of `CompandState` at the start."""
     weights = jax.tree.map(
-        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_weight_psi_or_none
+        lambda psi, w: unboxed(w) if isinstance(psi, Psi) else None, psis, params, is_leaf=is_psi_or_none
     )
     if learn == "coarse":
         is_double = any(wide_dtype(w.dtype) == jnp.float64 for w in jax.tree.leaves(weights))
@@ -281,8 +282,8 @@ def _current_psis(psis, pairs, learn):
         return psis
     insert = lambda psi, pair: dataclasses.replace(psi, **pair) if isinstance(psi, Psi) else psi
     if learn == "coarse":
-        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_weight_psi_or_none)
-    return jax.tree.map(insert, psis, pairs, is_leaf=is_weight_psi_or_none)
+        return jax.tree.map(lambda psi: insert(psi, pairs), psis, is_leaf=is_psi_or_none)
+    return jax.tree.map(insert, psis, pairs, is_leaf=is_psi_or_none)
 
 
 def _pair_gradients(state, psis, w, grads, learn):
@@ -296,75 +297,12 @@ def _pair_gradients(state, psis, w, grads, learn):
 
     def total_loss(pairs):  # automatic differentiation sums over the weights that share an a and b
         new_psis = _current_psis(state.psis, pairs, learn)
-        losses = jax.tree.map(linear_loss, psis, w, grads, new_psis, is_leaf=is_weight_psi_or_none)
+        losses = jax.tree.map(linear_loss, psis, w, grads, new_psis, is_leaf=is_psi_or_none)
         return sum(jax.tree.leaves(losses), 0.0)
 
     return jax.grad(total_loss)(state.pairs)
 
 
-def _inverse(psis, w):
-    """v = Ψ⁻¹(w) of each companded leaf."""
-    return _map_companded(lambda psi, w: psi.inverse(w), psis, w)
-
-
-def _slopes(psis, w):
-    """Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
-    return _map_companded(lambda psi, w: psi.slope(widen(w)), psis, w)
-
-
-def _reciprocal_slopes(psis, v):
-    """1 / Ψ′(v) of each companded leaf, in the `wide_dtype` of the leaf."""
-    return _map_companded(lambda psi, v: psi.reciprocal_derivative(widen(v)), psis, v)
-
-
-def _scale(psis, tree, factors):
-    """Multiplies each companded leaf by its factor: Ψ′(v), or 1 / Ψ′(v)."""
-    return _map_companded(lambda _, x, factor: scale(x, factor), psis, tree, factors)
-
-
-def _clip_weights(psis, params):
-    """params with each companded leaf clipped to the limit of its Ψ."""
-    return _map_companded(_clip_to_limit, psis, params)
-
-
-def _clip_to_limit(psi, param):
-    if isinstance(param, jax.ShapeDtypeStruct):
-        return param
-    param = jnp.asarray(param)
-    limit = _limit(psi, param.dtype)
-    return jnp.clip(widen(param), -limit, limit).astype(param.dtype)
-
-
-def _change_of_param(psi, u, w, param, new_psi):
-    """new_psi(Ψ⁻¹(w) + u), clipped to the limit of new_psi, minus param. w: param, clipped to the limit of psi."""
-    dtype = jnp.asarray(param).dtype
-    u, w, param = (jnp.asarray(x, wide_dtype(dtype)) for x in (u, w, param))
-    limit = _limit(new_psi, dtype)
-    change = psi.change(w, u, None if new_psi is psi else new_psi)
-    return (elementary.clip(change, -limit - w, limit - w) + (w - param)).astype(dtype)
-
-
-def _limit(psi, dtype):
-    """The largest |w| that a step may reach, inside the bound of psi by `checks.STEP_MARGIN` of dtype."""
-    largest = jnp.asarray(float(jnp.finfo(dtype).max) / 2, wide_dtype(dtype))
-    if isinstance(psi.bound, float) and math.isinf(psi.bound):  # an infinite array would stop jax.debug_infs
-        return largest
-    limit = jnp.asarray(psi.bound, wide_dtype(dtype)) * (1 - checks.STEP_MARGIN * float(jnp.finfo(dtype).eps))
-    return jnp.minimum(limit, largest)
-
-
-def _map_companded(f, psis, tree, *trees):
-    """tree with f(Ψ, x, ...) instead of each companded leaf x. A gradient of None stays."""
-
-    def apply(psi, x, *others):
-        if not isinstance(psi, Psi):
-            return x
-        arrays = [unboxed(y) for y in others]
-        return jax.tree.map(lambda x: f(psi, x, *arrays), x)  # x may be None, or in a box
-
-    return jax.tree.map(apply, psis, tree, *trees, is_leaf=is_weight_psi_or_none)
-
-
 def _nonzero(x):
     """x, with a small number instead of an exact 0, because at a = 0 or b = 0 w does not determine v."""
-    return jnp.where(x == 0, 1e-8, x).astype(x.dtype)
+    return jnp.where(x == 0, RANGE[0], x).astype(x.dtype)

@@ -42,8 +42,8 @@ def _largest(w, psi):
     """The largest |w| and its share of the bound, as text."""
     if not checks.has_values(w) or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(psi)):
         return "", ""
-    size = np.abs(np.asarray(w, np.float64))
-    largest = f"{np.max(size, initial=0.0):.4g}"
+    magnitude = np.abs(np.asarray(w, np.float64))
+    largest = f"{np.max(magnitude, initial=0.0):.4g}"
     if not isinstance(psi, Elementwise):
         return largest, ""
     try:
@@ -51,4 +51,4 @@ def _largest(w, psi):
             bound = np.asarray(psi.for_weight(w, "none", axes=()).bound)
     except ValueError:
         return largest, "arrays do not fit"
-    return largest, "" if np.all(np.isinf(bound)) else f"{np.max(size / bound, initial=0.0):.1%}"
+    return largest, "" if np.all(np.isinf(bound)) else f"{np.max(magnitude / bound, initial=0.0):.1%}"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from wcjax import optimizer_checks
-from wcjax.params import Reparameterized, is_reparameterized, is_weight_psi_or_none, with_shared_pair
+from wcjax.params import Reparameterized, is_reparameterized, lacks_pair, with_shared_pair
 from wcjax.precision import scale, scale_step, widen
 from wcjax.psi import Elementwise, Psi, PyTree
 from wcjax.trees import instances
@@ -82,15 +82,15 @@ def _penalty_gradients(params):
             return dataclasses.replace(x, psi=jax.tree.map(jnp.zeros_like, x.psi))
         return dataclasses.replace(x, v=jax.tree.map(lambda v: x.psi(v) * x.psi.derivative(v), x.v))
 
-    return jax.tree.map(gradient, params, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(gradient, params, is_leaf=_is_weight_or_pair)
 
 
 def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     r"""Lets an adaptive optimizer step on dL/dw and multiplies its step by Ψ′(v).
 
-    An adaptive optimizer divides each entry of the gradient by its size, so in dL/dv = Ψ′(v)·dL/dw it would cancel Ψ′.
-    Therefore the inner optimizer sees dL/dw, and w instead of v as its params at init and at update. With the gradient
-    g = dL/dv, the update of v is
+    An adaptive optimizer divides each entry of the gradient by its magnitude, so in dL/dv = Ψ′(v)·dL/dw it would cancel
+    Ψ′. Therefore the inner optimizer sees dL/dw, and w instead of v as its params at init and at update. With the
+    gradient g = dL/dv, the update of v is
 
     .. math::
 
@@ -120,7 +120,7 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
       >>> tx = wcjax.optim.scale_by_derivative(optax.adam(0.1))
       >>> ones = optax.tree.ones_like(params)
       >>> updates, _ = tx.update(ones, tx.init(params), params)
-      >>> updates["kernel"].v.round(4)  # -0.1·Ψ′(v): the first step of adam is 0.1 in size
+      >>> updates["kernel"].v.round(4)  # -0.1·Ψ′(v): the first step of adam has the magnitude 0.1
       Array([[-0.0452, -0.0893]], dtype=float32)
 
     References:
@@ -139,10 +139,10 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
         optimizer_checks.check_has_params(params)
         extra_args = optimizer_checks.without_functions(extra_args, updates)
         reparameterized = _with_psis(params)
-        grads = _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(widen(v))), reparameterized, updates)
+        grads = _divide_by_derivative(reparameterized, updates)
         w = _with_w(reparameterized, params)
         steps, state = inner.update(grads, state, w, **extra_args)
-        return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(widen(v))), reparameterized, steps), state
+        return _multiply_by_derivative(reparameterized, steps), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -151,7 +151,7 @@ def _with_psis(params):
     """params in which every weight holds its Ψ, also a shared one. ValueError if a mask hides a pair from its v."""
     params = with_shared_pair(params)
     for x in instances(params, Reparameterized):
-        if x.lacks_pair:
+        if lacks_pair(x):
             raise ValueError("A mask hides the learned a and b from their v: give all three to the same optimizer.")
     return params
 
@@ -159,6 +159,16 @@ def _with_psis(params):
 def _with_w(reparameterized, params):
     """params with w = Ψ(v) instead of each v of an elementwise Ψ. A pair that layers share stays where it is."""
     return _map_v(lambda psi, v, _: psi(v), reparameterized, params)
+
+
+def _divide_by_derivative(reparameterized, grads):
+    """dL/dw = dL/dv / Ψ′(v) for each v of an elementwise Ψ."""
+    return _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(widen(v))), reparameterized, grads)
+
+
+def _multiply_by_derivative(reparameterized, steps):
+    """The step of v, Ψ′(v) times the step of w, for each v of an elementwise Ψ."""
+    return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(widen(v))), reparameterized, steps)
 
 
 def _map_v(f, reparameterized, tree):
@@ -172,4 +182,9 @@ def _map_v(f, reparameterized, tree):
         f_of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
-    return jax.tree.map(replace_v, reparameterized, tree, is_leaf=is_weight_psi_or_none)
+    return jax.tree.map(replace_v, reparameterized, tree, is_leaf=_is_weight_or_pair)
+
+
+def _is_weight_or_pair(x):
+    """Whether x is a Reparameterized weight, or the pair that layers share."""
+    return isinstance(x, Reparameterized | Psi)

@@ -25,7 +25,7 @@ KEEPS_WEIGHTS = (
 )
 # States of line searches.
 LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
-# States of optimizers that divide each entry of a gradient by its size.
+# States of optimizers that divide each entry of a gradient by its magnitude.
 CANCELS_SLOPE = (
     optax.ScaleByAdaDeltaState,
     optax.ScaleByAdamState,
@@ -133,7 +133,7 @@ def check_pairs(pairs: PyTree, expected: PyTree) -> None:
 def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = False) -> None:
     """Raises ValueError for an inner optimizer whose results would be wrong, which its state tells.
 
-    Warns if it divides each entry of its gradient by its size, and so cancels Ψ′, but adaptive is False.
+    Warns if it divides each entry of its gradient by its magnitude, and so cancels Ψ′, but adaptive is False.
     """
     if learned and instances(inner_state, LINE_SEARCHES):
         raise ValueError(
@@ -153,7 +153,7 @@ def check_inner(inner_state: optax.OptState, adaptive: bool, learned: bool = Fal
     has_parts = instances(inner_state, optax.MaskedNode)  # optimizers of parts of the tree, perhaps not of weights
     if states and not adaptive and not has_parts and all(isinstance(x, CANCELS_SLOPE) for x in states):
         warnings.warn(
-            f"The inner optimizer divides each entry of its gradient by its size ({type(states[0]).__name__}), which "
-            "cancels Ψ′(v): pass compand(..., adaptive=True).",
-            stacklevel=4,
+            f"The inner optimizer divides each entry of its gradient by its magnitude ({type(states[0]).__name__}), "
+            "which cancels Ψ′(v): pass compand(..., adaptive=True).",
+            stacklevel=3,  # the line that calls init
         )

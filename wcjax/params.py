@@ -37,19 +37,19 @@ class Reparameterized:
     psi: Psi | None
 
     @property
-    def lacks_pair(self) -> bool:
-        """Whether v is here but its own learned a or b is not, because a mask or a partition took it away."""
-        is_there = lambda name: bool(jax.tree.leaves(getattr(self.psi, name)))
-        return bool(jax.tree.leaves(self.v)) and not all(map(is_there, getattr(self.psi, "learned", ())))
-
-    @property
     def w(self) -> Any:
         """psi(v), an array of the shape and dtype of v, in its box. ValueError without its Ψ, or its a and b."""
         if self.psi is None:
             raise ValueError("this weight shares its a and b with others: fold the tree that holds them all.")
-        if self.lacks_pair:
+        if lacks_pair(self):
             raise ValueError("this weight's learned a and b are in another part of the tree: combine the parts first.")
         return jax.tree.map(self.psi, self.v)
+
+
+def lacks_pair(weight: Reparameterized) -> bool:
+    """Whether v is here but its own learned a or b is not, because a mask or a partition took it away."""
+    is_there = lambda name: bool(jax.tree.leaves(getattr(weight.psi, name)))
+    return bool(jax.tree.leaves(weight.v)) and not all(map(is_there, getattr(weight.psi, "learned", ())))
 
 
 def is_kernel(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
@@ -164,7 +164,7 @@ def selected_weights(params: PyTree, where: Where | None) -> dict[jax.tree_util.
     checks.check_where(where)
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_reparameterized_or_box)
     plain = {path: unboxed(x) for path, x in leaves if not is_reparameterized(x)}
-    return {path: w for path, w in plain.items() if checks.is_selected(where(path, w), path)}
+    return {path: w for path, w in plain.items() if checks.checked_answer(where(path, w), path)}
 
 
 def unboxed(x: Any) -> Any:
@@ -180,11 +180,6 @@ def is_reparameterized(x: Any) -> bool:
 def is_reparameterized_or_box(x: Any) -> bool:
     """Whether x is one entry of a tree of parameters: a Reparameterized weight, or a box with an array in it."""
     return is_reparameterized(x) or _is_box(x)
-
-
-def is_weight_psi_or_none(x: Any) -> bool:
-    """Whether x is a Reparameterized weight, a Ψ, or the None of a leaf that has no Ψ."""
-    return x is None or isinstance(x, Reparameterized | Psi)
 
 
 def _is_box(x):

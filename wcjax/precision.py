@@ -19,16 +19,16 @@ def widen(x: jax.Array) -> jax.Array:
 def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
     """x·factor in the dtype of x. Finite for a finite x and a finite factor."""
     x = jnp.asarray(x)
-    wide, largest = wide_dtype(x.dtype), _largest(x.dtype)
+    wide, limit = wide_dtype(x.dtype), _limit(x.dtype)
     scaled = x.astype(wide) * factor.astype(wide)
-    return jnp.where(jnp.isfinite(x), jnp.clip(scaled, -largest, largest), scaled).astype(x.dtype)
+    return jnp.where(jnp.isfinite(x), jnp.clip(scaled, -limit, limit), scaled).astype(x.dtype)
 
 
 def scale_step(step: jax.Array, factor: jax.Array) -> jax.Array:
-    """step·factor with an infinite step taken as `LARGEST`."""
-    largest = _largest(step.dtype)
-    return scale(jnp.clip(step, -largest, largest), factor)
+    """step·factor, with the step first clipped to ±LARGEST, or to the largest number of its dtype if it is smaller."""
+    limit = _limit(step.dtype)
+    return scale(jnp.clip(step, -limit, limit), factor)
 
 
-def _largest(dtype):
+def _limit(dtype):
     return min(LARGEST, float(jnp.finfo(dtype).max))

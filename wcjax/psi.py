@@ -36,16 +36,16 @@ def _widened(compute):
     """Makes compute(psi, x, ...) run in the `wide_dtype` of x and return the float dtype of x, or JAX's default one."""
 
     @functools.wraps(compute)
-    def wrapper(psi, x, *more, **named):
+    def wrapper(psi, x, *args, **kwargs):
         if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.eval_shape(wrapper, psi, x, *more, **named)
+            return jax.eval_shape(wrapper, psi, x, *args, **kwargs)
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{type(psi).__name__} is not defined for complex numbers, found {x.dtype}.")
         dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(0.0).dtype
         to_wide = lambda leaf: jnp.asarray(leaf, wide_dtype(dtype))
-        psi, x, more, named = jax.tree.map(to_wide, (psi, x, more, named))
-        return compute(psi, x, *more, **named).astype(dtype)
+        psi, x, args, kwargs = jax.tree.map(to_wide, (psi, x, args, kwargs))
+        return compute(psi, x, *args, **kwargs).astype(dtype)
 
     return wrapper
 
@@ -90,7 +90,7 @@ class Psi:
     def __post_init__(self) -> None:
         names = (field.name for field in dataclasses.fields(self))
         is_array = lambda x: isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-        vars(self)["learned"] = tuple(name for name in names if is_array(getattr(self, name)))
+        object.__setattr__(self, "learned", tuple(name for name in names if is_array(getattr(self, name))))
 
     def __call__(self, v: jax.Array) -> jax.Array:
         """w = Ψ(v)."""
@@ -114,7 +114,7 @@ def check_number(psi: Psi, field: str, lowest: float = RANGE[0]) -> None:
         raise ValueError(f"{type(psi).__name__}: {field} must be a number or an array, found {x!r}.")
     if not lowest <= float(x) <= RANGE[1]:  # nan, too
         raise ValueError(f"{type(psi).__name__}: {field} must be from {lowest:g} to {RANGE[1]:g}, found {field}={x}.")
-    vars(psi)[field] = float(x)
+    object.__setattr__(psi, field, float(x))
 
 
 class Elementwise(Psi):
@@ -135,7 +135,7 @@ class Elementwise(Psi):
     def reciprocal_derivative(self, v: jax.Array) -> jax.Array:
         """dv/dw = 1 / Ψ′(v), and 0 where Ψ′(v) is nearly 0, so that no product with a finite gradient is nan."""
         slope = self.derivative(v)
-        usable = jnp.abs(slope) > 1e-30
+        usable = jnp.abs(slope) > 1 / LARGEST
         return jnp.where(usable, 1 / jnp.where(usable, slope, 1), 0)
 
     def slope(self, w: jax.Array) -> jax.Array:
@@ -148,9 +148,11 @@ class Elementwise(Psi):
         new: a Ψ of the same class with other a and b. Without it they stay, and the change is exactly 0 for u = 0.
         """
         v = self.inverse(w)
-        change = (new or self)(v + jnp.clip(u, -LARGEST, LARGEST)) - self(v)
+        new_v = v + jnp.clip(u, -LARGEST, LARGEST)
+        if new is not None:
+            return new(new_v) - self(v)
         # Not a constant 0, whose derivative with respect to u would be 0 instead of Ψ′(v).
-        return change if new else jnp.where(u == 0, self.derivative(v) * u, change)
+        return jnp.where(u == 0, self.derivative(v) * u, self(new_v) - self(v))
 
     def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
         """self with an array in each learned field, which has the rank of w and is at least float32.

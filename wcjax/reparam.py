@@ -21,8 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wcjax import elementary
-from wcjax.precision import widen
+from wcjax.precision import LARGEST, widen
 from wcjax.psi import Elementwise, Psi, check_number
+
+# Limits z = u / b, a step in units of b. Such a step is as good as infinite, even if a learned b changes by a factor of
+# 1e20, and its products stay below 1e37, the limit of `elementary.arctan2`.
+LARGEST_Z = 1e36
 
 _Function: TypeAlias = "staticmethod[[jax.Array], jax.Array]"
 
@@ -93,7 +97,7 @@ class Arctan(Scaled):
 
     def reciprocal_derivative(self, v: jax.Array) -> jax.Array:
         """(b² + v²) / (a·b), limited where Ψ′ is nearly 0, and 0 if a learned a is 0."""
-        return jnp.where(self.a == 0, 0, self.b / self.a) * jnp.minimum(1 + jnp.square(v * (1 / self.b)), 1e30)
+        return jnp.where(self.a == 0, 0, self.b / self.a) * jnp.minimum(1 + jnp.square(v * (1 / self.b)), LARGEST)
 
     # v is large and inaccurate near the bound, so these functions of w do not compute it. If x = w / a, then v / b is
     # tan x, and the addition theorem of tan needs only sin x and cos x: arctan(t + z) − arctan(t) is the angle of
@@ -116,11 +120,10 @@ class Arctan(Scaled):
         """Ψ_new(Ψ⁻¹(w) + u) − w. Finite for any u but nan, and exactly 0 for u = 0 without new."""
         x = self._angle(w)
         sin, cos = elementary.sin(x), elementary.cos(x)
-        # A step that is clipped here is as good as infinite, and no product of it reaches the limit of arctan2.
         if new is None:
-            z = elementary.clip(u * (1 / self.b), -1e20, 1e20)
+            z = elementary.clip(u * (1 / self.b), -LARGEST_Z, LARGEST_Z)
             return self.a * elementary.arctan2(z * jnp.square(cos), 1 + z * (sin * cos))
-        z, ratio = elementary.clip(u * (1 / new.b), -1e36, 1e36), self.b / new.b
+        z, ratio = elementary.clip(u * (1 / new.b), -LARGEST_Z, LARGEST_Z), self.b / new.b
         across = (ratio - 1) * (sin * cos) + z * jnp.square(cos)
         along = jnp.square(cos) + ratio * jnp.square(sin) + z * (sin * cos)
         return (new.a - self.a) / self.a * w + new.a * elementary.arctan2(across, along)
@@ -206,7 +209,7 @@ class WeightNorm(Psi):
             axes = tuple(self.axis) if isinstance(self.axis, tuple | list) else (self.axis,)
             if not all(isinstance(axis, numbers.Integral) for axis in axes):
                 raise ValueError(f"WeightNorm: axis must be an int or several of them, found {self.axis!r}.")
-            vars(self)["axis"] = tuple(map(int, axes))
+            object.__setattr__(self, "axis", tuple(map(int, axes)))
         if self.g is not None and not self.learned:
             raise ValueError(f"WeightNorm: g must be an array, or None before there is a weight, found {self.g!r}.")
 

@@ -31,7 +31,7 @@ COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <=
 # The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
 CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x) and 1 <= x <= 1_000_000)
 # Larger numbers overflow in plots.
-NUMBER = Schema("a number of at most 1e30 in size", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
+NUMBER = Schema("a number of at most 1e30 in magnitude", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
 NON_NEGATIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
 SHARE = Schema("a number from 0 to 1", lambda x: NUMBER.accepts(x) and 0 <= x <= 1)
 TEXT = Schema("a line of text", lambda x: type(x) is str and x.isprintable())
