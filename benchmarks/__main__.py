@@ -16,7 +16,7 @@ import pathlib
 import jax
 
 from benchmarks import against_torch, inputs, runs, steps, timing
-from wcjax.files import write_json
+from wcjax.system.files import write_json
 
 MODELS = ("resnet8", "resnet20", "resnet18", "resnet34", "resnet50")
 BATCHES = (16, 32, 64, 128, 256, 512, 1024)

@@ -30,7 +30,7 @@ from wcjax.config import check_config
 from wcjax.config.command_line import read_config_file, split_overrides
 from wcjax.data import Dataset, Split, image_shape
 from wcjax.data.dataset import streamed_dataset
-from wcjax.files import write_json
+from wcjax.system.files import write_json
 from wcjax.training import compilation, feed, sharding, steps
 from wcjax.training.run import Run
 from wcjax.training.train_state import Totals

@@ -12,8 +12,8 @@ import wcjax
 from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
 from wcjax.models import cpu_convolution
+from wcjax.system.unoptimized import jit_unoptimized
 from wcjax.training import compilation, sharding
-from wcjax.unoptimized import jit_unoptimized
 
 PSI = wcjax.Arctan(1.0, 0.6)
 DECAY = 1e-4

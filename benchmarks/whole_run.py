@@ -18,11 +18,11 @@ import numpy as np
 from wcjax import run_folder
 from wcjax.config.build import learning_rate_schedule, load_dataset, make_model
 from wcjax.data.dataset import num_batches
-from wcjax.files import write_text
 from wcjax.params import fold
 from wcjax.run_folder.checkpoints import save_tree
 from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.schema import QUANTILES
+from wcjax.system.files import write_text
 from wcjax.training import feed, sharding, steps
 from wcjax.training.run import Run
 from wcjax.training.train_state import Totals

@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from wcjax.errors import InputError, LoaderError, SaveError, cause
-from wcjax.streams import open_closed_streams, use_ascii_forms
+from wcjax.system.streams import open_closed_streams, use_ascii_forms
 
 
 def user_message(error: Exception) -> str | None:

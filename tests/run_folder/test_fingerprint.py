@@ -7,8 +7,8 @@ import pytest
 from tests.training import runs
 from wcjax import data, training
 from wcjax.errors import InputError
-from wcjax.files import write_json
 from wcjax.run_folder import read
+from wcjax.system.files import write_json
 from wcjax.training import loop
 
 

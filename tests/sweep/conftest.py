@@ -8,9 +8,9 @@ import pytest
 
 from tests.run_folder.examples import SUMMARY
 from wcjax.commands import command
-from wcjax.files import write_json
 from wcjax.sweep import __main__ as sweep
 from wcjax.sweep import process
+from wcjax.system.files import write_json
 
 
 class Trainer:

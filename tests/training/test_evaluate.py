@@ -18,8 +18,8 @@ from wcjax.analysis import robustness
 from wcjax.config.build import load_dataset
 from wcjax.data.streaming import decode
 from wcjax.errors import InputError
-from wcjax.files import write_json
 from wcjax.run_folder.checkpoints import load_tree, save_tree
+from wcjax.system.files import write_json
 from wcjax.training import evaluate
 
 STATISTICS = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}

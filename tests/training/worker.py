@@ -49,8 +49,9 @@ def python(*arguments, devices=1):
 def main(job):
     if "distributed" in job:
         jax.distributed.initialize(**job["distributed"])
-    from wcjax import processes, training
+    from wcjax import training
     from wcjax.errors import InputError
+    from wcjax.system import processes
     from wcjax.training import sharding
 
     runs.register_tiny()

@@ -13,9 +13,9 @@ import numpy as np
 
 from wcjax.analysis.runs import RunRecord, data_differences, read_run
 from wcjax.commands import command, program
-from wcjax.devices import check_devices
 from wcjax.errors import InputError
-from wcjax.paths import check_writable, local_path
+from wcjax.system.devices import check_devices
+from wcjax.system.paths import check_writable, local_path
 
 
 @command

@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from wcjax.files import reading
+from wcjax.system.files import reading
 
 
 class Heading(NamedTuple):

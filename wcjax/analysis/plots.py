@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from wcjax.analysis.history import WeightHistory
-from wcjax.files import saving
 from wcjax.reparam import Arctan, PowerProp, Scaled
+from wcjax.system.files import saving
 
 # Okabe and Ito's colours, which people with red-green colour blindness can tell apart.
 # 9 colours with 4 lines or 8 markers: no pair occurs twice in the first 36.

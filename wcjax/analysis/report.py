@@ -28,10 +28,10 @@ from wcjax.analysis.tables import (
     write_csv,
 )
 from wcjax.commands import command, program
-from wcjax.devices import check_devices
-from wcjax.files import saving, write_text
-from wcjax.paths import check_writable, folder_path
 from wcjax.reparam import Arctan, Arsinh, Erf, PowerProp
+from wcjax.system.devices import check_devices
+from wcjax.system.files import saving, write_text
+from wcjax.system.paths import check_writable, folder_path
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
 runs, each with a different seed, over which mean ± standard deviation are taken. Difference: in percentage points,

@@ -19,10 +19,10 @@ from wcjax.analysis.tables import format_difference
 from wcjax.commands import command, program
 from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
-from wcjax.devices import check_devices
 from wcjax.errors import InputError
-from wcjax.paths import check_writable
 from wcjax.run_folder.fingerprint import checked_dataset
+from wcjax.system.devices import check_devices
+from wcjax.system.paths import check_writable
 from wcjax.training import compilation, feed, sharding
 from wcjax.training.evaluate import evaluate, load_dataset_of_run
 from wcjax.training.result import load_folded

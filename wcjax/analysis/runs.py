@@ -13,9 +13,9 @@ from flax import traverse_util
 from wcjax import run_folder
 from wcjax.config.keys import MAY_DIFFER
 from wcjax.errors import InputError
-from wcjax.files import reading
-from wcjax.paths import local_path
 from wcjax.reparam import BY_NAME
+from wcjax.system.files import reading
+from wcjax.system.paths import local_path
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from wcjax.analysis import paper
 from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, Setting, without_repeats
 from wcjax.analysis.significance import Comparison, compare, holm, mean_and_std
-from wcjax.files import saving
+from wcjax.system.files import saving
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from wcjax.data import cifar, digits, imagenet, tiny_imagenet
 from wcjax.data.dataset import Dataset, Split, arrays_dataset, hold_out, streamed_dataset
 from wcjax.errors import InputError, unknown
-from wcjax.files import reading
+from wcjax.system.files import reading
 
 __all__ = ["NAMES", "Dataset", "Split", "image_shape", "load"]
 

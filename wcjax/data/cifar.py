@@ -3,7 +3,7 @@
 from wcjax.data.dataset import sorted_by_content
 from wcjax.data.formats import npz, tfds
 from wcjax.errors import InputError
-from wcjax.paths import local_path
+from wcjax.system.paths import local_path
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 

@@ -4,7 +4,7 @@ import collections
 
 from wcjax.data.formats import folder
 from wcjax.errors import InputError
-from wcjax.files import reading
+from wcjax.system.files import reading
 
 FOLDER = "tiny-imagenet-200"
 

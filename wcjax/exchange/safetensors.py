@@ -7,7 +7,7 @@ import numpy as np
 from wcjax.errors import InputError
 from wcjax.exchange.mappings import check_like, flatten, unflatten
 from wcjax.extras import needs
-from wcjax.files import atomic_write
+from wcjax.system.files import atomic_write
 
 # The dtypes that both the format and its NumPy loader know.
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from wcjax.config.checks import check_config
 from wcjax.config.keys import MAY_DIFFER, default_config
 from wcjax.errors import InputError
-from wcjax.files import reading, write_json
 from wcjax.run_folder import json_files, schema
+from wcjax.system.files import reading, write_json
 
 _JSON = {
     "config.json": schema.OBJECT,

@@ -13,10 +13,10 @@ import orbax.checkpoint as ocp
 
 from wcjax.errors import InputError, cause
 from wcjax.exchange import check_like
-from wcjax.files import reading, saving
-from wcjax.paths import check_readable, is_utf8
 from wcjax.run_folder.schema import OBJECT, check_schema
-from wcjax.unoptimized import jit_unoptimized
+from wcjax.system.files import reading, saving
+from wcjax.system.paths import check_readable, is_utf8
+from wcjax.system.unoptimized import jit_unoptimized
 
 log = logging.getLogger(__name__)
 

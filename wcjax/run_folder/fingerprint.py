@@ -5,10 +5,11 @@ import pathlib
 
 import numpy as np
 
-from wcjax import processes, run_folder
+from wcjax import run_folder
 from wcjax.data import Dataset
 from wcjax.data.dataset import checksum
 from wcjax.errors import InputError
+from wcjax.system import processes
 
 
 def checked_dataset(folder, dataset: Dataset, splits=("train", "test")) -> tuple[Dataset, dict]:

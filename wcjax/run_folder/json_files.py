@@ -4,8 +4,8 @@ import json
 import pathlib
 
 from wcjax.errors import InputError
-from wcjax.files import reading
 from wcjax.run_folder.schema import OBJECT, PAIRS, RESTORE_HINT, check_schema
+from wcjax.system.files import reading
 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 

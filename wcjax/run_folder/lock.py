@@ -6,9 +6,9 @@ import logging
 import os
 import socket
 
-from wcjax import processes
 from wcjax.errors import InUseError
-from wcjax.files import saving
+from wcjax.system import processes
+from wcjax.system.files import saving
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ import pathlib
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from wcjax import processes, run_folder
+from wcjax import run_folder
 from wcjax.config.keys import MAY_DIFFER
-from wcjax.files import saving, write_text
+from wcjax.system import processes
+from wcjax.system.files import saving, write_text
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import hparams, scalar
 
-from wcjax.files import saving
+from wcjax.system.files import saving
 
 
 class Events:

@@ -24,9 +24,9 @@ import jax
 from wcjax.commands import command, program
 from wcjax.config.command_line import override_key, split_overrides
 from wcjax.errors import InputError, Preempted
-from wcjax.paths import run_path
 from wcjax.sweep.plan import PAPER_GRID, SweepOptions, plan_best, plan_grid, plan_runs
 from wcjax.sweep.process import check_devices_of_runs, start_run, train_one
+from wcjax.system.paths import run_path
 from wcjax.training.preemption import exit_on_signal
 from wcjax.training.start import EXIT_INTERRUPTED, EXIT_PREEMPTED
 

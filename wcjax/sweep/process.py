@@ -13,7 +13,7 @@ from wcjax.training.start import EXIT_PREEMPTED, HUGE_PAGES
 
 CANNOT_FINISH = 3  # exit code of a run that has a failed.json
 
-FIND_DEVICES = "from wcjax.devices import check_devices; check_devices()"
+FIND_DEVICES = "from wcjax.system.devices import check_devices; check_devices()"
 
 
 def python_command(*arguments: str) -> list[str]:

@@ -19,9 +19,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from wcjax.config.keys import MAY_DIFFER
-from wcjax.files import saving
 from wcjax.sweep.database import OPENING_ERRORS, database_error, open_database
 from wcjax.sweep.plan import Plan, SweepOptions
+from wcjax.system.files import saving
 
 
 def study_name(plan: Plan, options: SweepOptions) -> str:

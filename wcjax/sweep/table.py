@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from wcjax import run_folder
 from wcjax.errors import InputError
-from wcjax.streams import Output
+from wcjax.system.streams import Output
 from wcjax.training.display import LINE_SECONDS, progress_text
 
 HEAD = ("run", "state", "epoch", "val accuracy", "note")

@@ -10,13 +10,13 @@ from optuna.trial import TrialState
 
 from wcjax import run_folder
 from wcjax.config.build import load_dataset
-from wcjax.files import saving
-from wcjax.paths import check_writable, run_path
 from wcjax.sweep import database
 from wcjax.sweep.plan import Plan, SweepOptions
 from wcjax.sweep.process import start_run
 from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
+from wcjax.system.files import saving
+from wcjax.system.paths import check_writable, run_path
 from wcjax.training.preemption import Signals, interruption, stop_signals
 from wcjax.training.start import EXIT_PREEMPTED
 

@@ -15,7 +15,7 @@ import sys
 
 from wcjax.commands import program, user_message
 from wcjax.errors import DivergedError, InputError, Preempted
-from wcjax.streams import discard, open_closed_streams, use_ascii_forms
+from wcjax.system.streams import discard, open_closed_streams, use_ascii_forms
 from wcjax.training import start
 
 
@@ -85,8 +85,8 @@ def train_and_print(args: argparse.Namespace, config) -> None:
     """Trains the network that config describes, and prints the summary."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for each thread that cannot write
-    from wcjax import processes
-    from wcjax.devices import check_devices
+    from wcjax.system import processes
+    from wcjax.system.devices import check_devices
     from wcjax.training import train
     from wcjax.training.preemption import exit_on_signal
 

@@ -11,10 +11,11 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from wcjax import processes, run_folder
+from wcjax import run_folder
 from wcjax.errors import SaveError
 from wcjax.run_folder.schema import PROGRESS
-from wcjax.streams import Output
+from wcjax.system import processes
+from wcjax.system.streams import Output
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 

@@ -15,10 +15,10 @@ from wcjax import run_folder
 from wcjax.commands import command, program
 from wcjax.config.build import load_dataset
 from wcjax.data import Dataset
-from wcjax.devices import check_devices
 from wcjax.errors import InputError
-from wcjax.paths import local_path
 from wcjax.run_folder.fingerprint import checked_dataset
+from wcjax.system.devices import check_devices
+from wcjax.system.paths import local_path
 from wcjax.training import compilation, feed, sharding
 from wcjax.training.in_flight import InFlight
 from wcjax.training.result import load_folded

@@ -15,10 +15,10 @@ from wcjax.data import augment
 from wcjax.data.dataset import Dataset, Split, num_batches, num_full_batches
 from wcjax.data.streaming.source import Source
 from wcjax.errors import InputError, LoaderError
+from wcjax.system.unoptimized import jit_unoptimized
 from wcjax.training import sharding
 from wcjax.training.run import Run
 from wcjax.training.train_state import TrainState, order_key
-from wcjax.unoptimized import jit_unoptimized
 
 
 def training(run: Run, first_step: int) -> "Feed":

@@ -12,16 +12,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from wcjax import processes, run_folder
+from wcjax import run_folder
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset, make_model
 from wcjax.errors import DivergedError, InitialWeightsError, InputError
-from wcjax.files import saving
 from wcjax.params import Reparameterized, reparameterize
-from wcjax.paths import check_writable, run_path
 from wcjax.run_folder.fingerprint import checked_dataset
 from wcjax.run_folder.lock import run_lock
 from wcjax.run_folder.metrics import MetricsWriter
+from wcjax.system import processes
+from wcjax.system.files import saving
+from wcjax.system.paths import check_writable, run_path
 from wcjax.training import compilation, feed, result, sharding, steps
 from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded

@@ -7,14 +7,15 @@ import time
 import jax
 import jax.numpy as jnp
 
-from wcjax import processes, run_folder
+from wcjax import run_folder
 from wcjax.errors import InputError
 from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.run_folder.schema import CHECKPOINT, MIDWAY_CHECKPOINT
+from wcjax.system import processes
+from wcjax.system.unoptimized import jit_unoptimized
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 from wcjax.training.train_state import TrainState
-from wcjax.unoptimized import jit_unoptimized
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import optax
 from jax.sharding import Mesh
 
 from wcjax.params import fold
+from wcjax.system.unoptimized import jit_unoptimized
 from wcjax.training import sharding
 from wcjax.training.feed import Feed
 from wcjax.training.run import Run
 from wcjax.training.train_state import Totals, TrainState, step_key
-from wcjax.unoptimized import jit_unoptimized
 
 
 def init_state(

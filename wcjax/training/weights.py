@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from wcjax.params import fold, is_kernel, is_reparameterized
 from wcjax.psi import Psi
 from wcjax.run_folder.schema import EDGES, QUANTILES
+from wcjax.system.unoptimized import jit_unoptimized
 from wcjax.trees import path_str
-from wcjax.unoptimized import jit_unoptimized
 
 
 def layer_weights(params, plain: bool) -> dict[str, jax.Array]:

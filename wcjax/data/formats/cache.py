@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wcjax.files import atomic_write
+from wcjax.system.files import atomic_write
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from wcjax.data.dataset import checksum
 from wcjax.data.streaming.source import Encoded
 from wcjax.errors import InputError
 from wcjax.extras import needs
-from wcjax.files import reading
-from wcjax.paths import local_path
+from wcjax.system.files import reading
+from wcjax.system.paths import local_path
 
 log = logging.getLogger(__name__)
 

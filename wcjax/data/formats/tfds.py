@@ -11,7 +11,7 @@ import numpy as np
 
 from wcjax.data.formats import cache, npz
 from wcjax.errors import InputError, short_repr
-from wcjax.paths import check_readable
+from wcjax.system.paths import check_readable
 
 _CLASSES = "tensorflow_datasets.core.features."
 _KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # other keys could name a second class

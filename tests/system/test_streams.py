@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from wcjax import commands
-from wcjax.streams import Output, use_ascii_forms
+from wcjax.system.streams import Output, use_ascii_forms
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from tests.permissions import denied
 from wcjax import training
 from wcjax.errors import InputError, SaveError
-from wcjax.files import atomic_write, saving, write_json
-from wcjax.paths import local_path, run_path
 from wcjax.run_folder.checkpoints import load_tree, save_tree
+from wcjax.system.files import atomic_write, saving, write_json
+from wcjax.system.paths import local_path, run_path
 
 CONFIG = {"dataset": "cifar10"}  # it lacks data_dir, so that a path that is not refused leads to another error
 TREE = {"w": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}

@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from wcjax.errors import InputError
-from wcjax.files import PERMISSION_HINT, reading
+from wcjax.system.files import PERMISSION_HINT, reading
 
 
 def local_path(path, name: str) -> pathlib.Path:

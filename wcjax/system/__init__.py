@@ -1,0 +1,1 @@
+"""What programs need from the operating system and from JAX: files, paths, streams, devices, processes."""
