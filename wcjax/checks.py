@@ -117,8 +117,11 @@ class _BoundUse(NamedTuple):
     b: float
 
 
-def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse:
+def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse | None:
+    """None if the weight is empty."""
     own_psi = _for_weight(path, w, psi)
+    if not w.size:
+        return None
     magnitude = np.abs(np.asarray(w, np.float64))
     limit = np.broadcast_to(own_psi.bound, magnitude.shape).astype(np.float64)
     limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
@@ -129,8 +132,8 @@ def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundU
 
 def _check_bound(weights: Weights, psi: Elementwise) -> None:
     """Raises ValueError if the largest |w| relative to its bound is not inside it."""
-    uses = (_bound_use(path, w, psi) for path, w in weights.items() if w.size)
-    worst = max(uses, key=lambda use: use.share, default=None)
+    uses = [_bound_use(path, w, psi) for path, w in weights.items()]
+    worst = max((use for use in uses if use), key=lambda use: use.share, default=None)
     if worst is None or worst.share < 1:
         return
     name, hint = repr(psi), "Choose smaller weights."
