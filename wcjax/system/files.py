@@ -85,4 +85,4 @@ def write_text(path, text: str) -> None:
 
 def write_json(path, value) -> None:
     """Replaces the file `path` by one with this value as JSON. Raises SaveError."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")

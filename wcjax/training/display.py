@@ -79,8 +79,9 @@ class Display:
         if not self._is_first:
             return
         numbers = self._progress_numbers(metrics["train_loss"], metrics["train_accuracy"])
+        epochs = self._run.config.epochs
         self.say(
-            f"epoch {metrics['epoch']}/{self._run.config.epochs}   "
+            f"epoch {metrics['epoch']:{len(str(epochs))}}/{epochs}   "
             f"train loss {metrics['train_loss']:.4f} accuracy {metrics['train_accuracy']:.2%}   "
             f"val loss {metrics['val_loss']:.4f} accuracy {metrics['val_accuracy']:.2%}   "
             f"{metrics['images_per_second']:,.0f} images/s   {duration(numbers['seconds_left'])} left"

@@ -80,9 +80,9 @@ class RunCheckpoints:
         return newest
 
     def save_epoch(self, progress: Progress, val_accuracy: float) -> None:
-        """Saves progress, which has just finished an epoch, in the background, if a checkpoint is due.
+        """Saves progress, which has just finished an epoch, in the background, if a checkpoint is due or training ends.
 
-        Otherwise copies its state if it is the best epoch so far. After the last epoch a checkpoint is always due.
+        Otherwise copies its state if it is the best epoch so far.
         """
         state, record = progress.state, _progress_values(progress, CHECKPOINT)
         is_best = progress.best_epoch == progress.epoch

@@ -1,4 +1,7 @@
-"""The jitted work of a run: initial state, one training step, one evaluation step. The steps never touch the host."""
+"""The computations of a run: the initial state, one step of training, one step of evaluation.
+
+`wcjax.training.compilation` compiles the steps, which never touch the host.
+"""
 
 from collections.abc import Callable
 
