@@ -133,7 +133,7 @@ def _train(
     """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
     with contextlib.closing(RunCheckpoints(run)) as checkpoints:
         checkpoints.restore_into(progress)
-        # -1: a run that starts anew writes the weights of epoch 0 again, too.
+        # -1: a run without a checkpoint has no finished lines, not even that of epoch 0, the initial weights.
         done_epochs = progress.epoch if progress.step else -1
         writer = MetricsWriter(run.folder, run.config, done_epochs)
         session = _Session(run, progress, checkpoints, writer, on_step, on_epoch, signals)
