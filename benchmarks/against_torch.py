@@ -6,11 +6,9 @@ import math
 import jax
 import numpy as np
 
-from benchmarks.steps import DECAY, Stepper, batch_of, compile_train_step, init, variants
+from benchmarks.steps import DECAY, Stepper, batch_of, compile_forward, compile_train_step, variants
 from benchmarks.timing import in_turn, summary
 from wcjax import models
-from wcjax.training.compilation import compiler_options
-from wcjax.training.sharding import one_device
 
 CPU = [
     ("resnet8", 128, "float32"),
@@ -125,7 +123,4 @@ def _our_training(name, batch, dtype):
 def _our_evaluation(name, batch, dtype):
     images, _ = batch_of(batch)
     model = models.create(name, 10, dtype=jax.numpy.dtype(dtype))
-    variables = init(model, images)
-    options = compiler_options(one_device())
-    forward = jax.jit(model.apply).lower(variables, images).compile(options)
-    return {"wcjax, folded": lambda: forward(variables, images)}
+    return {"wcjax, folded": compile_forward(model, images)}

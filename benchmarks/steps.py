@@ -128,13 +128,20 @@ def sizes(step, params) -> dict:
     }
 
 
+def compile_forward(model, images):
+    """A call that computes the logits of images, compiled like a step of evaluation of `wcjax.training`."""
+    variables = init(model, images)
+    options = compilation.compiler_options(sharding.one_device())
+    return functools.partial(jax.jit(model.apply).lower(variables, images).compile(options), variables, images)
+
+
 def measure_forward(name, batch, dtype, repeats):
     """One record for the network as it is trained, and one for the folded one."""
     images, _ = batch_of(batch)
     calls = {}
     for variant, reparam in {"folded": None, "layers": PSI}.items():
         model = models.create(name, 10, reparam, dtype=jnp.dtype(dtype))
-        calls[variant] = functools.partial(jax.jit(model.apply), init(model, images), images)
+        calls[variant] = compile_forward(model, images)
     for variant, times in summary(in_turn(calls, repeats)).items():
         yield {"group": "forward", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
 
