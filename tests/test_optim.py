@@ -59,7 +59,7 @@ def adam_on(learning_rate=LR, weight_decay=DECAY):
     return optax.chain(optim.add_decayed_weights(weight_decay), adam)
 
 
-WHOLE = adam_on()
+ADAM_ON_W = adam_on()
 
 
 def decayed_by_compand(weight_decay, mask=None):
@@ -91,10 +91,10 @@ def test_inner_sees_w_at_init_and_at_each_update():
             np.testing.assert_allclose(seen[module]["kernel"].v, PSI(params[module]["kernel"].v), rtol=1e-5)
 
 
-FLAT = [(PowerProp(2.0), np.float32([[0.0, 0.5]])), (Arctan(0.6, 0.6), np.float16([[200.0, 0.5]]))]
+FLAT_PSIS = [(PowerProp(2.0), np.float32([[0.0, 0.5]])), (Arctan(0.6, 0.6), np.float16([[200.0, 0.5]]))]
 
 
-@pytest.mark.parametrize("psi, v", FLAT, ids=["zero", "float16"])
+@pytest.mark.parametrize("psi, v", FLAT_PSIS, ids=["zero", "float16"])
 def test_a_step_where_psi_is_flat_is_finite(psi, v):  # 1 / Ψ′(200) is 111,112 and beyond float16
     params = {"kernel": Reparameterized(v, psi)}
     adam = optim.scale_by_derivative(optax.adam(LR, eps=1e-3))
@@ -116,9 +116,9 @@ def test_boxed_params_get_the_updates_of_their_arrays(pair):
     box = lambda p: nn.Partitioned(p, (None,) * p.ndim)
     box_v = lambda x: dataclasses.replace(x, v=box(x.v)) if is_reparameterized(x) else box(x)
     boxed = {k: x if k == "pair" else jax.tree.map(box_v, x, is_leaf=is_reparameterized) for k, x in params.items()}
-    updates = updates_of(WHOLE, boxed, gradients(boxed), 2)
+    updates = updates_of(ADAM_ON_W, boxed, gradients(boxed), 2)
     assert isinstance(updates["conv"]["kernel"].v, nn.Partitioned)
-    chex.assert_trees_all_close(nn.unbox(updates), updates_of(WHOLE, params, gradients(params), 2), rtol=1e-5)
+    chex.assert_trees_all_close(nn.unbox(updates), updates_of(ADAM_ON_W, params, gradients(params), 2), rtol=1e-5)
 
 
 def companded(learning_rate=LR, weight_decay=DECAY):
@@ -127,7 +127,7 @@ def companded(learning_rate=LR, weight_decay=DECAY):
 
 
 SHARED = network(pair="shared")
-WAYS = {"layers": (adam_on, WHOLE, SHARED), "compand": (companded, companded(), wcjax.fold(SHARED))}
+WAYS = {"layers": (adam_on, ADAM_ON_W, SHARED), "compand": (companded, companded(), wcjax.fold(SHARED))}
 PLAIN = optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LR))
 labels = lambda params: {name: "plain" if name == "norm" else "wc" for name in params}
 SCHEDULES = (lambda count: LR + 0 * count, lambda count: DECAY + 0 * count)
@@ -154,7 +154,7 @@ def test_wrappers_of_optax_leave_the_steps_unchanged(wrapper, way):
 
 
 NET, ADAM = network(), optim.scale_by_derivative(optax.adam(LR))
-KEEPING = optim.scale_by_derivative(optax.contrib.schedule_free_sgd(LR))
+SCHEDULE_FREE = optim.scale_by_derivative(optax.contrib.schedule_free_sgd(LR))
 PAIR_APART = {"pair": optax.sgd(LR), "rest": ADAM}
 is_pair = lambda path, _: "pair" if jax.tree_util.keystr(path[-1:]) in (".a", ".b") else "rest"
 BY_LEAF = optax.multi_transform(PAIR_APART, lambda params: jax.tree_util.tree_map_with_path(is_pair, params))
@@ -175,7 +175,7 @@ MISUSES = {
         lambda: ADAM.update(fold(NET), ADAM.init(NET), NET),
         "params are Reparameterized, but updates are plain",
     ),
-    "an inner that keeps weights": (lambda: KEEPING.init(NET), "keeps weights and returns to them"),
+    "an inner that keeps weights": (lambda: SCHEDULE_FREE.init(NET), "keeps weights and returns to them"),
     "own pair hidden": (lambda: BY_LEAF.init(network(pair="own")), "hides the learned a and b"),
     "shared pair hidden": (lambda: BY_LEAF.init(network(pair="shared")), "hides the learned a and b"),
     "module of the pair hidden": (lambda: BY_MODULE.init(network(pair="shared")), "holds 0 pairs.* one optimizer"),

@@ -293,7 +293,7 @@ def _pair_gradients(state, psis, w, grads, learn):
         if not isinstance(psi, Scaled) or g is None:
             return 0.0
         w, g = (widen(x) for x in (unboxed(w), unboxed(g)))
-        return jnp.sum(g * w * (new.a / psi.a) + g * psi.derivative_b(w) * new.b)
+        return jnp.sum(g * w * (new.a / psi.a) + g * psi.slope_b(w) * new.b)
 
     def total_loss(pairs):  # automatic differentiation sums over the weights that share an a and b
         new_psis = _current_psis(state.psis, pairs, learn)

@@ -138,11 +138,11 @@ def scale_by_derivative(inner: optax.GradientTransformation) -> optax.GradientTr
     def update_fn(updates, state, params=None, **extra_args):
         optimizer_checks.check_has_params(params)
         extra_args = optimizer_checks.without_functions(extra_args, updates)
-        reparameterized = _with_psis(params)
-        grads = _divide_by_derivative(reparameterized, updates)
-        w = _with_w(reparameterized, params)
+        params_with_psis = _with_psis(params)
+        grads = _divide_by_derivative(params_with_psis, updates)
+        w = _with_w(params_with_psis, params)
         steps, state = inner.update(grads, state, w, **extra_args)
-        return _multiply_by_derivative(reparameterized, steps), state
+        return _multiply_by_derivative(params_with_psis, steps), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -156,23 +156,23 @@ def _with_psis(params):
     return params
 
 
-def _with_w(reparameterized, params):
+def _with_w(params_with_psis, params):
     """params with w = Ψ(v) instead of each v of an elementwise Ψ. A pair that layers share stays where it is."""
-    return _map_v(lambda psi, v, _: psi(v), reparameterized, params)
+    return _map_v(lambda psi, v, _: psi(v), params_with_psis, params)
 
 
-def _divide_by_derivative(reparameterized, grads):
+def _divide_by_derivative(params_with_psis, grads):
     """dL/dw = dL/dv / Ψ′(v) for each v of an elementwise Ψ."""
-    return _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(widen(v))), reparameterized, grads)
+    return _map_v(lambda psi, v, g: scale(g, psi.reciprocal_derivative(widen(v))), params_with_psis, grads)
 
 
-def _multiply_by_derivative(reparameterized, steps):
+def _multiply_by_derivative(params_with_psis, steps):
     """The step of v, Ψ′(v) times the step of w, for each v of an elementwise Ψ."""
-    return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(widen(v))), reparameterized, steps)
+    return _map_v(lambda psi, v, step: scale_step(step, psi.derivative(widen(v))), params_with_psis, steps)
 
 
-def _map_v(f, reparameterized, tree):
-    """Replaces each x of tree that corresponds to a v of an elementwise Ψ in reparameterized by f(Ψ, v, x)."""
+def _map_v(f, params_with_psis, tree):
+    """Replaces each x of tree that corresponds to a v of an elementwise Ψ in params_with_psis by f(Ψ, v, x)."""
 
     def replace_v(weight, x):
         if not is_reparameterized(weight) or not isinstance(weight.psi, Elementwise) or x is None:
@@ -182,7 +182,7 @@ def _map_v(f, reparameterized, tree):
         f_of_v = lambda v, x: None if x is None else f(weight.psi, v, x)
         return dataclasses.replace(x, v=jax.tree.map(f_of_v, weight.v, x.v))  # v may be in a box
 
-    return jax.tree.map(replace_v, reparameterized, tree, is_leaf=_is_weight_or_pair)
+    return jax.tree.map(replace_v, params_with_psis, tree, is_leaf=_is_weight_or_pair)
 
 
 def _is_weight_or_pair(x):

@@ -29,7 +29,7 @@ RANGE = (1e-8, 1e8)
 
 # A subclass defines some of these. `__init_subclass__` wraps each, so that it computes in `wide_dtype` and returns the
 # dtype of its argument.
-WIDENED = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "derivative_b", "change"}
+WIDENED = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope", "slope_b", "change"}
 
 
 def _widened(compute):

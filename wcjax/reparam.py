@@ -68,7 +68,7 @@ class Scaled(Elementwise):
         """dw/dv = (a / b)·s′(v / b)."""
         return (self.a / self.b) * self.s_derivative(v * (1 / self.b))
 
-    def derivative_b(self, w: jax.Array) -> jax.Array:
+    def slope_b(self, w: jax.Array) -> jax.Array:
         """dw/db at fixed v, as a function of w: −(v / b)·Ψ′(v). dw/da is w / a."""
         return -self.inverse(w) * (1 / self.b) * self.slope(w)
 
@@ -111,7 +111,7 @@ class Arctan(Scaled):
         """(a / b)·cos²(w / a)."""
         return self.a / self.b * jnp.square(elementary.cos(self._angle(w)))
 
-    def derivative_b(self, w: jax.Array) -> jax.Array:
+    def slope_b(self, w: jax.Array) -> jax.Array:
         """−(a / b)·sin(w / a)·cos(w / a)."""
         x = self._angle(w)
         return -self.a / self.b * (elementary.sin(x) * elementary.cos(x))

@@ -3,6 +3,8 @@
 import json
 import shutil
 import types
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -25,29 +27,37 @@ def cut(*checkpoints):
     return lambda run: [runs.cut(run / checkpoint) for checkpoint in checkpoints]
 
 
-CASES = {  # kind of run, its checkpoint_every, the step it is stopped after, damage, and the step it resumes with
-    "right after an epoch": ("tiny", 0, 2 * STEPS + 1, lose_lines, 2 * STEPS + 1),
-    "with checkpoints within an older epoch alone": ("tiny", 3, 3 * STEPS + 1, cut(), 3 * STEPS + 1),
-    "streamed images": ("streamed", 2, 9, cut(), 9),
+class Case(NamedTuple):
+    kind: str  # of run
+    stopped_after: int  # step
+    resumes_with: int  # step
+    checkpoint_every: int = 0
+    damage: Callable = cut()
+
+
+CASES = {
+    "right after an epoch": Case("tiny", 2 * STEPS + 1, 2 * STEPS + 1, damage=lose_lines),
+    "with checkpoints within an older epoch alone": Case("tiny", 3 * STEPS + 1, 3 * STEPS + 1, checkpoint_every=3),
+    "streamed images": Case("streamed", 9, 9, checkpoint_every=2),
 }
 RARE = {
     # One within an epoch may name a best epoch whose weights are lost.
-    "epoch before it damaged": ("tiny", 3, 2 * STEPS + 6, cut("checkpoints/2"), STEPS + 1),
-    "in the first epoch": ("tiny", 0, 5, cut(), 1),
-    "Adam with learned a and b": ("adam", 0, STEPS + 1, cut(), STEPS + 1),
-    "all within an epoch damaged": ("tiny", 3, 2 * STEPS + 6, cut("midway/27", "midway/24"), 2 * STEPS + 1),
+    "epoch before it damaged": Case("tiny", 2 * STEPS + 6, STEPS + 1, 3, cut("checkpoints/2")),
+    "in the first epoch": Case("tiny", 5, 1),
+    "Adam with learned a and b": Case("adam", STEPS + 1, STEPS + 1),
+    "all within an epoch damaged": Case("tiny", 2 * STEPS + 6, 2 * STEPS + 1, 3, cut("midway/27", "midway/24")),
 }
-CASES |= {name: pytest.param(*case, marks=pytest.mark.long) for name, case in RARE.items()}
+CASES |= {name: pytest.param(case, marks=pytest.mark.long) for name, case in RARE.items()}
 
 
-@pytest.mark.parametrize("kind, every, stop, damage, first_step", CASES.values(), ids=CASES)
-def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, kind, every, stop, damage, first_step):
-    expected, config = request.getfixturevalue(f"{kind}_run")
-    config, run = config | {"checkpoint_every": every}, tmp_path / "run"
-    runs.stop(config, run, stop)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, case):
+    expected, config = request.getfixturevalue(f"{case.kind}_run")
+    config, run = config | {"checkpoint_every": case.checkpoint_every}, tmp_path / "run"
+    runs.stop(config, run, case.stopped_after)
     assert not (run / "summary.json").exists()
-    damage(run)
-    assert runs.resume(config, run) == list(range(first_step, runs.metrics(expected)[-1]["step"] + 1))
+    case.damage(run)
+    assert runs.resume(config, run) == list(range(case.resumes_with, runs.metrics(expected)[-1]["step"] + 1))
     runs.assert_same_run(run, expected)
     assert runs.saved(run) == runs.saved(expected), "no more checkpoints than in one go"
 

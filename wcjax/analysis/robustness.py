@@ -71,11 +71,11 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, eval_steps))
 
 
-def measure(run, dataset, num_images: int = 0, eval_steps: dict | None = None) -> dict:
+def measure(folder, dataset, num_images: int = 0, eval_steps: dict | None = None) -> dict:
     """The content of robustness.json of a finished run.
 
     Args:
-      run: the run folder. What is drawn at random depends on the seed of the run.
+      folder: the run folder. What is drawn at random depends on the seed of the run.
       dataset: the data set of the run.
       num_images: the number of test images to use; 0 for all. They are the first ones, or of a streamed data set, which
         may be sorted by class, images at equal distances.
@@ -85,10 +85,10 @@ def measure(run, dataset, num_images: int = 0, eval_steps: dict | None = None) -
       {'images': number, 'accuracy': without a change, 'curves': {name in `changes`: [[level, accuracy], ...]}}. The
       images of a streamed data set are not changed.
     """
-    config = run_folder.read_config(run)
+    config = run_folder.read_config(folder)
     eval_steps = {} if eval_steps is None else eval_steps
-    dataset, _ = checked_dataset(run, dataset, ("test",))
-    model, variables = load_folded(run, dataset.num_classes)
+    dataset, _ = checked_dataset(folder, dataset, ("test",))
+    model, variables = load_folded(folder, dataset.num_classes)
     params = variables["params"]
     mesh = sharding.one_device()
     test = _subset(dataset.test, num_images)

@@ -47,8 +47,8 @@ def compile_train_step(run: Run, feed: Feed, state: TrainState, totals: Totals) 
     otherwise transpose each of them, and Ψ of it, in every step. Put the first arrays into
     `compiled.input_formats[0][0]`; the outputs have the formats of the inputs.
     """
-    state, totals, inputs = jax.tree.map(_shape, (state, totals, feed.train_input_shapes()))
-    shapes, structure = jax.tree.flatten((state, totals))
+    inputs = feed.train_input_shapes()
+    shapes, structure = jax.tree.flatten(jax.tree.map(_abstract, (state, totals)))
 
     def step(arrays, inputs):
         state, totals, means = steps.train_step(run, feed, *jax.tree.unflatten(structure, arrays), inputs)
@@ -65,7 +65,7 @@ def compile_train_step(run: Run, feed: Feed, state: TrainState, totals: Totals) 
     return _compile_with_options(jitted.lower(shapes, inputs), compiler_options(run.mesh))
 
 
-def _shape(x):
+def _abstract(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 

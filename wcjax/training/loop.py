@@ -61,7 +61,8 @@ def train(
 
     Raises:
       InputError: the config, the data set or the workdir cannot be used (raised before any work), or the data can no
-        longer be read. InUseError: another run is training in workdir.
+        longer be read.
+      InUseError: another run is training in workdir.
       DivergedError: the loss or the weights became nan or inf.
       LoaderError: a decoding process has died.
       SaveError: a file or a checkpoint cannot be written.
@@ -128,7 +129,11 @@ def _write_config(run: Run, data_record: dict) -> None:
 
 
 def _train(
-    run: Run, progress: Progress, on_step: Callable, on_epoch: Callable, signals: Signals | SharedSignals
+    run: Run,
+    progress: Progress,
+    on_step: Callable[[Progress], None],
+    on_epoch: Callable[[dict], None],
+    signals: Signals | SharedSignals,
 ) -> dict:
     """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
     with contextlib.closing(RunCheckpoints(run)) as checkpoints:
@@ -220,6 +225,7 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
     run, progress = session.run, session.progress
     with contextlib.closing(Display(run)) as display:
         while progress.epoch < run.config.epochs:
+            # As if the part of the epoch before an interruption had just ended.
             epoch_began = time.perf_counter() - progress.seconds
             steps_left = (progress.epoch + 1) * run.steps_per_epoch - progress.step
             epoch_inputs = train_feed.epoch(progress.state, steps_left)
@@ -241,7 +247,7 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
 def _train_epoch(session: _Session, train_step: Callable, epoch_inputs: Iterator, in_flight: InFlight) -> None:
     """Runs the remaining steps of the epoch, whose inputs are epoch_inputs."""
     progress = session.progress
-    steps_began = time.perf_counter() - progress.seconds
+    steps_began = time.perf_counter() - progress.seconds  # as in _train_epochs
     for inputs in epoch_inputs:
         progress.arrays, means = train_step(progress.arrays, inputs)
         progress.step += 1

@@ -71,9 +71,12 @@ class RunCheckpoints:
             if progress.epoch == 0:
                 raise
             return None  # the run resumes at the end of an epoch
-        if newest is None or newest[1]["epoch"] < progress.epoch:
+        if newest is None:
             return None
-        best = newest[1]["best_epoch"]
+        _, record = newest
+        if record["epoch"] < progress.epoch:
+            return None
+        best = record["best_epoch"]
         if best > 0 and best not in self._epochs.numbers():
             log.warning("%s cannot be used, because the best epoch, %d, is lost.", self._run.folder / MIDWAY, best)
             return None

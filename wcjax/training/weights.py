@@ -46,14 +46,14 @@ def weight_statistics(w: jax.Array) -> dict[str, jax.Array]:
 
 def layer_statistics(params, config: ConfigDict) -> dict[str, dict]:
     """{layer: its numbers} as Python numbers and lists. Blocks until the device has finished."""
-    weights = _layer_weights(params, plain=config.reparam.name == "none")
-    statistics = jax.device_get({layer: _weight_statistics(w) for layer, w in weights.items()})
+    weights = _jitted_layer_weights(params, plain=config.reparam.name == "none")
+    statistics = jax.device_get({layer: _jitted_weight_statistics(w) for layer, w in weights.items()})
     return {layer: {name: x.tolist() for name, x in numbers.items()} for layer, numbers in statistics.items()}
 
 
 # Two functions, so that the second is compiled only once for all layers of a shape.
-_layer_weights = jit_unoptimized(layer_weights, static_argnames="plain")
-_weight_statistics = jit_unoptimized(weight_statistics)
+_jitted_layer_weights = jit_unoptimized(layer_weights, static_argnames="plain")
+_jitted_weight_statistics = jit_unoptimized(weight_statistics)
 
 
 def learned_psis(params) -> dict[str, Psi]:
