@@ -15,26 +15,17 @@ import pathlib
 
 import jax
 
-from benchmarks import against_torch, inputs, runs, steps, timing
+from benchmarks import against_torch, runs, steps, timing
 from wcjax.system.files import write_json
-
-MODELS = ("resnet8", "resnet20", "resnet18", "resnet34", "resnet50")
-BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def cases_on_cpu(repeats):
     """(name, generator of records) of each case that is to be measured, the most telling first."""
-    few = max(3, repeats // 3)
     yield from cases("torch", against_torch.CPU, against_torch.measure, repeats)
     yield from cases("steps", steps.CPU_FULL, steps.measure_steps, repeats, full=True)
     yield from cases("steps", steps.CPU, steps.measure_steps, repeats, full=False)
-    yield from cases("forward", steps.CPU_FULL, steps.measure_forward, repeats)
-    yield from cases("convolutions", steps.CONVOLUTIONS, steps.measure_convolutions, few)
     yield from cases("epoch", [("resnet8", 128, "float32")], runs.measure_epoch, 60)
     yield from cases("dispatch", [("resnet18", 16, "float32")], runs.measure_dispatch, repeats)
-    yield from cases("save", [("resnet8", 16, "float32"), ("resnet18", 16, "float32")], runs.measure_saving, few)
-    yield from cases("input", [(128, "float32")], inputs.measure, few)
-    yield from cases("start", [("resnet8",), ("resnet18",)], runs.measure_start)
 
 
 def cases_on_gpu(repeats):
@@ -46,14 +37,7 @@ def cases_on_gpu(repeats):
     yield from cases("dispatch", resnet18, runs.measure_dispatch, repeats)
     yield from cases("torch", against_torch.GPU[:1], against_torch.measure, few)
     yield from cases("steps", runs.GPU[4:], runs.measure_run_steps, repeats)
-    yield from cases("save", resnet18, runs.measure_saving, few)
-    yield from cases("scan", resnet18, runs.measure_scan, few)
-    yield from cases("flags", resnet18, steps.measure_flags, few)
-    yield from cases("forward", resnet18, steps.measure_forward, repeats)
-    yield from cases("input", [(128, "bfloat16")], inputs.measure, few)
     yield from cases("torch", against_torch.GPU[1:], against_torch.measure, few)
-    yield "growth", runs.measure_growth(MODELS, BATCHES, "bfloat16", 3)
-    yield "imports", runs.measure_imports()
 
 
 def cases(group, settings, measure, *arguments, **options):

@@ -115,12 +115,6 @@ def collective_arrays(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
     return dict(totals)
 
 
-def largest_arctan(hlo: str) -> int:
-    """Elements of the largest array of which a device computes the arctan: under fsdp that of a shard."""
-    shapes = re.findall(r"= f32\[([\d,]*)\]\S* atan2\(", hlo)
-    return max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
-
-
 def num_bytes(result: str) -> int:
     """Bytes of the result of an instruction, which may be a tuple."""
     return sum(

@@ -1,13 +1,8 @@
-"""The step of a run, and what surrounds it: whole runs, saving, compilation with a cache, imports, growth."""
+"""The step of a run as `train.py` compiles it, alone and in a whole run."""
 
 import functools
-import itertools
 import json
-import os
 import pathlib
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from unittest import mock
@@ -21,23 +16,10 @@ from benchmarks.steps import sizes
 from benchmarks.timing import in_turn, summary
 from wcjax.config import check_config, default_config, with_variant
 from wcjax.config.build import learning_rate_schedule, load_dataset
-from wcjax.run_folder.checkpoints import Checkpoints
 from wcjax.training import compilation, feed, sharding, steps, train
 from wcjax.training.evaluate import evaluate
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
-
-IMPORTS = (
-    "jax",
-    "flax.linen",
-    "optax",
-    "orbax.checkpoint",
-    "wcjax",
-    "wcjax.linen",
-    "wcjax.optim",
-    "wcjax.training.loop",
-)
-
 
 GPU = [  # (network, batch, dtype), the most telling first
     (name, 128, dtype)
@@ -154,28 +136,6 @@ def measure_epoch(model, batch, dtype, num_steps):
         yield case | {"variant": variant, "images_per_second": rate, "ratio": rate / rates["bare steps"]}
 
 
-def measure_saving(model, batch, dtype, repeats, num_steps=8):
-    """Seconds that a checkpoint adds to the steps while it is written, and their share of an epoch of CIFAR."""
-    with tempfile.TemporaryDirectory() as folder:
-        bare = BareSteps(run_config(model, batch, dtype, folder, 4 * batch))
-        checkpoints, numbers = Checkpoints(pathlib.Path(folder, "checkpoints")), itertools.count(1)
-
-        def stretch(save):
-            if save:
-                checkpoints.save(next(numbers), bare.state, {}, 0.5)
-            for _ in range(num_steps):
-                means = bare()
-            return means
-
-        calls = {name: functools.partial(stretch, name == "saving") for name in ("steps", "saving")}
-        seconds = in_turn(calls, repeats)
-        checkpoints.close()
-    overhead = statistics.median(y - x for x, y in zip(seconds["steps"], seconds["saving"], strict=True))
-    epoch = 45_000 // batch * statistics.median(seconds["steps"]) / num_steps
-    case = {"group": "save", "model": model, "batch": batch, "dtype": dtype}
-    yield case | {"seconds": overhead, "epoch_seconds": epoch, "share": overhead / epoch}
-
-
 def measure_dispatch(model, batch, dtype, repeats):
     """The time that the host takes for a step of each variant, measured with a step that computes nothing."""
 
@@ -190,65 +150,3 @@ def measure_dispatch(model, batch, dtype, repeats):
             calls[name] = BareSteps(config, run_class, empty_step)
     for variant, times in summary(in_turn(calls, repeats)).items():
         yield {"group": "dispatch", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
-
-
-def measure_scan(model, batch, dtype, repeats, lengths=(1, 10)):
-    """Time of a step that is dispatched alone, and of a step among several in one scan, measured in turn."""
-
-    def scanned(n, step, run, feed, state, totals, inputs):
-        body = lambda carry, _: (step(run, feed, *carry, inputs)[:2], None)
-        (state, totals), _ = jax.lax.scan(body, (state, totals), length=n)
-        return state, totals, totals.loss
-
-    steps_of = lambda n: functools.partial(scanned, n, steps.train_step)
-    with tempfile.TemporaryDirectory() as folder:
-        config = run_config(model, batch, dtype, folder, 4 * batch)
-        seconds = in_turn({f"{n} a dispatch": BareSteps(config, step=steps_of(n)) for n in lengths}, repeats)
-    per_step = {name: [x / int(name.split()[0]) for x in times] for name, times in seconds.items()}
-    for variant, times in summary(per_step).items():
-        yield {"group": "scan", "model": model, "batch": batch, "dtype": dtype, "variant": variant} | times
-
-
-def measure_growth(models, batches, dtype, repeats):
-    """Time of a step over the batch for the first of models, and over the models for the first of batches."""
-    cases = [(models[0], batch) for batch in batches] + [(model, batches[0]) for model in models[1:]]
-    for model, batch in cases:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            bare = BareSteps(run_config(model, batch, dtype, folder, 4 * batch))
-            compile_seconds = time.perf_counter() - began
-            times = summary(in_turn({"step": bare}, repeats))["step"]
-        case = {"group": "growth", "model": model, "batch": batch, "dtype": dtype, "seconds": times["seconds"]}
-        yield case | {"images_per_second": batch / times["seconds"], "setup_seconds": compile_seconds}
-
-
-def measure_start(model):
-    """Seconds that a run on digits takes outside its training steps, in fresh processes: without and with a cache."""
-    code = f"""
-import time; began = time.perf_counter()
-from wcjax.config import default_config
-from wcjax.training import train
-config = default_config()
-config.update(dict(model={model!r}, epochs=1, batch_size=128, learning_rate=1e-3))
-import tempfile; summary = train(config, tempfile.mkdtemp())
-print(time.perf_counter() - began - summary["train_seconds"], summary["compile_seconds"])
-"""
-    with tempfile.TemporaryDirectory() as cache:
-        seconds = {"cold": None, "cached": None}
-        limits = {f"JAX_PERSISTENT_CACHE_MIN_{name}": "0" for name in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
-        for variant in seconds:
-            env = os.environ | limits | {"JAX_COMPILATION_CACHE_DIR": cache}
-            out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-            seconds[variant] = [float(x) for x in out.stdout.split()[-2:]]
-    for variant, (total, compiling) in seconds.items():
-        yield {"group": "start", "model": model, "variant": variant, "seconds": total, "compile_seconds": compiling}
-
-
-def measure_imports():
-    """Seconds to import a module in a fresh process, the best of three."""
-    for name in IMPORTS:
-        code = f"import time; began = time.perf_counter(); import {name}; print(time.perf_counter() - began)"
-        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
-        seconds = [float(run.stdout) for run in runs if run.returncode == 0]
-        if seconds:
-            yield {"group": "imports", "variant": name, "seconds": min(seconds)}

@@ -1,7 +1,6 @@
-"""What WC costs in a training step and in the forward pass, for each network, batch and dtype."""
+"""What WC costs in a training step, for each network, batch and dtype."""
 
 import functools
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import optax
 import wcjax
 from benchmarks.timing import in_turn, summary
 from wcjax import models, optim
-from wcjax.models import cpu_convolution
 from wcjax.system.unoptimized import jit_unoptimized
 from wcjax.training import compilation, sharding
 
@@ -27,14 +25,6 @@ CPU = [
     ("resnet18", 128, "float32"),
     ("vgg16_bn", 128, "float32"),
 ]
-CONVOLUTIONS = [("resnet8", 128, "float32"), ("resnet18", 32, "float32"), ("resnet50", 16, "float32")]
-FLAGS = {  # of XLA, for a GPU; each alone
-    "none": {},
-    "latency hiding": {"xla_gpu_enable_latency_hiding_scheduler": True},
-    "autotune level 0": {"xla_gpu_autotune_level": 0},
-    "no Triton GEMM": {"xla_gpu_enable_triton_gemm": False},
-    "no CUDA graphs": {"xla_gpu_graph_min_graph_size": 1_000_000},
-}
 
 
 def variants(full: bool):
@@ -67,11 +57,8 @@ def init(model, images):
     return jit_unoptimized(model.init)(jax.random.key(0), images[:1])
 
 
-def compile_train_step(model, tx, images, labels, flags=None):
-    """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state).
-
-    flags: of XLA, for the step, besides those of a training step of `wcjax.training`.
-    """
+def compile_train_step(model, tx, images, labels):
+    """(compiled step, its first state): a step takes and gives (params, batch_stats, opt_state)."""
     variables = init(model, images)
     state = (variables["params"], variables["batch_stats"], tx.init(variables["params"]))
 
@@ -87,7 +74,7 @@ def compile_train_step(model, tx, images, labels, flags=None):
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    options = compilation.compiler_options(sharding.one_device()) | (flags or {})
+    options = compilation.compiler_options(sharding.one_device())
     return jax.jit(step, donate_argnums=0).lower(state, images, labels).compile(options), state
 
 
@@ -133,45 +120,3 @@ def compile_forward(model, images):
     variables = init(model, images)
     options = compilation.compiler_options(sharding.one_device())
     return functools.partial(jax.jit(model.apply).lower(variables, images).compile(options), variables, images)
-
-
-def measure_forward(name, batch, dtype, repeats):
-    """One record for the network as it is trained, and one for the folded one."""
-    images, _ = batch_of(batch)
-    calls = {}
-    for variant, reparam in {"folded": None, "layers": PSI}.items():
-        model = models.create(name, 10, reparam, dtype=jnp.dtype(dtype))
-        calls[variant] = compile_forward(model, images)
-    for variant, times in summary(in_turn(calls, repeats)).items():
-        yield {"group": "forward", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
-
-
-def measure_convolutions(name, batch, dtype, repeats):
-    """One record for a step with XLA's gradients of kernels, one with those of `wcjax.models.cpu_convolution`."""
-    images, labels = batch_of(batch)
-    plain = variants(full=False)["plain"][2]
-
-    def by_xla(x, w, strides, padding, **others):
-        return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=cpu_convolution.LAYOUT)
-
-    steppers = {}
-    for variant, convolve in {"XLA's": by_xla, "ours": cpu_convolution.conv_general_dilated}.items():
-        with mock.patch.object(cpu_convolution, "conv_general_dilated", convolve):
-            model = models.create(name, 10, dtype=jnp.dtype(dtype))
-            steppers[variant] = Stepper(*compile_train_step(model, plain, images, labels), images, labels)
-    for variant, times in summary(in_turn(steppers, repeats)).items():
-        yield {"group": "convolutions", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times
-
-
-def measure_flags(name, batch, dtype, repeats, flags=FLAGS):
-    """One record for a step of the layers with each of these flags, except those that this XLA does not know."""
-    images, labels = batch_of(batch)
-    reparam, learn, tx = variants(full=False)["layers"]
-    model, steppers = models.create(name, 10, reparam, learn, jnp.dtype(dtype)), {}
-    for variant, options in flags.items():
-        try:
-            steppers[variant] = Stepper(*compile_train_step(model, tx, images, labels, flags=options), images, labels)
-        except jax.errors.JaxRuntimeError as error:
-            print(f"{variant}: omitted, {str(error).splitlines()[0]}")
-    for variant, times in summary(in_turn(steppers, repeats)).items():
-        yield {"group": "flags", "model": name, "batch": batch, "dtype": dtype, "variant": variant} | times

@@ -13,7 +13,7 @@ import optax.contrib
 import pytest
 
 import wcjax
-from benchmarks import compand_gap
+from tests import digits_runs
 from tests.truth import PSIS, Psi
 from wcjax import Arctan, PowerProp, compand
 from wcjax.companding import schedule_free_eval_params
@@ -339,16 +339,16 @@ def test_strict_dtype_promotion_with_bfloat16_is_not_an_error(learn, adaptive):
 @pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_bfloat16_weights_train_as_well_as_a_bfloat16_v():
-    (images, labels), (test_images, test_labels) = compand_gap.digits()
+    (images, labels), (test_images, test_labels) = digits_runs.digits()
     images, test = images.reshape(len(images), 64), (test_images.reshape(-1, 64), test_labels)
     dense = functools.partial(wcjax.linen.Dense, param_dtype=jnp.bfloat16)
     accuracies = []
     for reparam, tx in ((PSI, SGD), (None, compand(SGD, PSI))):
         net = nn.Sequential((dense(64, reparam=reparam), nn.relu, dense(10, reparam=reparam)))
         params = net.init(jax.random.key(0), images[:1])["params"]
-        params = compand_gap.run(net, params, tx, (images, labels), [300])[300]
+        params = digits_runs.run(net, params, tx, (images, labels), [300])[300]
         chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), jnp.bfloat16(0))
-        accuracies.append(compand_gap.accuracy(net, params, test))
+        accuracies.append(digits_runs.accuracy(net, params, test))
     assert accuracies[1] > 0.9 and abs(accuracies[1] - accuracies[0]) < 0.03
 
 

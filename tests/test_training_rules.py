@@ -11,8 +11,7 @@ import pytest
 
 import wcjax
 import wcjax.linen
-from benchmarks import compand_gap
-from tests import truth
+from tests import digits_runs, truth
 from wcjax.trees import path_str
 
 STEPS, FEATURES, CLASSES = 40, 3, 4
@@ -176,5 +175,5 @@ def test_compand_reproduces_the_run_computed_by_hand(name, learn, optimizer, dec
 @pytest.mark.usefixtures("optimized")
 def test_in_float32_compand_drifts_little_more_than_a_rounding():
     with jax.enable_x64(False):
-        layers, companded, others = compand_gap.runs(jnp.tanh, [100], 1)
-    assert 0 < compand_gap.gap(layers[100], companded[100]) < 10 * compand_gap.gap(layers[100], others[0][100])
+        layers, companded, others = digits_runs.runs(jnp.tanh, [100], 1)
+    assert 0 < digits_runs.gap(layers[100], companded[100]) < 10 * digits_runs.gap(layers[100], others[0][100])

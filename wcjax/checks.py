@@ -113,8 +113,7 @@ class _BoundUse(NamedTuple):
     path: jax.tree_util.KeyPath
     magnitude: float  # |w|
     limit: float
-    a: float
-    b: float
+    a_and_b: tuple[float, ...]  # of a `Scaled` Ψ
 
 
 def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse | None:
@@ -126,8 +125,9 @@ def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundU
     limit = np.broadcast_to(own_psi.bound, magnitude.shape).astype(np.float64)
     limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
     index = np.argmax(magnitude / limit)
-    a, b = (np.abs(np.broadcast_to(getattr(own_psi, name, 1.0), magnitude.shape).flat[index]) for name in "ab")
-    return _BoundUse((magnitude / limit).flat[index], path, magnitude.flat[index], limit.flat[index], a, b)
+    at_index = lambda x: np.broadcast_to(x, magnitude.shape).flat[index]
+    a_and_b = (abs(at_index(own_psi.a)), abs(at_index(own_psi.b))) if isinstance(own_psi, Scaled) else ()
+    return _BoundUse((magnitude / limit).flat[index], path, magnitude.flat[index], limit.flat[index], a_and_b)
 
 
 def _check_bound(weights: Weights, psi: Elementwise) -> None:
@@ -138,10 +138,11 @@ def _check_bound(weights: Weights, psi: Elementwise) -> None:
         return
     name, hint = repr(psi), "Choose smaller weights."
     if isinstance(psi, Scaled):
-        needed = worst.a * worst.share
+        a, b = worst.a_and_b
+        needed = a * worst.share
         digit = 10.0 ** (math.floor(math.log10(needed)) - 1)
         sufficient = math.ceil(1.05 * needed / digit) * digit
-        name = f"{type(psi).__name__}(a={worst.a:g}, b={worst.b:g})"
+        name = f"{type(psi).__name__}(a={a:g}, b={b:g})"
         hint = f"Choose a >= {sufficient:.3g}, or smaller weights."
     dtype = jax.dtypes.canonicalize_dtype(weights[worst.path].dtype)
     raise ValueError(

@@ -103,13 +103,15 @@ def companded(cls: type[nn.Module]) -> type[Any]:
     _check_class(cls)
 
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
-        if name != "kernel" or self.reparam is None:
-            value = super(layer_class, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
-            if name == "kernel" and is_reparameterized(value):
+        if name != "kernel":
+            return super(layer_class, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
+        if self.reparam is None:
+            kernel = super(layer_class, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
+            if is_reparameterized(kernel):
                 raise ValueError(
                     f"{_kernel_path(self)} is Reparameterized, but the layer has reparam=None: fold the params."
                 )
-            return value
+            return kernel
         _check_arguments(self)
         reparam = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
         init = lambda *args, **kwargs: _initial_weight(self, reparam, init_fn(*args, **kwargs))

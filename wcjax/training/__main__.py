@@ -91,7 +91,8 @@ def train_and_print(args: argparse.Namespace, config) -> None:
     from wcjax.training.preemption import exit_on_signal
 
     exit_on_signal()
-    if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
+    how_to_join = args.coordinator_address, args.num_processes, args.process_id
+    if args.distributed or any(value is not None for value in how_to_join):
         join_processes(args)
     check_devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)

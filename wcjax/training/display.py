@@ -57,17 +57,19 @@ class Display:
         self._trained_at = now = self._clock()
         if not self._is_first:
             return
-        shown_at, interval = (self._drawn_at, REDRAW_SECONDS) if self._output.is_live else (self._line_at, LINE_SECONDS)
-        show, is_due = now - shown_at >= interval, now - self._written_at >= PROGRESS_SECONDS
-        if show or is_due:
-            numbers = self._progress_numbers(*np.asarray(means).tolist())
-            if show and self._output.is_live:
-                self._draw(progress_text(numbers))
-                self._drawn_at = now
-            elif show:
-                self.say("  ".join(progress_text(numbers)))
-            if is_due:
-                self._write_progress(numbers)
+        is_drawn = self._output.is_live and now - self._drawn_at >= REDRAW_SECONDS
+        is_printed = not self._output.is_live and now - self._line_at >= LINE_SECONDS
+        is_written = now - self._written_at >= PROGRESS_SECONDS
+        if not (is_drawn or is_printed or is_written):
+            return
+        numbers = self._progress_numbers(*np.asarray(means).tolist())
+        if is_drawn:
+            self._draw(progress_text(numbers))
+            self._drawn_at = now
+        if is_printed:
+            self.say("  ".join(progress_text(numbers)))
+        if is_written:
+            self._write_progress(numbers)
 
     def show_validation(self) -> None:
         """Shows 'validation ...' on the live line, which does not count validation batches."""

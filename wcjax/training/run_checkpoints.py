@@ -90,7 +90,7 @@ class RunCheckpoints:
         state, record = progress.state, _progress_values(progress, CHECKPOINT)
         is_best = progress.best_epoch == progress.epoch
         if is_best:
-            self._unsaved_best = None
+            self._unsaved_best = None  # it is no longer the best
         if progress.epoch == self._run.config.epochs or self._is_due():
             self.save_best()
             self._epochs.save(progress.epoch, state, record, val_accuracy)

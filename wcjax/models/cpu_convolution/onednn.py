@@ -83,8 +83,8 @@ def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
     n, inputs = dy.shape[0], w.shape[2]
     pixels = tuple(-(-length // stride) for length, stride in zip(window.image, window.strides, strict=True))
     parts = []
-    for row_taps, *rows in _remainders(window, 0):
-        for column_taps, *columns in _remainders(window, 1):
+    for row_taps, rows in _remainders(window, 0):
+        for column_taps, columns in _remainders(window, 1):
             crop = ((0, 0, 0), *((min(low, 0), min(high, 0), 0) for low, high in (rows, columns)), (0, 0, 0))
             cropped = lax.pad(dy, jnp.zeros((), dy.dtype), crop)
             padding = tuple((max(low, 0), max(high, 0)) for low, high in (rows, columns))
@@ -95,7 +95,7 @@ def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _remainders(window, axis):
-    """For each remainder by the stride: (slice of the taps, zeros before and after dy; a negative number crops it)."""
+    """For each remainder by the stride: (slice of the taps, (zeros before, after dy); a negative number crops it)."""
     stride, taps, before = window.strides[axis], window.size[axis], window.padding[axis][0]
     pixels = -(-window.image[axis] // stride)
     for remainder in range(stride):
@@ -103,7 +103,7 @@ def _remainders(window, axis):
         last = first + (taps - 1 - first) // stride * stride
         low = (last - remainder - before) // stride
         high = pixels - window.result[axis] + (remainder + before - first) // stride
-        yield slice(first, None, stride), low, high
+        yield slice(first, None, stride), (low, high)
 
 
 def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
