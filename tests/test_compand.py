@@ -84,6 +84,18 @@ def test_rates_may_be_injected_into_compand_and_into_inner():
         chex.assert_trees_all_close(descend(tx)[0], descend(compand(SGD, **psi_and_decay))[0], rtol=1e-6)
 
 
+def test_a_may_follow_a_schedule():
+    inner = optax.sgd(0.1)  # without a state that depends on a
+    injected = optax.inject_hyperparams(lambda a: compand(inner, Arctan(a, 0.6)))(lambda count: 0.9 + 0.5 * count)
+    update, state = jax.jit(chex.assert_max_traces(injected.update, n=1)), injected.init(PARAMS)
+    chex.clear_trace_counter()
+    for a in (0.9, 1.4, 1.9):
+        updates, state = update(ONES, state, PARAMS)
+        constant = compand(inner, Arctan(a, 0.6))
+        expected, _ = constant.update(ONES, constant.init(PARAMS), PARAMS)
+        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
 def test_learned_pairs_have_the_shapes_of_arrays_in_psi():
     _, state = descend(compand(optax.sgd(0.01), Arctan(jnp.full((1, 3), 0.9), 0.6), learn="fine"))
     conv, out = state.pairs["conv"]["kernel"], state.pairs["out"]["kernel"]

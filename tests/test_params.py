@@ -237,6 +237,10 @@ MISTAKES = {
         lambda: start(Arsinh(1e-3)),
         r"x/kernel: Ψ⁻¹\(w\), or the norm of w, overflows for \|w\| = 0\.",
     ),
+    "overflow in float16": (  # 3e4·tan(1.4) is 174,000
+        lambda: start(Arctan(0.5, 3e4), jnp.full((2, 2), 0.7, jnp.float16)),
+        r"overflows for \|w\| = 0.7.* under Arctan.* in float16. Choose a larger a, a smaller b",
+    ),
     "norm that overflows": (lambda: start(WeightNorm(), W.at[0, 0].set(1e30)), "x/kernel: .*norm of w, overflows"),
     "one float below the bound": (lambda: start(PSI.ours(), jnp.full((3, 2), BELOW)), "kernel: largest"),
     "a NumPy scalar": (lambda: reparameterize(np.float32(3.0), PSI.ours(), lambda *_: True), "largest .w. is 3, but"),

@@ -234,6 +234,9 @@ def test_derivatives_computed_from_w_are_those_computed_from_v(psi, x64):
     np.testing.assert_allclose(ours.slope(w), slope, 1e-11)
     by_u = jax.grad(lambda u: jnp.sum(ours.change(w, u)))(np.zeros_like(w))
     np.testing.assert_allclose(by_u[w != 0], slope[w != 0], 1e-11)
+    by_u_twice = jax.vmap(jax.grad(jax.grad(ours.change, 1), 1))(w, np.zeros_like(w))
+    curvature = (psi.derivative(psi.inverse(w) + 1e-6) - psi.derivative(psi.inverse(w) - 1e-6)) / 2e-6
+    np.testing.assert_allclose(by_u_twice[w != 0], curvature[w != 0], 1e-6, 1e-8)
     np.testing.assert_allclose(ours.reciprocal_derivative(v) * psi.derivative(v), 1, 1e-11)
     if psi.name != "powerprop":
         (a, b), v, h = psi.numbers, psi.inverse(w), 1e-6

@@ -72,8 +72,10 @@ def check_selection(weights: Weights, params: PyTree, num_reparameterized: int =
     raise ValueError(message)
 
 
-def check_weights(weights: Weights, psi: Psi) -> None:
+def check_weights(weights: Weights, psi: Psi, stores_v: bool = False) -> None:
     """Raises ValueError if a weight is not an array of floats, or is not one that psi reaches.
+
+    stores_v: whether v has the dtype of w, in which it may overflow; `compand` computes it at least in float32.
 
     The values of tracers, of shapes alone and of arrays that other processes hold are unknown. They are not checked.
     """
@@ -91,8 +93,9 @@ def check_weights(weights: Weights, psi: Psi) -> None:
     with jax.ensure_compile_time_eval():  # a trace around this would make tracers of the known values
         if isinstance(psi, Elementwise) and np.all(np.isfinite(psi.bound)):
             _check_bound(arrays, psi)
-        else:
-            _check_start(arrays, psi)
+            if not stores_v:
+                return
+        _check_start(arrays, psi)
 
 
 def _check_start(weights: Weights, psi: Psi) -> None:
@@ -102,7 +105,8 @@ def _check_start(weights: Weights, psi: Psi) -> None:
         if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves((own_psi, own_psi.inverse(w)))):
             raise ValueError(
                 f"{path_str(path)}: Ψ⁻¹(w), or the norm of w, overflows for |w| = {np.max(np.abs(w)):.6g} under "
-                f"{psi!r}. Choose a larger a, or smaller weights."
+                f"{psi!r} in {jax.dtypes.canonicalize_dtype(w.dtype)}. Choose a larger a, a smaller b, or smaller "
+                "weights."
             )
 
 

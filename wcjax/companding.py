@@ -1,7 +1,8 @@
 """compand: WC for any model, as an optax optimizer around another one. The parameters stay plain w.
 
 Under optax.inject_hyperparams every argument except weight_decay belongs in static_args (inner, psi, adaptive, mask,
-where, learn), because a Ψ, a mask and a `where` may be callable and would be taken for schedules.
+where, learn), because a Ψ, a mask and a `where` may be callable and would be taken for schedules. A schedule of a or b
+belongs to a function that makes Ψ: optax.inject_hyperparams(lambda a: compand(inner, Arctan(a, b)))(schedule).
 
 docs/how_it_works.md derives the step.
 """
@@ -86,7 +87,8 @@ def compand(
 
     Args:
       inner: an optax optimizer with its learning rate. Its update is u, or u / Ψ′(v) if adaptive.
-      psi: Arctan, Arsinh, Erf or PowerProp.
+      psi: Arctan, Arsinh, Erf or PowerProp. Its arrays are not learned, unless `learn` says so. They may change between
+        updates, and w stays.
       adaptive: whether inner normalizes gradients (adam, lion, rmsprop, lamb, muon). If so, it sees dL/dw and w, and u
         is its step times Ψ′(v): see `wcjax.optim.scale_by_derivative`. If not, it sees dL/dv = Ψ′(v)·dL/dw and v.
       weight_decay: λ or a schedule of it. dL/dw gets λ·w before inner sees it, the gradient of any other leaf λ·p. If a
@@ -184,6 +186,8 @@ def compand(
         check_update(state, params)
         if not adaptive or learned:
             extra_args = optimizer_checks.without_functions(extra_args, updates)
+        if not learned:
+            state = state._replace(psis=_with_arrays_of(psi, state.psis, params))
         psis = _current_psis(state.psis, state.pairs, learn)
         w = psi_trees.clip_weights(psis, params)
         v, slopes = psi_trees.inverse(psis, w), psi_trees.slopes(psis, w)
@@ -257,6 +261,14 @@ def _initial_psis_and_pairs(params, psi, where, learn):
 
     psis = jax.tree_util.tree_map_with_path(psi_of, params, is_leaf=is_reparameterized_or_box)
     return psis, None if learn == "none" else _initial_pairs(psis, params, psi, learn)
+
+
+def _with_arrays_of(psi, psis, params):
+    """psis of a `CompandState` with the arrays of psi, which may be others than at init."""
+    if not psi.learned:
+        return psis
+    renew = lambda own_psi, w: psi.for_weight(unboxed(w), "none", axes=()) if isinstance(own_psi, Psi) else own_psi
+    return jax.tree.map(renew, psis, params, is_leaf=is_psi_or_none)
 
 
 def _initial_pairs(psis, params, psi, learn):

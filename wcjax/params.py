@@ -105,7 +105,7 @@ def reparameterize(params: PyTree, psi: Psi, where: Where | None = None, learn: 
     serialization.register(Reparameterized, type(psi))
     weights = selected_weights(params, where)
     checks.check_selection(weights, params, len(instances(params, Reparameterized)))
-    checks.check_weights(weights, psi)
+    checks.check_weights(weights, psi, stores_v=True)
 
     def replace(path, leaf):
         if path not in weights:

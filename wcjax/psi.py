@@ -151,8 +151,8 @@ class Elementwise(Psi):
         new_v = v + jnp.clip(u, -LARGEST, LARGEST)
         if new is not None:
             return new(new_v) - self(v)
-        # Not a constant 0, whose derivative with respect to u would be 0 instead of Ψ′(v).
-        return jnp.where(u == 0, self.derivative(v) * u, self(new_v) - self(v))
+        # For u = 0 not a constant 0, which would have no derivatives with respect to u. This has the first two of them.
+        return jnp.where(u == 0, self.derivative(v + u / 2) * u, self(new_v) - self(v))
 
     def for_weight(self, w: jax.Array, learn: str, axes: Collection[int]) -> Self:
         """self with an array in each learned field, which has the rank of w and is at least float32.

@@ -148,7 +148,10 @@ class Erf(Scaled):
 
 
 class PowerProp(Elementwise):
-    """Powerpropagation: w = v·|v|^(α−1), unbounded, Ψ′(0) = 0 for α > 1. Raises ValueError unless 1 <= α <= 1e8."""
+    """Powerpropagation: w = v·|v|^(α−1), unbounded. Raises ValueError unless 1 <= α <= 1e8.
+
+    Ψ′(0) = 0 for α > 1, so a weight that is 0 stays 0.
+    """
 
     alpha: float | jax.Array = 2.0
     bound = math.inf
@@ -192,6 +195,8 @@ def _power(x, p):
 
 class WeightNorm(Psi):
     """Weight normalization: w = g·v / ‖v‖ for each output channel, which has its own norm g. It is not elementwise.
+
+    A channel whose weights are all 0, as in a head that starts at zero, stays 0: the gradients of its v and g are 0.
 
     Args:
       g: the learned norms, an array of the rank of v and of size 1 along every axis that the norm sums over. None until
