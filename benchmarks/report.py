@@ -123,6 +123,7 @@ def collectives(records):
     head = [
         "target",
         "network, batch, dtype",
+        "variant",
         "fsdp",
         "options",
         "collective",
@@ -134,7 +135,7 @@ def collectives(records):
     rows = []
     for r in records:
         for kind, x in sorted(r["collectives"].items()):
-            program = [r["target"], case(r), r["fsdp"], "ours" if r["options"] else "default"]
+            program = [r["target"], case(r), r["variant"], r["fsdp"], "ours" if r["options"] else "default"]
             rows.append([*program, kind, x["number"], f"{x['mb']:.2f}", x["overlapped"], f"{x['overlapped_mb']:.2f}"])
     return table(head, rows)
 
