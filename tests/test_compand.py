@@ -84,6 +84,14 @@ def test_rates_may_be_injected_into_compand_and_into_inner():
         chex.assert_trees_all_close(descend(tx)[0], descend(compand(SGD, **psi_and_decay))[0], rtol=1e-6)
 
 
+def test_an_array_in_psi_fits_the_state_of_stacked_layers():
+    tx, stack = compand(SGD, Arctan(jnp.float32(0.9), 0.6)), {"kernel": np.stack([KERNEL, -KERNEL])}
+    state = jax.vmap(tx.init)(stack)
+    updates, after = tx.update(stack, state, stack)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    chex.assert_trees_all_close(updates, jax.vmap(tx.update)(stack, state, stack)[0], rtol=1e-6)
+
+
 def test_a_may_follow_a_schedule():
     inner = optax.sgd(0.1)  # without a state that depends on a
     injected = optax.inject_hyperparams(lambda a: compand(inner, Arctan(a, 0.6)))(lambda count: 0.9 + 0.5 * count)

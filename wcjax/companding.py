@@ -87,8 +87,9 @@ def compand(
 
     Args:
       inner: an optax optimizer with its learning rate. Its update is u, or u / Ψ′(v) if adaptive.
-      psi: Arctan, Arsinh, Erf or PowerProp. Its arrays are not learned, unless `learn` says so. They may change between
-        updates, and w stays.
+      psi: Arctan, Arsinh, Erf or PowerProp. With learn='none' its arrays are not learned, but may change between
+        updates. w stays, unless it is beyond the new bound. An inner optimizer that keeps weights (schedule_free,
+        madgrad, cocob) keeps v of the old Ψ, and would move w.
       adaptive: whether inner normalizes gradients (adam, lion, rmsprop, lamb, muon). If so, it sees dL/dw and w, and u
         is its step times Ψ′(v): see `wcjax.optim.scale_by_derivative`. If not, it sees dL/dv = Ψ′(v)·dL/dw and v.
       weight_decay: λ or a schedule of it. dL/dw gets λ·w before inner sees it, the gradient of any other leaf λ·p. If a
@@ -267,7 +268,14 @@ def _with_arrays_of(psi, psis, params):
     """psis of a `CompandState` with the arrays of psi, which may be others than at init."""
     if not psi.learned:
         return psis
-    renew = lambda own_psi, w: psi.for_weight(unboxed(w), "none", axes=()) if isinstance(own_psi, Psi) else own_psi
+
+    def renew(own_psi, w):
+        if not isinstance(own_psi, Psi):
+            return own_psi
+        new_psi = psi.for_weight(unboxed(w), "none", axes=())
+        # After jax.vmap(tx.init) the arrays have a leading axis.
+        return jax.tree.map(lambda new, own: jnp.broadcast_to(new, own.shape), new_psi, own_psi)
+
     return jax.tree.map(renew, psis, params, is_leaf=is_psi_or_none)
 
 
