@@ -197,6 +197,10 @@ ERRORS = {
         lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)._replace(psis={"is": "Arctan"}), PARAMS),
         "this state has 'Arctan' instead of a Ψ: it was restored into",
     ),
+    "a state that was restored into nothing": (
+        lambda: compand(SGD, PSI).update(PARAMS, start(PARAMS)._asdict(), PARAMS),
+        "must be the CompandState that init returns, found dict. Restore",
+    ),
     "compand in compand": (lambda: compand(compand(SGD, PSI), PSI).init(PARAMS), "inner is another compand"),
     "WeightNorm": (lambda: start(PARAMS, wcjax.WeightNorm()), "psi must be Arctan, .* or PowerProp, found WeightNorm"),
     "unknown learn": (lambda: start(PARAMS, learn="rough"), "'none', 'fine', 'channel', 'coarse', found 'rough'"),

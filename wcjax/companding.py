@@ -167,6 +167,11 @@ def compand(
 
     def check_update(state, params):
         optimizer_checks.check_has_params(params)
+        if not isinstance(state, CompandState):
+            raise ValueError(
+                f"state must be the CompandState that init returns, found {type(state).__name__}. Restore a checkpoint "
+                "into the state of init."
+            )
         optimizer_checks.check_state(state.psis, state.pairs, psi, learn)
         if learned:
             start_pairs = functools.partial(_initial_pairs, state.psis, psi=psi, learn=learn)
