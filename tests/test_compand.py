@@ -370,7 +370,7 @@ def test_bfloat16_weights_train_as_well_as_a_bfloat16_v():
     for reparam, tx in ((PSI, SGD), (None, compand(SGD, PSI))):
         net = nn.Sequential((dense(64, reparam=reparam), nn.relu, dense(10, reparam=reparam)))
         params = net.init(jax.random.key(0), images[:1])["params"]
-        params = digits_runs.run(net, params, tx, (images, labels), [300])[300]
+        params = digits_runs.run(net, params, tx, (images, labels), 300)
         chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), jnp.bfloat16(0))
         accuracies.append(digits_runs.accuracy(net, params, test))
     assert accuracies[1] > 0.9 and abs(accuracies[1] - accuracies[0]) < 0.03

@@ -103,10 +103,11 @@ def companded(cls: type[nn.Module]) -> type[Any]:
     _check_class(cls)
 
     def param(self, name, init_fn, *args, unbox=True, **kwargs):
+        param_of_cls = super(layer_class, self).param
         if name != "kernel":
-            return super(layer_class, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
+            return param_of_cls(name, init_fn, *args, unbox=unbox, **kwargs)
         if self.reparam is None:
-            kernel = super(layer_class, self).param(name, init_fn, *args, unbox=unbox, **kwargs)
+            kernel = param_of_cls(name, init_fn, *args, unbox=unbox, **kwargs)
             if is_reparameterized(kernel):
                 raise ValueError(
                     f"{_kernel_path(self)} is Reparameterized, but the layer has reparam=None: fold the params."
@@ -115,7 +116,7 @@ def companded(cls: type[nn.Module]) -> type[Any]:
         _check_arguments(self)
         reparam = self.reparam() if isinstance(self.reparam, LearnedPair) else self.reparam
         init = lambda *args, **kwargs: _initial_weight(self, reparam, init_fn(*args, **kwargs))
-        weight = super(layer_class, self).param(name, init, *args, unbox=False, **kwargs)
+        weight = param_of_cls(name, init, *args, unbox=False, **kwargs)
         _check_weight(self, reparam, weight)
         w = Reparameterized(weight.v, reparam.psi).w if isinstance(reparam, SharedPsi) else weight.w
         return nn.meta.unbox(w) if unbox else w
