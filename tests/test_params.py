@@ -208,6 +208,20 @@ def test_a_user_defined_psi_is_folded_and_trained():
     np.testing.assert_allclose(updates["kernel"], v / (1 + np.abs(v)) - w, rtol=1e-5)
 
 
+def test_weights_of_one_shape_share_a_trace_of_psi():
+    shapes = []
+
+    class Recorded(Softsign):
+        def __call__(self, v):
+            shapes.append(v.shape)
+            return super().__call__(v)
+
+    params = reparameterize({"first": {"kernel": W}, "second": {"kernel": W}}, Recorded())
+    fold(params)
+    jax.jit(fold)(params)
+    assert shapes == [W.shape]
+
+
 @jax.tree_util.register_pytree_node_class
 class Nameless(list):
     """A container that JAX knows, but not the names in it, like those of Haiku."""

@@ -1,10 +1,11 @@
 """A table of what is companded in a tree of parameters."""
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from wcjax import checks
 from wcjax.params import is_reparameterized, is_reparameterized_or_box, selected_weights, unboxed, with_shared_pair
+from wcjax.precision import widen
 from wcjax.psi import Elementwise, Psi, PyTree, Where
 from wcjax.trees import path_str
 
@@ -42,13 +43,13 @@ def _largest(w, psi):
     """The largest |w| and its share of the bound, as text."""
     if not checks.has_values(w) or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(psi)):
         return "", ""
-    magnitude = np.abs(np.asarray(w, np.float64))
-    largest = f"{np.max(magnitude, initial=0.0):.4g}"
-    if not isinstance(psi, Elementwise):
-        return largest, ""
-    try:
-        with jax.ensure_compile_time_eval():
-            bound = np.asarray(psi.for_weight(w, "none", axes=()).bound)
-    except ValueError:
-        return largest, "arrays do not fit"
-    return largest, "" if np.all(np.isinf(bound)) else f"{np.max(magnitude / bound, initial=0.0):.1%}"
+    with jax.ensure_compile_time_eval():
+        magnitude = jnp.abs(widen(jnp.asarray(w)))
+        largest = f"{float(magnitude.max(initial=0)):.4g}"
+        if not isinstance(psi, Elementwise):
+            return largest, ""
+        try:
+            bound = psi.for_weight(w, "none", axes=()).bound
+        except ValueError:
+            return largest, "arrays do not fit"
+        return largest, "" if jnp.isinf(bound).all() else f"{float((magnitude / bound).max(initial=0)):.1%}"

@@ -100,7 +100,7 @@ def _arctan_of_ratio(short, long):
 
 def _polynomial(coefficients, x):
     """Horner's rule, the lowest coefficient first."""
-    value = jnp.full_like(x, coefficients[-1])
+    value = coefficients[-1]
     for c in reversed(coefficients[:-1]):
         value = value * x + c
     return value

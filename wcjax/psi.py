@@ -35,6 +35,13 @@ WIDENED = {"__call__", "inverse", "derivative", "reciprocal_derivative", "slope"
 def _widened(compute):
     """Makes compute(psi, x, ...) run in the `wide_dtype` of x and return the float dtype of x, or JAX's default one."""
 
+    # Traced once per shape, although a tree has many weights, and one compiled program outside of jit.
+    @functools.partial(jax.jit, inline=True)
+    def compute_widened(psi, x, *args, **kwargs):
+        to_wide = lambda leaf: jnp.asarray(leaf, wide_dtype(x.dtype))
+        psi, wide_x, args, kwargs = jax.tree.map(to_wide, (psi, x, args, kwargs))
+        return compute(psi, wide_x, *args, **kwargs).astype(x.dtype)
+
     @functools.wraps(compute)
     def wrapper(psi, x, *args, **kwargs):
         if isinstance(x, jax.ShapeDtypeStruct):
@@ -43,9 +50,7 @@ def _widened(compute):
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{type(psi).__name__} is not defined for complex numbers, found {x.dtype}.")
         dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(0.0).dtype
-        to_wide = lambda leaf: jnp.asarray(leaf, wide_dtype(dtype))
-        psi, x, args, kwargs = jax.tree.map(to_wide, (psi, x, args, kwargs))
-        return compute(psi, x, *args, **kwargs).astype(dtype)
+        return compute_widened(psi, x.astype(dtype), *args, **kwargs)
 
     return wrapper
 
