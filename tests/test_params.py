@@ -294,6 +294,8 @@ MISTAKES = {
         lambda: wcjax.describe({"x": W + 1j}, where=lambda *_: True),
         "x has dtype complex64, but only",
     ),
+    "another byte order": (lambda: start(PSI.ours(), np.ones((2, 2), ">f4")), "kernel has dtype >f4, but only"),
+    "floats of 80 bits": (lambda: start(PSI.ours(), np.ones((2, 2), np.longdouble)), "kernel has dtype float128, but"),
     "describe with a class": (lambda: wcjax.describe({"kernel": W}, psi=Arctan), "psi must be"),
 }
 

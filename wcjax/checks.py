@@ -177,14 +177,22 @@ def _for_weight(path, w, psi):
         raise ValueError(f"{path_str(path)}: {error}") from error
 
 
+def _is_jax_float(dtype):
+    """Whether a float dtype has 16 bits or more, and JAX has it. NumPy has longer ones, and other byte orders."""
+    return 16 <= jnp.finfo(dtype).bits <= 64 and np.dtype(dtype).isnative
+
+
 def check_float(name: str, w: Any) -> None:
-    """Raises ValueError if w, the weight of that name, is not an array of real floats of 16 bits or more."""
+    """Raises ValueError if w, the weight of that name, is not an array of real floats of 16 to 64 bits."""
     # A variable that holds an array, as in Keras, has a dtype too, but its values would not be checked.
     is_variable = hasattr(w, "__jax_array__") and not isinstance(w, jax.Array)
     has_dtype = hasattr(w, "dtype") and not is_variable
-    if not (has_dtype and jnp.issubdtype(w.dtype, jnp.floating) and jnp.finfo(w.dtype).bits >= 16):
+    if not (has_dtype and jnp.issubdtype(w.dtype, jnp.floating) and _is_jax_float(w.dtype)):
         fault = f"has dtype {w.dtype}" if has_dtype else f"is a {type(w).__name__}"
-        raise ValueError(f"{name} {fault}, but only arrays of real floats of 16 bits or more can be companded.")
+        raise ValueError(
+            f"{name} {fault}, but only arrays of real floats of 16 to 64 bits, in the byte order of this machine, can "
+            "be companded."
+        )
 
 
 def has_values(w: Any) -> bool:
