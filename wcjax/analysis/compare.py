@@ -1,4 +1,4 @@
-"""Finished runs in one Markdown table, and a plot of their weights.
+"""Prints finished runs in one Markdown table, and plots their weights.
 
 python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """
@@ -22,7 +22,7 @@ from wcjax.system.paths import check_writable, local_path
 def main(argv=None):
     parser = argparse.ArgumentParser(program("wcjax.analysis.compare"), description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--png", metavar="FILE.png", help="file for a plot of the weights of all layers")
+    parser.add_argument("--png", metavar="FILE.png", help="draw the weights of all layers in this file")
     args = parser.parse_args(argv)
     folders = [local_path(run, "RUN") for run in args.runs]
     png = None if args.png is None else picture_path(args.png)

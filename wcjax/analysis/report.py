@@ -47,9 +47,7 @@ differences are to the one that is best on val."""
 def main(argv=None):
     parser = argparse.ArgumentParser(program("wcjax.analysis.report"), description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain run folders")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for the report, DIR/report.html and .md, and its files"
-    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.html, report.md and their files")
     args = parser.parse_args(argv)
     check_devices()  # the plots of Ψ need a device
     print(write_report(args.runs, args.out).with_suffix(".html"))

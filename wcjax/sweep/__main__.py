@@ -86,8 +86,12 @@ def argument_parser() -> argparse.ArgumentParser:
     runs.add_argument("--variants", type=names, required=True, help="for example plain,wc,pp")
     for each in (grid, runs):
         form = "FILE.py:model,variant" if each is grid else "FILE.py"
-        each.add_argument("--config", required=True, metavar=form, help="config file, or its name if it is installed")
-        each.add_argument("--config.KEY", metavar="VALUE", help="value of a key of all configs; repeat for more keys")
+        each.add_argument(
+            "--config", required=True, metavar=form, help="config file, or the name of one that comes with wcjax"
+        )
+        each.add_argument(
+            "--config.KEY", metavar="VALUE", help="value of a config key, for all runs; repeat for more keys"
+        )
         each.add_argument("--out", required=True, metavar="DIR", help="folder for the run folders")
         each.add_argument("--seeds", type=seeds, default=list(range(5)), help="0-4 (the default) or 3,7-9")
         each.add_argument("--jobs", type=int, default=1, help="number of runs at a time on this machine (default: 1)")

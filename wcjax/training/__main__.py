@@ -58,12 +58,16 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         required=True,
-        help="FILE.py or FILE.py:model,variant; or a config of wcjax: cifar10:resnet18,wc",
+        help="config file, or the name of one that comes with wcjax, as in my.py:resnet8,plain or cifar10:resnet18,wc",
     )
     parser.add_argument("--workdir", required=True, help="run folder: made if missing, resumed if it holds this run")
     parser.add_argument("--config.KEY", metavar="VALUE", help="value of a key of the config; repeat for more keys")
     group = parser.add_argument_group("one run in several processes")
-    group.add_argument("--distributed", action="store_true", help="run as one of several (TPU pod, Slurm, MPI)")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="run as one process of several, detected on TPU pods and under Slurm or Open MPI",
+    )
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0; implies --distributed")
     group.add_argument("--num_processes", type=at_least(1), metavar="N", help="needed if it is not detected")
     group.add_argument("--process_id", type=at_least(0), metavar="N", help="from 0 on; needed if it is not detected")

@@ -1,4 +1,4 @@
-"""Accuracy of the folded network of a run.
+"""Prints the accuracy and the loss of the folded network of a run, on val and test.
 
 python -m wcjax.training.evaluate RUN [--data_dir DIR]
 """
@@ -104,8 +104,8 @@ def evaluate_folded(
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(program("wcjax.training.evaluate"), description=__doc__.split("\n")[0])
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("--data_dir", help="path of the data set, if it has moved since training")
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--data_dir", metavar="DIR", help="path of the data set, if it has moved since training")
     args = parser.parse_args(argv)
     check_devices()
     result = evaluate_folded(local_path(args.run, "RUN"), data_dir=args.data_dir)
