@@ -1,4 +1,4 @@
-"""Prints finished runs in one Markdown table, and plots their weights.
+"""Prints a Markdown table of finished runs, and with --png plots their weights.
 
 python -m wcjax.analysis.compare RUN [RUN ...] [--png FILE]
 """

@@ -60,7 +60,7 @@ def argument_parser() -> argparse.ArgumentParser:
         required=True,
         help="config file, or the name of one that comes with wcjax, as in my.py:resnet8,plain or cifar10:resnet18,wc",
     )
-    parser.add_argument("--workdir", required=True, help="run folder: made if missing, resumed if it holds this run")
+    parser.add_argument("--workdir", required=True, help="run folder: created if missing, resumed if it holds this run")
     parser.add_argument("--config.KEY", metavar="VALUE", help="value of a key of the config; repeat for more keys")
     group = parser.add_argument_group("one run in several processes")
     group.add_argument(
