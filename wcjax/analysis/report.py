@@ -14,7 +14,14 @@ from typing import NamedTuple
 import wcjax
 from wcjax.analysis import history, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, group_by_setting, without_repeats
+from wcjax.analysis.runs import (
+    Setting,
+    data_differences,
+    differences,
+    find_runs,
+    finished_and_repeats,
+    group_by_setting,
+)
 from wcjax.analysis.significance import PAIRS
 from wcjax.analysis.tables import (
     Row,
@@ -23,7 +30,6 @@ from wcjax.analysis.tables import (
     labels,
     result_rows,
     results_table,
-    setting_letters,
     val_accuracy,
     write_csv,
 )
@@ -76,8 +82,8 @@ def write_report(folders, out) -> pathlib.Path:
     parts += _data_that_differ(settings) + _other_variants(settings) + _settings_that_differ(settings)
     parts += _unfinished(runs) + _repeats(settings) + _omitted(omitted)
     parts += [Heading("Figures"), _figure_2(out)]
-    for letter, setting in zip(setting_letters(settings), settings, strict=True):
-        parts += _figures(setting, letter, out)
+    for setting in settings:
+        parts += _figures(setting, out)
     parts.append(Files("All numbers as CSV:", {"results.csv": "the tables", "runs.csv": "one row for a run"}))
 
     write_csv(out / "results.csv", Row._fields, results)
@@ -91,7 +97,7 @@ def _header(settings):
     runs = [run for setting in settings for run in setting.runs]
     finished = [run for run in runs if run.summary]
     failed = sum(run.failure is not None for run in runs)
-    counts = Counter((s.dataset, s.model, r.method) for s in settings for r in without_repeats(s.runs)[0] if r.summary)
+    counts = Counter((s.dataset, s.model, r.method) for s in settings for r in finished_and_repeats(s.runs)[0])
     versions = sorted({f"jax {r.summary['jax_version']} on {r.summary['device']}" for r in finished})
     return Bullets(
         [
@@ -121,7 +127,7 @@ def _settings_that_differ(settings):
     for (dataset, model), group in itertools.groupby(settings, key=lambda s: (s.dataset, s.model)):
         group = list(group)
         counts = [len(setting.runs) for setting in group]
-        tables[f"{model} on {dataset}"] = setting_letters(group), differences(group), counts
+        tables[f"{model} on {dataset}"] = [setting.letter for setting in group], differences(group), counts
     explanation = (
         "Runs whose configs differ in more than Ψ, learning rate, decay, label smoothing and seed are not compared."
     )
@@ -140,12 +146,12 @@ def _that_differ(heading, explanation, tables):
 
 def _other_variants(settings):
     lines = []
-    for letter, setting in zip(setting_letters(settings), settings, strict=True):
-        runs = without_repeats([run for run in setting.runs if run.summary])[0]
+    for setting in settings:
+        runs, _ = finished_and_repeats(setting.runs)
         in_table = {chosen[0].variant for chosen in chosen_runs(runs)}
         for variant in sorted({run.variant for run in runs} - in_table):
             members = [run for run in runs if run.variant == variant]
-            lines.append([_name(setting, letter), *variant, str(len(members)), f"{100 * val_accuracy(members):.2f}"])
+            lines.append([setting.name, *variant, str(len(members)), f"{100 * val_accuracy(members):.2f}"])
     table = Table(["network", "method", "Ψ", "learning rate, decay", "n", "val accuracy (%)"], lines)
     return [Heading("Other variants that were run"), table] if lines else []
 
@@ -156,8 +162,7 @@ def _unfinished(runs):
 
 
 def _repeats(settings):
-    repeats = [run for setting in settings for run in without_repeats([r for r in setting.runs if r.summary])[1]]
-    items = [str(run.path) for run in repeats]
+    items = [str(run.path) for setting in settings for run in finished_and_repeats(setting.runs)[1]]
     return [Heading("Omitted: the same config and seed as another run"), Bullets(items)] if items else []
 
 
@@ -171,12 +176,12 @@ def _figure_2(out):
     return Picture("psi.png", "Ψ and Ψ′ for a = b = 1 and α = 2 (the paper's figure 2). Dotted: the bound of arctan.")
 
 
-def _figures(setting: Setting, letter: str, out) -> list:
+def _figures(setting: Setting, out) -> list:
     """Writes the figures of one setting and returns their parts. They show the runs that the table shows."""
     variants = chosen_runs(setting.runs)
     runs = dict(zip(labels(variants), variants, strict=True))
-    stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
-    figures = FigureFiles(_name(setting, letter), out / stem)
+    stem = "_".join(x for x in (setting.dataset, setting.model, setting.letter) if x)
+    figures = FigureFiles(setting.name, out / stem)
     kinds = (_curves, _weight_history, _robustness, _layers, _pairs)
     parts = [part for write in kinds for part in write(figures, runs)]
     return [Heading(figures.title, 3), *parts] if parts else []
@@ -263,17 +268,13 @@ def _first_seed(runs):
     return min(runs, key=lambda run: run.config["seed"])
 
 
-def _name(setting, letter):
-    return f"{setting.model} on {setting.dataset}" + (f" ({letter})" if letter else "")
-
-
 def _write_runs(path, settings):
     names = ("best_epoch", "best_val_accuracy", "test_accuracy", "test_loss", "epochs", "images_per_second")
     names += ("train_seconds", "num_parameters", "device", "jax_version")
     rows = []
-    for letter, setting in zip(setting_letters(settings), settings, strict=True):
+    for setting in settings:
         for run in setting.runs:
-            place = (run.path, setting.dataset, setting.model, letter, *run.variant, run.config["seed"])
+            place = (run.path, setting.dataset, setting.model, setting.letter, *run.variant, run.config["seed"])
             state = "finished" if run.summary else run.failure or "unfinished"
             rows.append((*place, state, *((run.summary or {}).get(name) for name in names)))
     write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "tuning", "seed", "state", *names), rows)

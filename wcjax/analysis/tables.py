@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from wcjax.analysis import paper
 from wcjax.analysis.document import Table
-from wcjax.analysis.runs import RunRecord, Setting, without_repeats
+from wcjax.analysis.runs import RunRecord, Setting, finished_and_repeats
 from wcjax.analysis.significance import Comparison, compare, holm, mean_and_std
 from wcjax.system.files import saving
 
@@ -16,7 +16,7 @@ from wcjax.system.files import saving
 class Row(NamedTuple):
     """One row of the report: the paper's number and ours for a method. None where there is no number."""
 
-    setting: str  # '' if it is the only one of this data set and network, else 'A', 'B', ...
+    setting: str  # `Setting.letter`
     dataset: str
     model: str
     method: str
@@ -43,7 +43,7 @@ def chosen_runs(runs: list[RunRecord]) -> list[list[RunRecord]]:
     """
     columns = {method: i for i, method in enumerate(paper.METHODS)}
     rank = lambda run: (columns.get(run.method, len(columns)), run.variant)
-    finished_runs = sorted(without_repeats([run for run in runs if run.summary])[0], key=rank)
+    finished_runs = sorted(finished_and_repeats(runs)[0], key=rank)
     rows = []
     for _, runs_of_method in itertools.groupby(finished_runs, key=lambda run: run.method):
         variants = [list(variant) for _, variant in itertools.groupby(runs_of_method, key=lambda run: run.variant)]
@@ -80,7 +80,7 @@ def result_rows(settings: list[Setting]) -> list[Row]:
     """The rows of the settings of one data set: each network and method that was run or that the paper has."""
     dataset = settings[0].dataset
     reported = paper.ACCURACY.get(settings[0].runs[0].config["dataset"], {})
-    networks = [(letter, s.model, s.runs) for letter, s in zip(setting_letters(settings), settings, strict=True)]
+    networks = [(s.letter, s.model, s.runs) for s in settings]
     networks += [("", model, []) for model in reported if model not in {s.model for s in settings}]
     rows = []
     for letter, model, runs in networks:
@@ -93,16 +93,6 @@ def result_rows(settings: list[Setting]) -> list[Row]:
                     rows.append(_row(place, variant, paper_number, baseline))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
-
-
-def setting_letters(settings: list[Setting]) -> list[str]:
-    """For each setting 'A', 'B', ... if there are several of its data set and network, else ''."""
-    places = [(s.dataset, s.model) for s in settings]
-    return [_letter(places[:i].count(p)) if places.count(p) > 1 else "" for i, p in enumerate(places)]
-
-
-def _letter(i):
-    return chr(ord("A") + i) if i < 26 else str(i + 1)
 
 
 def _row(place, runs, paper_number, baseline):
