@@ -22,7 +22,7 @@ from wcjax.analysis.runs import (
     finished_and_repeats,
     group_by_setting,
 )
-from wcjax.analysis.significance import PAIRS
+from wcjax.analysis.significance import MIN_PAIRS
 from wcjax.analysis.tables import (
     Row,
     baseline_of,
@@ -41,7 +41,7 @@ from wcjax.system.paths import check_writable, folder_path
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
 runs, each with a different seed, over which mean ± standard deviation are taken. Difference: in percentage points,
-with its 95 % interval. If both sides have the same {PAIRS} seeds or more, runs are compared seed by seed (paired;
+with its 95 % interval. If both sides have the same {MIN_PAIRS} seeds or more, runs are compared seed by seed (paired;
 Student's interval, sign flip test). Otherwise the interval is Welch's and p comes from a permutation test. Tests are
 two-sided, and exact if that is feasible. p (Holm): corrected for all tests of the table. An empty cell: too few
 runs. Paper: tables II to VII of arXiv 2306.16993. If a method was run with several Ψ, learning rates or decays,
