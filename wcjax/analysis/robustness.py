@@ -15,7 +15,7 @@ from wcjax.analysis import changes
 from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, find_runs
 from wcjax.analysis.significance import Comparison, compare, holm
-from wcjax.analysis.tables import format_difference
+from wcjax.analysis.tables import format_difference, format_p
 from wcjax.commands import command, program
 from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
@@ -168,17 +168,9 @@ def change_table(variants: dict[str, list[RunRecord]], baseline: list[RunRecord]
                 numbers = str(len(runs)), f"{accuracy:.2f}", f"{lost:.2f}", format_difference(comparison)
                 lines.append([change.replace("_", " "), label, *numbers])
                 p_values.append(comparison.p)
-    corrected = ["" if p is None else f"{p:.3g}" for p in holm(p_values)]
-    columns = (
-        "change",
-        "method",
-        "n",
-        "accuracy (%)",
-        "lost (points)",
-        "difference to plain (95 % interval)",
-        "p (Holm)",
-    )
-    return Table([*columns], [[*line, p] for line, p in zip(lines, corrected, strict=True)])
+    columns = ["change", "method", "n", "accuracy (%)", "lost (points)"]
+    columns += ["difference to plain (95 % interval)", "p (Holm)"]
+    return Table(columns, [[*line, format_p(p)] for line, p in zip(lines, holm(p_values), strict=True)])
 
 
 def _subset(split, num_images):
