@@ -35,7 +35,7 @@ class RunRecord(NamedTuple):
 
     @property
     def method(self) -> str:
-        return method(self.config["reparam"]) + (", label smoothing" if self.config["label_smoothing"] else "")
+        return method_name(self.config["reparam"]) + (", label smoothing" if self.config["label_smoothing"] else "")
 
     @property
     def reparam(self) -> str:
@@ -203,8 +203,8 @@ def finished_and_repeats(runs: list[RunRecord]) -> tuple[list[RunRecord], list[R
     return list(first.values()), repeats
 
 
-def method(reparam: dict) -> str:
-    """The name in the paper's tables of the reparam of a config: one of `paper.METHODS`."""
+def method_name(reparam: dict) -> str:
+    """The name of the reparam of a config in the paper's tables: one of `paper.METHODS`."""
     learned = "" if reparam["learn"] == "none" else f" learned {reparam['learn']}"
     names = {"none": "plain", "powerprop": "PP", "weightnorm": "WN", "arctan": "WC"}
     return names.get(reparam["name"], f"WC {reparam['name']}") + learned
