@@ -44,7 +44,7 @@ def test_random_pruning_ignores_the_size_of_weights():
 
 
 def test_noise_on_weights_is_relative_to_their_spread():
-    for before, after in changed(changes.add_noise, 0.5):
+    for before, after in changed(changes.add_weight_noise, 0.5):
         noise = (after - before) / (0.5 * np.std(before))
         assert after.dtype == np.float32
         assert stats.kstest(noise.ravel(), "norm").pvalue > 0.01
@@ -61,17 +61,17 @@ def test_rounding_has_a_scale_for_each_output_channel():
 
 def test_images_change_as_their_definition_says():
     x = IMAGES / 255
-    darker = changes.contrast(IMAGES, 5, None) / 255
+    darker = changes.lower_contrast(IMAGES, 5, None) / 255
     mean = x.mean(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(darker, mean + 0.15 * (x - mean), atol=0.51 / 255)
 
-    brighter = changes.brightness(IMAGES, 4, None) / 255
+    brighter = changes.brighten(IMAGES, 4, None) / 255
     for pixel, found in zip(x.reshape(-1, 3), brighter.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
         np.testing.assert_allclose(found, colorsys.hsv_to_rgb(hue, saturation, min(1, value + 0.2)), atol=0.51 / 255)
 
     middle = np.full((50, 20, 20, 1), 128, np.uint8)
-    noise = (changes.noise(middle, 2, np.random.default_rng(0)) / 255.0 - 128 / 255).ravel()
+    noise = (changes.add_pixel_noise(middle, 2, np.random.default_rng(0)) / 255.0 - 128 / 255).ravel()
     np.testing.assert_allclose((noise.mean(), noise.std()), (0, 0.06), atol=1e-3)
 
     point = np.zeros((1, 11, 11, 1), np.uint8)
