@@ -233,6 +233,9 @@ def test_a_history_has_the_bound_and_the_density_of_weights(cifar):
     assert list(weights.epochs) == [0, 1, 2]
     density = weights.density(np.array([-2, -1.2, 0, 1.2, 2]))  # of weights that are drawn from (−1, 1)
     np.testing.assert_allclose(density * [0.8, 1.2, 1.2, 0.8], [[0, 0.5, 0.5, 0]] * 3, atol=0.05)
+
+
+def test_layers_are_sorted_from_input_to_output():
     names = ["block10_0/conv1", "block2_0/conv1", "block2_0/conv0", "head", "stem"]
     assert history.layers_in_order(names) == ["stem", "block2_0/conv0", "block2_0/conv1", "block10_0/conv1", "head"]
 

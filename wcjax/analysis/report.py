@@ -244,7 +244,7 @@ def _robustness(figures, runs):
 
 
 def _layers(figures, runs):
-    layers = history.last_layers({f"{label} (n = {len(members)})": members for label, members in runs.items()})
+    layers = history.final_statistics({f"{label} (n = {len(members)})": members for label, members in runs.items()})
     if not layers:
         return []
     title = f"{figures.title}: weights after the last epoch, mean over n runs"
