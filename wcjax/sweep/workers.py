@@ -12,7 +12,6 @@ from wcjax import run_folder
 from wcjax.config.build import load_dataset
 from wcjax.sweep import database
 from wcjax.sweep.plan import Plan, SweepOptions
-from wcjax.sweep.process import start_run
 from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
 from wcjax.system.files import saving
@@ -21,7 +20,7 @@ from wcjax.training.preemption import Signals, interruption, stop_signals
 from wcjax.training.start import EXIT_PREEMPTED
 
 
-def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
+def train_runs(plan: Plan, options: SweepOptions, start: Callable) -> Outcome:
     """Trains the runs of plan, up to `options.jobs` at a time, until each has ended, in this process or in another one.
 
     start: starts the process of a run, see `process.start_run`.
@@ -31,7 +30,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
         any more.
       Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came, and the runs of this process have been saved.
     """
-    check(plan, options)
+    check_inputs(plan, options)
     options = options._replace(jobs=min(options.jobs, len(plan.configs)))  # each gets a share of the accelerator
     with saving(options.out):
         (options.out / "logs").mkdir(parents=True, exist_ok=True)
@@ -44,7 +43,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
 
         study = ask(open_study, study_name(plan, options), plan, options)
         try:
-            trials = Trials(study, plan, options.out, ask(study.get_trials, False))
+            trials = ask(Trials, study, plan, options.out)
             workers = Workers(trials, options, start)
             signals.arm()  # from here on there are processes to stop
             with contextlib.closing(workers):
@@ -61,7 +60,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
             raise database.database_error(options, error) from error
 
 
-def check(plan: Plan, options: SweepOptions) -> None:
+def check_inputs(plan: Plan, options: SweepOptions) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
         run_folder.check_matches(run_path(options.out / name, "workdir"), config)
