@@ -1,6 +1,7 @@
 """The workers of a sweep: threads that take trials from the study and train each in its own process."""
 
 import contextlib
+import pathlib
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -99,7 +100,7 @@ class Workers:
         self.stopping = threading.Event()
 
     def work(self) -> None:
-        """Takes one trial after another. Waits for the last ones of other workers, because those may die."""
+        """Takes one trial after another. Waits while other workers train the last runs, because they may die."""
         while not self.stopping.is_set():
             with self.lock:
                 unclaimed, running = self.trials.requeue()
@@ -124,18 +125,17 @@ class Workers:
                 return twin.value
             if is_running(twin) and twin.number < trial.number:
                 raise optuna.TrialPruned
-        folder, code = self.options.out / name, self.run_process(name)
+        code = self.run_process(name)
         while code == EXIT_PREEMPTED:
             self.stopping.wait(self.options.pause)
             code = self.run_process(name)
+        folder = self.options.out / name
         if summary := run_folder.read(folder, "summary.json"):
             return summary["best_val_accuracy"]
         if failure := run_folder.read(folder, "failed.json"):
             trial.set_user_attr("reason", failure["reason"])
             raise RunFailed(failure["reason"])
-        log = self.log_path(name)
-        last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
-        reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}, see {log}: {' '.join(last)}"
+        reason = self.lost_reason(name, code)
         trials.lost[number] = f"{reason}; run the same command to resume"
         raise RunFailed(reason)
 
@@ -151,7 +151,15 @@ class Workers:
             self.processes[name] = process
         return process.wait()
 
-    def log_path(self, name: str):
+    def lost_reason(self, name: str, code: int) -> str:
+        """Why a process has left no result: the signal, or the exit code and the last line of the log."""
+        if code < 0:
+            return f"killed by signal {-code}"
+        log = self.log_path(name)
+        last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
+        return f"exit code {code}, see {log}: {' '.join(last)}"
+
+    def log_path(self, name: str) -> pathlib.Path:
         """The file that the output of a run is appended to."""
         return self.options.out / "logs" / f"{name}.log"
 
