@@ -80,7 +80,12 @@ def write_report(folders, out) -> pathlib.Path:
         results += rows
     parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Errata in the paper: " + " ".join(paper.ERRATA))]
     parts += _data_that_differ(settings) + _other_variants(settings) + _settings_that_differ(settings)
-    parts += _unfinished(runs) + _repeats(settings) + _omitted(omitted)
+    unfinished = [f"{run.path}: {run.failure or 'unfinished'}" for run in runs if not run.summary]
+    parts += _bullets("Runs without a result", unfinished)
+    repeats = [str(run.path) for setting in settings for run in finished_and_repeats(setting.runs)[1]]
+    parts += _bullets("Omitted: the same config and seed as another run", repeats)
+    reasons = [f"{path}: {why}" for path, why in sorted(omitted.items())]
+    parts += _bullets("Omitted: links, and folders that cannot be read", reasons)
     parts += [Heading("Figures"), _figure_2(out)]
     for setting in settings:
         parts += _figures(setting, out)
@@ -116,8 +121,8 @@ def _data_that_differ(settings):
     tables = {}
     for name, datasets in itertools.groupby(sorted(runs), lambda dataset: runs[dataset][0].config["dataset"]):
         datasets = list(datasets)
-        first = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in datasets]
-        tables[name] = datasets, data_differences(first), [len(runs[dataset]) for dataset in datasets]
+        examples = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in datasets]
+        tables[name] = datasets, data_differences(examples), [len(runs[dataset]) for dataset in datasets]
     explanation = "Runs on different data of one name are not compared. From the runs' `data.json`; '-' is not known."
     return _that_differ("Data that differ", explanation, tables)
 
@@ -135,7 +140,7 @@ def _settings_that_differ(settings):
 
 
 def _that_differ(heading, explanation, tables):
-    """A section with those of tables, {name: (columns, {key: values}, numbers of runs)}, that have several columns."""
+    """A section with those tables that have several columns: {name: (columns, {key: values}, numbers of runs)}."""
     parts = []
     for name, (columns, rows, counts) in tables.items():
         if len(columns) > 1:
@@ -156,19 +161,8 @@ def _other_variants(settings):
     return [Heading("Other variants that were run"), table] if lines else []
 
 
-def _unfinished(runs):
-    items = [f"{run.path}: {run.failure or 'unfinished'}" for run in runs if not run.summary]
-    return [Heading("Runs without a result"), Bullets(items)] if items else []
-
-
-def _repeats(settings):
-    items = [str(run.path) for setting in settings for run in finished_and_repeats(setting.runs)[1]]
-    return [Heading("Omitted: the same config and seed as another run"), Bullets(items)] if items else []
-
-
-def _omitted(omitted):
-    items = [f"{path}: {why}" for path, why in sorted(omitted.items())]
-    return [Heading("Omitted: links, and folders that cannot be read"), Bullets(items)] if items else []
+def _bullets(heading, items):
+    return [Heading(heading), Bullets(items)] if items else []
 
 
 def _figure_2(out):

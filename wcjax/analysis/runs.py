@@ -70,8 +70,8 @@ class Setting(NamedTuple):
 def find_runs(folders) -> tuple[list[RunRecord], dict[pathlib.Path, str]]:
     """(the runs in folders and their subfolders, sorted by path, {omitted path: why}).
 
-    A run folder is not searched further. Links and unreadable paths are omitted and logged, and subfolders whose files
-    are not those of a run.
+    A run folder is not searched further. Links, unreadable paths, and subfolders whose files are not those of a run are
+    omitted and logged.
 
     Raises:
       InputError: a given folder does not exist, cannot be read or holds such files; there is no run at all.
