@@ -60,14 +60,15 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
         for run in bar:
             bar.set_description(str(run.path))
             content = run_folder.read(run.path, "robustness.json")
-            if content is not None and content["images"] == num_images:  # without reading the data set
+            measured_images = None if content is None else content["images"]
+            if measured_images == num_images:  # without reading the data set
                 continue
             config = run_folder.read_config(run.path)
             path = config.data_dir if data_dir is None else data_dir
             key = config.dataset, path, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
                 datasets[key] = load_dataset_of_run(run.path, data_dir)
-            if content is None or content["images"] != _subset(datasets[key].test, num_images).num_images:
+            if measured_images != _subset(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, eval_steps))
 
 

@@ -44,7 +44,7 @@ class MetricsWriter:
                 message = "%s has no lines of the finished epochs %s. Was the folder copied while the run trained?"
                 log.warning(message, self._workdir / name, missing)
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
-        self._events = _events(self._workdir / "tensorboard", done_epochs + 1, config)
+        self._events = _open_events(self._workdir / "tensorboard", done_epochs + 1, config)
 
     def write_metrics(self, metrics: dict) -> None:
         """Appends the line of an epoch to metrics.jsonl and sends its numbers to TensorBoard.
@@ -103,7 +103,7 @@ def _hyperparameters(config: ConfigDict) -> dict:
     }
 
 
-def _events(folder: pathlib.Path, first_epoch: int, config: ConfigDict):
+def _open_events(folder: pathlib.Path, first_epoch: int, config: ConfigDict):
     """The TensorBoard events of a run, None if tensorboardX is not installed."""
     try:
         from wcjax.run_folder.tensorboard import Events
