@@ -8,7 +8,7 @@ import shlex
 import jax
 import pytest
 
-from tests.sweep.lines import DIGITS, GRID, RUNS
+from tests.sweep.command_lines import DIGITS, GRID, RUNS
 from wcjax.sweep import __main__ as sweep
 
 

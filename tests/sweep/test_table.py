@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.sweep.lines import NAMES, RUNS
+from tests.sweep.command_lines import NAMES, RUNS
 from wcjax import run_folder
 from wcjax.config import default_config
 from wcjax.sweep import plan, study
