@@ -118,10 +118,10 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
     """
     names = list(dict.fromkeys(name for changes in curves.values() for name in changes))
     figure = Figure(figsize=(9, 3 * math.ceil(len(names) / 3) + 0.6), layout="constrained")
-    panels = figure.subplots(math.ceil(len(names) / 3), 3, sharey=True, squeeze=False).ravel()
-    for axes in panels[len(names) :]:
+    all_axes = figure.subplots(math.ceil(len(names) / 3), 3, sharey=True, squeeze=False).ravel()
+    for axes in all_axes[len(names) :]:
         axes.axis("off")
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(all_axes, names, strict=False):
         for (label, changes), style in _styled(curves.items()):
             if name not in changes:
                 continue
@@ -134,7 +134,7 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
             axes.set_xticks(place, ["none", *(f"{level:g}" for level in levels)])
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.grid(color="0.9")
-    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}  # a run may lack some changes
+    lines = {line.get_label(): line for axes in all_axes for line in axes.get_lines()}  # a run may lack some changes
     figure.legend(handles=lines.values(), loc="outside lower center", ncols=min(3, len(lines)), fontsize=8)
     return _save(figure, path, title)
 
@@ -181,7 +181,7 @@ def plot_near_zero(path, histories: Mapping[str, WeightHistory], title: str) -> 
 
 
 def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -> pathlib.Path:
-    """Share of near-zero weights and kurtosis of each layer. layers: {label: {layer: numbers as in weights.jsonl}}."""
+    """Share of near-zero weights and kurtosis of each layer. layers: from `history.final_statistics`."""
     panels = {
         "below_0.01": "share of |w| < 0.01",
         "below_tenth_of_std": "share of |w| < 0.1·std",
@@ -189,11 +189,11 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
     }
     names = list(next(iter(layers.values())))
     figure = Figure(figsize=(max(7, 1.5 + 0.25 * len(names)), 7), layout="constrained")
-    for axes, (number, text) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
-        for (label, stats), colour, marker in zip(
+    for axes, (statistic, text) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
+        for (label, by_layer), colour, marker in zip(
             layers.items(), itertools.cycle(COLOURS), itertools.cycle("os^vDPX*")
         ):
-            y = [stats[name][number] for name in names]
+            y = [by_layer[name][statistic] for name in names]
             axes.plot(range(len(names)), y, label=label, color=colour, marker=marker, markersize=4, linewidth=1)
         axes.set(ylabel=text)
         axes.yaxis.label.set_fontsize(8)

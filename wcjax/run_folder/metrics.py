@@ -49,7 +49,7 @@ class MetricsWriter:
     def write_metrics(self, metrics: dict) -> None:
         """Appends the line of an epoch to metrics.jsonl and sends its numbers to TensorBoard.
 
-        metrics: 'epoch' and numbers by name, or dicts of them.
+        metrics: {'epoch': int, name: number or dict of numbers, ...}.
         """
         self._append("metrics.jsonl", metrics)
         numbers = {TAGS.get(name, name): value for name, value in metrics.items() if name != "epoch"}
@@ -70,7 +70,7 @@ class MetricsWriter:
         self._show({"weights": numbers}, epoch)
 
     def write_summary(self, summary: dict) -> None:
-        """Gives TensorBoard the results of the run. summary: as in summary.json."""
+        """Sends the results of the run to TensorBoard. summary: the content of summary.json."""
         self._show({tag: summary[name] for name, tag in SUMMARY_TAGS.items()}, summary["epochs"])
         if self._events is not None:
             self._events.end_session()
