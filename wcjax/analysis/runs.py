@@ -145,11 +145,11 @@ def group_by_setting(runs: list[RunRecord]) -> list[Setting]:
     """
     groups = collections.defaultdict(list)  # {(config without _FREE, data): runs}
     for run in sorted(runs, key=lambda run: run.data is None):
-        config = _flat({key: value for key, value in run.config.items() if key not in _FREE})
+        others = _flat({key: value for key, value in run.config.items() if key not in _FREE})
         data = json.dumps(run.data)
         if run.data is None and run.summary is None:
-            data = next((known for other, known in groups if other == config), data)
-        groups[config, data].append(run)
+            data = next((known for keys, known in groups if keys == others), data)
+        groups[others, data].append(run)
 
     data_numbers = collections.defaultdict(dict)  # {data set: {its data: number, from 1}}
     for (_, data), members in groups.items():
@@ -163,8 +163,12 @@ def group_by_setting(runs: list[RunRecord]) -> list[Setting]:
         name = f"{dataset}-data-{numbers[data]}" if len(numbers) > 1 else dataset
         settings.append(Setting(name, model, others, members))
 
+    return _with_letters(sorted(settings))
+
+
+def _with_letters(settings):
     lettered = []
-    for _, group in itertools.groupby(sorted(settings), key=lambda s: (s.dataset, s.model)):
+    for _, group in itertools.groupby(settings, key=lambda s: (s.dataset, s.model)):
         group = list(group)
         lettered += [s._replace(letter=_letter(i)) for i, s in enumerate(group)] if len(group) > 1 else group
     return lettered

@@ -92,8 +92,8 @@ def result_rows(settings: list[Setting]) -> list[Row]:
         baseline = baseline_of(variants)
         for method in sorted({run.method for run in runs} | paper_numbers.keys(), key=_method_order):
             paper_number = paper_numbers.get(method, (None, None))
-            for variant in [variant for variant in variants if variant[0].method == method] or [[]]:
-                place = {"setting": letter, "dataset": dataset, "model": model, "method": method}
+            place = {"setting": letter, "dataset": dataset, "model": model, "method": method}
+            for variant in [v for v in variants if v[0].method == method] or [[]]:
                 rows.append(_row(variant, baseline, paper_number, **place))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
