@@ -146,7 +146,7 @@ def test_every_row_of_the_papers_tables_has_a_command():
             continue
         for model, variant in itertools.product(args.models, args.variants):
             c = get_config(pathlib.Path(file).stem, f"{model},{variant}")
-            methods[c.dataset, model].add(runs.method(c.reparam))
+            methods[c.dataset, model].add(runs.method_name(c.reparam))
             assert len(args.seeds) == (3 if "imagenet" in c.dataset else 5)
     # The paper prints one accuracy of PP twice. The row that it belongs to has a command all the same.
     methods["cifar100", "resnet34"].remove("PP")

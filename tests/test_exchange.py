@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from tests import record_torch_case as record
+from tests.training.runs import assert_same_bits
 from wcjax import Arctan, exchange, models, reparameterize
 from wcjax.errors import InputError
 
@@ -27,8 +28,6 @@ SMALL = {
     "empty": np.zeros((0, 2), np.float64),
 }
 ODD = {"values": np.array([np.nan, -np.inf, -0.0, 1e-45], np.float32), "transposed": np.arange(6.0).reshape(2, 3).T}
-
-
 CASES = json.loads(record.FILE.read_text(encoding="utf-8"))["cases"]
 
 
@@ -46,13 +45,6 @@ def apply(name):
 def assert_close_logits(logits, expected):
     """Equal within float32 rounding; a wrong weight or padding is off by far more."""
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.max(np.abs(expected)))
-
-
-def assert_same_bits(tree, expected):
-    assert jax.tree.structure(tree) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
-        x, y = np.asarray(x), np.asarray(y)
-        assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
 
 
 def test_a_file_keeps_bits_shapes_dtypes_and_names(tmp_path):

@@ -44,13 +44,13 @@ def test_random_pruning_ignores_the_size_of_weights():
 
 
 def test_noise_on_weights_is_relative_to_their_spread():
-    for before, after in changed(changes.add_noise, 0.5):
+    for before, after in changed(changes.add_weight_noise, 0.5):
         noise = (after - before) / (0.5 * np.std(before))
         assert after.dtype == np.float32
         assert stats.kstest(noise.ravel(), "norm").pvalue > 0.01
 
 
-def test_rounding_has_a_scale_for_each_output_channel():
+def test_quantization_rounds_to_a_grid_for_each_output_channel():
     for before, after in changed(changes.quantize, 3):
         for channel in range(before.shape[-1]):
             w = np.float64(before[..., channel])
@@ -59,25 +59,31 @@ def test_rounding_has_a_scale_for_each_output_channel():
             np.testing.assert_allclose(after[..., channel], nearest, rtol=0, atol=1e-6 * abs(w).max())
 
 
-def test_images_change_as_their_definition_says():
+def test_lower_contrast_moves_pixels_towards_the_mean_of_their_channel():
     x = IMAGES / 255
-    darker = changes.contrast(IMAGES, 5, None) / 255
+    flatter = changes.lower_contrast(IMAGES, 5, None) / 255
     mean = x.mean(axis=(1, 2), keepdims=True)
-    np.testing.assert_allclose(darker, mean + 0.15 * (x - mean), atol=0.51 / 255)
+    np.testing.assert_allclose(flatter, mean + 0.15 * (x - mean), atol=0.51 / 255)
 
-    brighter = changes.brightness(IMAGES, 4, None) / 255
-    for pixel, found in zip(x.reshape(-1, 3), brighter.reshape(-1, 3), strict=True):
+
+def test_brighter_pixels_keep_their_hue_and_saturation():
+    brighter = changes.brighten(IMAGES, 4, None) / 255
+    for pixel, found in zip((IMAGES / 255).reshape(-1, 3), brighter.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
         np.testing.assert_allclose(found, colorsys.hsv_to_rgb(hue, saturation, min(1, value + 0.2)), atol=0.51 / 255)
 
+
+def test_pixel_noise_has_the_standard_deviation_of_its_severity():
     middle = np.full((50, 20, 20, 1), 128, np.uint8)
-    noise = (changes.noise(middle, 2, np.random.default_rng(0)) / 255.0 - 128 / 255).ravel()
+    noise = (changes.add_pixel_noise(middle, 2, np.random.default_rng(0)) / 255.0 - 128 / 255).ravel()
     np.testing.assert_allclose((noise.mean(), noise.std()), (0, 0.06), atol=1e-3)
 
+
+def test_a_blurred_point_is_a_gaussian():
     point = np.zeros((1, 11, 11, 1), np.uint8)
     point[0, 5, 5] = 255
-    offset = np.exp(-((np.arange(11) - 5) ** 2) / 2)
-    expected = np.outer(offset, offset) / offset.sum() ** 2
+    gaussian = np.exp(-((np.arange(11) - 5) ** 2) / 2)
+    expected = np.outer(gaussian, gaussian) / gaussian.sum() ** 2
     np.testing.assert_allclose(changes.blur(point, 5, None)[0, ..., 0] / 255, expected, atol=0.6 / 255)
 
 

@@ -172,9 +172,10 @@ def test_curves_of_other_changes_or_levels_are_not_mixed(write_measured, write_r
 def test_the_same_run_in_two_folders_counts_once(tmp_path, write_run, write_report):
     for name in "abc":
         write_run(name, "plain", int(name == "c"), 0.94)
+    write_run("Unfinished", "plain", 0)  # first by path, but no evidence
     write_run("failed before it saw its data", "wc", 0, train_images=None)
     (setting,) = group_by_setting(find_runs([tmp_path / "runs", tmp_path / "runs" / "a"])[0])
-    assert (setting.dataset, len(setting.runs)) == ("digits", 4)
+    assert (setting.dataset, len(setting.runs)) == ("digits", 5)
     assert len(tables.chosen_runs(setting.runs)[0]) == 2
     text = write_report()
     assert "digits, resnet8, plain: n = 2\n" in text
@@ -232,6 +233,9 @@ def test_a_history_has_the_bound_and_the_density_of_weights(cifar):
     assert list(weights.epochs) == [0, 1, 2]
     density = weights.density(np.array([-2, -1.2, 0, 1.2, 2]))  # of weights that are drawn from (−1, 1)
     np.testing.assert_allclose(density * [0.8, 1.2, 1.2, 0.8], [[0, 0.5, 0.5, 0]] * 3, atol=0.05)
+
+
+def test_layers_are_sorted_from_input_to_output():
     names = ["block10_0/conv1", "block2_0/conv1", "block2_0/conv0", "head", "stem"]
     assert history.layers_in_order(names) == ["stem", "block2_0/conv0", "block2_0/conv1", "block10_0/conv1", "head"]
 

@@ -91,7 +91,7 @@ def test_the_files_of_a_run_are_read_or_refused(tmp_path_factory, files):
         tables.results_table(tables.result_rows(runs.group_by_setting(found))).markdown()
         if first := history.first_layer_history(found[0]):
             assert first.counts.shape == (len(first.epochs), len(EDGES) + 1)
-            layers = history.last_layers({"": found})[""]
+            layers = history.final_statistics({"": found})[""]
             assert all(np.isfinite(list(numbers.values())).all() for numbers in layers.values())
         history.pair_history(found[0])
         if curves := history.curves(found):

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit by bit, and a damaged one is found out and passed over."""
+"""Checkpoints come back bit by bit, and a damaged one is noticed and skipped."""
 
 import contextlib
 import gc
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 @pytest.fixture(autouse=True)
-def collected():
+def collect_garbage():
     yield
     gc.collect()  # so that they complain here and not at the exit of the process
 
@@ -174,7 +174,7 @@ def test_a_readable_checkpoint_that_was_altered_is_skipped(copy, change):
     assert restore_newest(copy) == 2
 
 
-def test_a_record_of_another_form_is_refused(copy):
+def test_a_record_of_another_schema_is_refused(copy):
     message = "the record of the checkpoint of epoch 3, seconds: expected a finite number of at least 0"
     with (
         opened(copy, schema={"epoch": COUNT, "seconds": NON_NEGATIVE}) as checkpoints,

@@ -59,11 +59,14 @@ def test_only_the_splits_that_are_evaluated_count(cifar_run, tmp_path):
     assert training.evaluate_folded(cifar_run[0], data_dir=str(folder), splits=("test",)) == expected
 
 
-def test_data_json_has_the_mean_and_std_of_the_training_images(cifar_run, tmp_path):
+def test_data_json_has_the_mean_and_std_of_the_training_images(cifar_run):
     stored = read(cifar_run[0], "data.json")
     dataset = data.load("cifar10", cifar_run[1]["data_dir"], val_fraction=0.1)
     assert stored == dataset.fingerprint() | {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
+
+
+def test_a_stored_mean_of_too_few_channels_is_refused(cifar_run, tmp_path):
     run = shutil.copytree(cifar_run[0], tmp_path / "run")
-    write_json(run / "data.json", stored | {"mean": [0.5]})
+    write_json(run / "data.json", read(run, "data.json") | {"mean": [0.5]})
     with pytest.raises(InputError, match=r"data\.json: mean and std must have 3 numbers"):
         training.evaluate_folded(run)

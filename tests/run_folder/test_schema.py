@@ -10,6 +10,7 @@ import pytest
 from tests.run_folder.examples import DATA, LAYER, SUMMARY
 from wcjax.errors import InputError
 from wcjax.run_folder import json_files, read, read_lines
+from wcjax.run_folder.schema import OBJECT
 
 
 def text(*values):
@@ -51,8 +52,8 @@ WRONG = [
     ("data.json", text(DATA | {"classes": 1_000_001}), ", classes: expected a whole number from 1 to 1,000,000"),
     ("data.json", text(DATA | {"train": None}), ", train: expected a JSON object, found None"),
     ("data.json", text(DATA | {"test": SUMMARY}), ", test, .*: expected "),
-    second({"epoch": 1, "layers": {}}, ", layers: these are not layer names: "),
-    second({"epoch": 1, "layers": {"$x$": LAYER}}, r", layers: these are not layer names: \['\$x\$'\]"),
+    second({"epoch": 1, "layers": {}}, ", layers: expected 1 to 1,000 names of .*, found "),
+    second({"epoch": 1, "layers": {"$x$": LAYER}}, r", layers: expected 1 to 1,000 names of .*, found \['\$x\$'\]"),
     second({"epoch": 1, "layers": {"head": LAYER}}, ": the layers differ from the line before"),
     second({"epoch": 0, "layers": {"stem": LAYER}}, ": epoch 0 follows epoch 0"),
     layer(std=-1),
@@ -80,4 +81,4 @@ def test_only_text_files_of_a_reasonable_size_are_read(tmp_path):
         file.truncate(json_files.MAX_BYTES + 1)
     for name, message in {"pipe": "not a regular", "bytes": "not UTF-8", "huge": "at most 268,435,456 are"}.items():
         with pytest.raises(InputError, match=f"{name} .*{message}"):
-            json_files.read_json(tmp_path / name)
+            json_files.read_json(tmp_path / name, OBJECT)

@@ -49,7 +49,7 @@ class Trainer:
             return end
         if end:
             write_json(folder / "failed.json", {"reason": end, "config": config})
-            return process.CANNOT_FINISH
+            return process.EXIT_CANNOT_FINISH
         write_json(folder / "config.json", json.loads(json.dumps(config)))
         accuracy = 0.9 - abs(config["reparam"]["a"] - 0.6) - abs(config["reparam"]["b"] - 0.8)
         write_json(folder / "summary.json", SUMMARY | {"epochs": 10, "best_val_accuracy": accuracy})

@@ -8,7 +8,7 @@ import shlex
 import jax
 import pytest
 
-from tests.sweep.lines import DIGITS, GRID, RUNS
+from tests.sweep.command_lines import DIGITS, GRID, RUNS
 from wcjax.sweep import __main__ as sweep
 
 
@@ -86,7 +86,7 @@ def test_seeds_are_numbers_and_ranges():
 
 
 SEEDS = "is not a seed or a range; give for example 0-4 or 3,7-9."
-OVER = "is not KEY=VALUES; give for example learning_rate=0.1,0.2."
+AXIS = "is not KEY=VALUES; give for example learning_rate=0.1,0.2."
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ OVER = "is not KEY=VALUES; give for example learning_rate=0.1,0.2."
         (sweep.seeds, "0-2,1", "'0-2,1' repeats 1; give each value once."),
         (sweep.seeds, "0-3000000000", "at most 10,000 seeds are allowed, found '0-3000000000'."),
         (sweep.names, "plain,wc,wc", "'plain,wc,wc' repeats 'wc'; give each value once."),
-        *((sweep.over, text, f"{text!r} {OVER}") for text in ("a", "a=1=2")),
-        (sweep.over, "a=1,1", "'a=1,1' repeats '1'; give each value once."),
-        (sweep.over, "schedule.milestones=(1,2),(3,4)", "cannot contain brackets or '/'"),
-        (sweep.over, "data_dir=a/b,c", "cannot contain brackets or '/'"),
+        *((sweep.axis, text, f"{text!r} {AXIS}") for text in ("a", "a=1=2")),
+        (sweep.axis, "a=1,1", "'a=1,1' repeats '1'; give each value once."),
+        (sweep.axis, "schedule.milestones=(1,2),(3,4)", "cannot contain brackets or '/'"),
+        (sweep.axis, "data_dir=a/b,c", "cannot contain brackets or '/'"),
     ],
 )
 def test_a_value_that_cannot_be_parsed_says_what_is_allowed(parse, text, message):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.sweep.lines import DIGITS, GRID, PAIRS
+from tests.sweep.command_lines import DIGITS, GRID, TWO_BY_TWO
 from wcjax.sweep import __main__ as sweep
 from wcjax.sweep import plan
 
@@ -24,7 +24,7 @@ RATES = ["--over", "learning_rate=0.05,0.1", "--over", "weight_decay=0,5e-4"]
         ),
     ],
 )
-def test_a_grid_has_every_point_and_by_default_the_papers(arguments, names, changes):
+def test_a_grid_has_all_combinations_and_by_default_those_of_the_paper(arguments, names, changes):
     args = sweep.argument_parser().parse_args([*arguments, "--out", "unused"])
     grid = plan.plan_grid(args.config, [], sweep.grid_space(args.over), args.seeds[0])
     assert list(grid.configs) == names
@@ -35,7 +35,7 @@ def test_a_grid_has_every_point_and_by_default_the_papers(arguments, names, chan
 @pytest.mark.parametrize("ends, a, b", [({}, "0.6", "0.8"), ({"a0.6_b0.8_seed0": "it diverged"}, "0.6", "0.5")])
 def test_a_grid_trains_its_best_point_with_the_other_seeds(trainer, tmp_path, capsys, ends, a, b):
     trainer.ends = ends
-    assert trainer.sweep(*PAIRS, "--config.epochs", "2", "--out", tmp_path, "--config.augment.flip") == 0
+    assert trainer.sweep(*TWO_BY_TWO, "--config.epochs", "2", "--out", tmp_path, "--config.augment.flip") == 0
     assert set(trainer.trained[:4]) == {f"a{a}_b{b}_seed0" for a in ("0.6", "1") for b in ("0.5", "0.8")}
     assert sorted(trainer.trained[4:]) == [f"a{a}_b{b}_seed1", f"a{a}_b{b}_seed2"]
     assert f"Best on val: reparam.a={a}, reparam.b={b}." in capsys.readouterr().out

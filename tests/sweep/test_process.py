@@ -23,8 +23,8 @@ def test_jobs_have_equal_shares_of_the_accelerator(tmp_path, monkeypatch, jobs, 
 @pytest.mark.parametrize(
     "error, code",
     [
-        (DivergedError("it became nan"), process.CANNOT_FINISH),
-        (InitialWeightsError("it does not fit"), process.CANNOT_FINISH),
+        (DivergedError("it became nan"), process.EXIT_CANNOT_FINISH),
+        (InitialWeightsError("it does not fit"), process.EXIT_CANNOT_FINISH),
         (InUseError("another process is at it"), EXIT_PREEMPTED),
         (Preempted("SIGTERM came"), EXIT_PREEMPTED),
         (InputError("the data set is not there"), None),  # another start may fix it
@@ -39,7 +39,7 @@ def test_a_run_leaves_a_reason_only_if_it_cannot_finish(tmp_path, monkeypatch, e
     with contextlib.suppress(InputError):
         exit_code = process.train_one(tmp_path, {"seed": 1})
     assert exit_code == code
-    failure = {"reason": str(error), "config": {"seed": 1}} if code == process.CANNOT_FINISH else None
+    failure = {"reason": str(error), "config": {"seed": 1}} if code == process.EXIT_CANNOT_FINISH else None
     assert run_folder.read(tmp_path, "failed.json") == failure
 
 

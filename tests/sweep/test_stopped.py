@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.processes import ROOT
-from tests.sweep.lines import RUNS
+from tests.sweep.command_lines import RUNS
 from wcjax.training.start import EXIT_PREEMPTED
 
 START = """import sys

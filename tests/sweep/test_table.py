@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.sweep.lines import NAMES, RUNS
+from tests.sweep.command_lines import NAMES, RUNS
 from wcjax import run_folder
 from wcjax.config import default_config
 from wcjax.sweep import plan, study
@@ -54,7 +54,7 @@ def test_a_log_has_a_line_for_a_running_run_each_minute():
 def test_a_running_run_shows_its_progress(tmp_path):
     progress = {"epoch": 2, "epochs": 10, "step": 107, "steps_per_epoch": 100, "loss": 0.5, "accuracy": 0.75}
     progress |= {"images_per_second": 1234, "epoch_seconds_left": 93, "seconds_left": 4000}
-    outcome = study.Outcome(plan.Plan("runs", {}, {}, {"r1": default_config()}), {}, {}, {}, {"r1"})
+    outcome = study.Outcome(plan.Plan("runs", {}, {}, {"r1": default_config()}), running={"r1"})
     (tmp_path / "r1").mkdir()
     rows = [table_rows(outcome, tmp_path)]
     run_folder.write(tmp_path / "r1", "progress.json", progress)

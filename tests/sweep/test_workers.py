@@ -14,7 +14,7 @@ from concurrent import futures
 import optuna
 import pytest
 
-from tests.sweep.lines import GRID, NAMES, RUNS
+from tests.sweep.command_lines import GRID, NAMES, RUNS
 from wcjax.sweep.table import LiveTable
 from wcjax.training.start import EXIT_PREEMPTED
 

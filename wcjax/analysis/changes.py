@@ -13,24 +13,24 @@ from wcjax.params import is_kernel
 
 
 def prune_smallest(params, share, rng):
-    """Sets the share of each kernel with the smallest |w| to 0."""
-    return _map_kernels(lambda w: _without(w, np.abs(w), share), params)
+    """Sets a share of each kernel to 0: the elements with the smallest |w|."""
+    return _map_kernels(lambda w: _prune(w, np.abs(w), share), params)
 
 
 def prune_smallest_of_all(params, share, rng):
-    """Sets the share of all kernels together with the smallest |w| to 0."""
+    """Sets a share of the elements of all kernels together to 0: those with the smallest |w|."""
     kernels = [np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params) if is_kernel(path, x)]
     sizes = np.concatenate([np.abs(w).ravel() for w in kernels])
-    keep = iter(np.split(_without(np.ones_like(sizes), sizes, share), np.cumsum([w.size for w in kernels])))
+    keep = iter(np.split(_prune(np.ones_like(sizes), sizes, share), np.cumsum([w.size for w in kernels])))
     return _map_kernels(lambda w: w * next(keep).reshape(w.shape), params)
 
 
 def prune_at_random(params, share, rng):
-    """Sets a share of each kernel, drawn by rng, to 0."""
-    return _map_kernels(lambda w: _without(w, rng.random(w.shape), share), params)
+    """Sets a share of each kernel to 0: elements that rng draws."""
+    return _map_kernels(lambda w: _prune(w, rng.random(w.shape), share), params)
 
 
-def add_noise(params, size, rng):
+def add_weight_noise(params, size, rng):
     """Adds Gaussian noise to each kernel; its standard deviation is size times that of the kernel."""
     return _map_kernels(lambda w: w + (size * w.std() * rng.standard_normal(w.shape)).astype(w.dtype), params)
 
@@ -47,18 +47,18 @@ def quantize(params, bits, rng):
 
 
 def _map_kernels(function, params):
-    changed = lambda path, x: function(np.asarray(x)) if is_kernel(path, x) else x
-    return jax.tree_util.tree_map_with_path(changed, params)
+    change_leaf = lambda path, x: function(np.asarray(x)) if is_kernel(path, x) else x
+    return jax.tree_util.tree_map_with_path(change_leaf, params)
 
 
-def _without(w, order, share):
-    """w, with 0 for the share of its elements whose order is lowest."""
+def _prune(w, scores, share):
+    """A copy of w in which the share of its elements with the lowest scores is 0."""
     pruned = w.copy()
-    pruned.flat[np.argsort(order, axis=None, kind="stable")[: round(share * w.size)]] = 0
+    pruned.flat[np.argsort(scores, axis=None, kind="stable")[: round(share * w.size)]] = 0
     return pruned
 
 
-def noise(images, severity, rng):
+def add_pixel_noise(images, severity, rng):
     """Adds Gaussian noise to each pixel."""
     size = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
     return _pixels(images / 255 + size * rng.standard_normal(images.shape, np.float32))
@@ -72,7 +72,7 @@ def blur(images, severity, rng):
     )
 
 
-def contrast(images, severity, rng):
+def lower_contrast(images, severity, rng):
     """Moves each pixel towards the mean of its channel in its image."""
     remaining = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     x = images / np.float32(255)
@@ -80,7 +80,7 @@ def contrast(images, severity, rng):
     return _pixels(mean + remaining * (x - mean))
 
 
-def brightness(images, severity, rng):
+def brighten(images, severity, rng):
     """Adds to the value of each pixel, the V of HSV."""
     more = (0.05, 0.10, 0.15, 0.20, 0.30)[severity - 1]
     x = images / np.float32(255)
@@ -98,12 +98,12 @@ WEIGHT_CHANGES = {  # {name: (function, levels)}
     "prune_each_layer": (prune_smallest, SHARES),
     "prune_all_layers": (prune_smallest_of_all, SHARES),
     "prune_at_random": (prune_at_random, (0.05, 0.1, 0.2, 0.3, 0.5)),
-    "weight_noise": (add_noise, (0.05, 0.1, 0.2, 0.3, 0.5)),
+    "weight_noise": (add_weight_noise, (0.05, 0.1, 0.2, 0.3, 0.5)),
     "weight_bits": (quantize, (8, 6, 5, 4, 3)),
 }
 IMAGE_CHANGES = {
-    "image_noise": (noise, SEVERITIES),
+    "image_noise": (add_pixel_noise, SEVERITIES),
     "image_blur": (blur, SEVERITIES),
-    "image_contrast": (contrast, SEVERITIES),
-    "image_brightness": (brightness, SEVERITIES),
+    "image_contrast": (lower_contrast, SEVERITIES),
+    "image_brightness": (brighten, SEVERITIES),
 }

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 
+from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, data_differences, read_run
 from wcjax.commands import command, program
 from wcjax.errors import InputError
@@ -54,12 +55,13 @@ def comparison_markdown(folders) -> str:
     for run in map(finished_run, folders):
         by_data[run.config["dataset"], json.dumps(run.data)].append(run)
     if len(by_data) == 1:
-        return _table(*by_data.values())
+        (runs,) = by_data.values()
+        return _table(runs).markdown()
     differing = data_differences([runs[0] for runs in by_data.values()])
     parts = []
     for i, ((dataset, _), runs) in enumerate(by_data.items()):
         heading = ", ".join([dataset, *(f"{key} {values[i]}" for key, values in differing.items())])
-        parts += [f"{heading}:", _table(runs)]
+        parts += [f"{heading}:", _table(runs).markdown()]
     return "\n\n".join(parts)
 
 
@@ -72,19 +74,21 @@ def finished_run(folder) -> RunRecord:
 
 
 def _table(runs):
-    lines = [
-        "| run | model | Ψ | val accuracy | test accuracy | best epoch | training | images/s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    columns = ["run", "model", "Ψ", "val accuracy", "test accuracy", "best epoch", "training", "images/s"]
+    rows = [
+        [
+            str(run.path),
+            run.config["model"],
+            run.reparam,
+            f"{run.summary['best_val_accuracy']:.2%}",
+            f"{run.summary['test_accuracy']:.2%}",
+            f"{run.summary['best_epoch']} of {run.summary['epochs']}",
+            f"{run.summary['train_seconds']:.0f} s",
+            f"{run.summary['images_per_second']:,.0f}",
+        ]
+        for run in runs
     ]
-    for run in runs:
-        config, summary = run.config, run.summary
-        lines.append(
-            f"| {run.path} | {config['model']} | {run.reparam} "
-            f"| {summary['best_val_accuracy']:.2%} | {summary['test_accuracy']:.2%} "
-            f"| {summary['best_epoch']} of {summary['epochs']} | {summary['train_seconds']:.0f} s "
-            f"| {summary['images_per_second']:,.0f} |"
-        )
-    return "\n".join(lines)
+    return Table(columns, rows)
 
 
 def all_weights(folder) -> np.ndarray:

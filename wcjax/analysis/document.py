@@ -51,14 +51,13 @@ class Table(NamedTuple):
         return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
     def html(self, folder):
-        def line(tag, cells):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag.split()[0]}>" for cell in cells) + "</tr>"
-
-        head, body = line('th scope="col"', self.columns), [line("td", row) for row in self.rows]
+        head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in self.columns)
+        body = ("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         # The tabindex lets the arrow keys scroll a table that is wider than the screen.
         label = html.escape(f"Table: {', '.join(self.columns)}")
-        before = f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n<table>\n<thead>{head}</thead>'
-        return "\n".join([before, "<tbody>", *body, "</tbody>", "</table>", "</div>"])
+        region = f'<div class="wide" role="region" tabindex="0" aria-label="{label}">'
+        head_row = f"<thead><tr>{head}</tr></thead>"
+        return "\n".join([region, "<table>", head_row, "<tbody>", *body, "</tbody>", "</table>", "</div>"])
 
 
 class Picture(NamedTuple):
@@ -176,8 +175,8 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 }
 """
 
-# A click on the head of a column sorts by it: upwards, downwards, and back to the order of the report. A text that
-# begins with a number is sorted by that number, other texts by the alphabet. Empty cells stay at the end.
+# Clicks on the head of a column sort by it: ascending, then descending, then as in the report. Texts that begin with a
+# number are sorted by that number, other texts alphabetically. Empty cells stay at the end.
 _SCRIPT = """\
 const NEXT = {none: "ascending", ascending: "descending", descending: "none"};
 function compare(x, y) {

@@ -71,8 +71,8 @@ def layers_in_order(names) -> list[str]:
     return sorted(names, key=lambda name: (name != "stem", name == "head", natural_order(name)))
 
 
-def last_layers(variants) -> dict[str, dict[str, dict]]:
-    """{label: {layer: {number: mean over runs}}} after the last epoch, from input to output.
+def final_statistics(variants) -> dict[str, dict[str, dict]]:
+    """{label: {layer: {statistic: mean over runs}}} after the last epoch, layers from input to output.
 
     variants: {label: runs}, all of one model. Those without a run that kept weights are omitted.
     """

@@ -6,7 +6,6 @@ import math
 import pathlib
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 import scipy.stats
 from matplotlib import colormaps
@@ -109,8 +108,7 @@ def plot_curves(path, curves: Mapping[str, Mapping[str, np.ndarray]], title: str
     all_axes[-1].axis("off")
     handles = [Line2D([], [], label=label, **style) for label, style in _styled(curves)]
     all_axes[-1].legend(handles=handles, loc="center", fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarray]]], title: str) -> pathlib.Path:
@@ -120,10 +118,10 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
     """
     names = list(dict.fromkeys(name for changes in curves.values() for name in changes))
     figure = Figure(figsize=(9, 3 * math.ceil(len(names) / 3) + 0.6), layout="constrained")
-    panels = figure.subplots(math.ceil(len(names) / 3), 3, sharey=True, squeeze=False).ravel()
-    for axes in panels[len(names) :]:
+    all_axes = figure.subplots(math.ceil(len(names) / 3), 3, sharey=True, squeeze=False).ravel()
+    for axes in all_axes[len(names) :]:
         axes.axis("off")
-    for axes, name in zip(panels, names, strict=False):
+    for axes, name in zip(all_axes, names, strict=False):
         for (label, changes), style in _styled(curves.items()):
             if name not in changes:
                 continue
@@ -136,10 +134,9 @@ def plot_robustness(path, curves: Mapping[str, Mapping[str, tuple[list, np.ndarr
             axes.set_xticks(place, ["none", *(f"{level:g}" for level in levels)])
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.grid(color="0.9")
-    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}  # a run may lack some changes
+    lines = {line.get_label(): line for axes in all_axes for line in axes.get_lines()}  # a run may lack some changes
     figure.legend(handles=lines.values(), loc="outside lower center", ncols=min(3, len(lines)), fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def plot_weight_history(path, histories: Mapping[str, WeightHistory], title: str) -> pathlib.Path:
@@ -167,26 +164,24 @@ def plot_weight_history(path, histories: Mapping[str, WeightHistory], title: str
     for axes in all_axes[len(histories) :]:
         axes.remove()
     figure.colorbar(mesh, ax=list(all_axes[: len(histories)]), label="density (1 / unit of w)")
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
-def plot_near_zero(path, histories: Mapping[str, WeightHistory], title: str, reach: float = 0.1) -> pathlib.Path:
-    """Distribution after the last epoch for |w| < reach: figure 4 of the paper."""
-    bins = np.linspace(-reach, reach, 21)
+def plot_near_zero(path, histories: Mapping[str, WeightHistory], title: str) -> pathlib.Path:
+    """Distribution after the last epoch for |w| < 0.1: figure 4 of the paper."""
+    bins = np.linspace(-0.1, 0.1, 21)
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for (label, history), style in _styled(histories.items()):
         axes.stairs(history.density(bins)[-1], bins, label=label, **style, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set(xlabel="w", ylabel="density (1 / unit of w)")
-    figure.suptitle(title, fontsize=10)
     figure.legend(fontsize=7, loc="outside right center")
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -> pathlib.Path:
-    """Share of near-zero weights and kurtosis of each layer. layers: {label: {layer: numbers as in weights.jsonl}}."""
+    """Share of near-zero weights and kurtosis of each layer. layers: from `history.final_statistics`."""
     panels = {
         "below_0.01": "share of |w| < 0.01",
         "below_tenth_of_std": "share of |w| < 0.1·std",
@@ -194,11 +189,11 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
     }
     names = list(next(iter(layers.values())))
     figure = Figure(figsize=(max(7, 1.5 + 0.25 * len(names)), 7), layout="constrained")
-    for axes, (number, text) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
-        for (label, stats), colour, marker in zip(
+    for axes, (statistic, text) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
+        for (label, by_layer), colour, marker in zip(
             layers.items(), itertools.cycle(COLOURS), itertools.cycle("os^vDPX*")
         ):
-            y = [stats[name][number] for name in names]
+            y = [by_layer[name][statistic] for name in names]
             axes.plot(range(len(names)), y, label=label, color=colour, marker=marker, markersize=4, linewidth=1)
         axes.set(ylabel=text)
         axes.yaxis.label.set_fontsize(8)
@@ -206,8 +201,7 @@ def plot_layers(path, layers: Mapping[str, Mapping[str, Mapping]], title: str) -
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set(xlabel="layer, from the input to the output")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], title: str) -> pathlib.Path:
@@ -226,14 +220,13 @@ def plot_pairs(path, epochs, pairs: Mapping[str, Mapping[str, list[float]]], tit
         axes.set(xlabel="epoch", ylabel=letter)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=6, ncols=1 + len(pairs) // 25)
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
-def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.Path:
-    """Distribution of the weights of several networks, all of them and the third that is nearest to zero.
+def plot_weights(path, weights: Mapping[str, np.ndarray], title: str) -> pathlib.Path:
+    """Distribution of the weights of several networks: of all weights, and of the third that is nearest to zero.
 
-    weights: {label: array of any shape}. The densities of all weights are on a logarithmic scale.
+    weights: {label: array of any shape}. The density of all weights is on a logarithmic scale.
     """
     flat = {}
     for label, w in weights.items():
@@ -251,11 +244,12 @@ def plot_weights(path, weights: Mapping[str, jax.Array], title: str) -> pathlib.
         axes.set_title(heading, fontsize=9)
     whole.set_yscale("log")
     figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
-def _save(figure, path) -> pathlib.Path:
+def _save(figure, path, title=None) -> pathlib.Path:
+    if title is not None:
+        figure.suptitle(title, fontsize=10)
     path = pathlib.Path(path)
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,15 @@ from typing import NamedTuple
 import wcjax
 from wcjax.analysis import history, paper, plots, robustness
 from wcjax.analysis.document import Bullets, Files, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from wcjax.analysis.runs import Setting, data_differences, differences, find_runs, group_by_setting, without_repeats
-from wcjax.analysis.significance import PAIRS
+from wcjax.analysis.runs import (
+    Setting,
+    data_differences,
+    differences,
+    find_runs,
+    finished_and_repeats,
+    group_by_setting,
+)
+from wcjax.analysis.significance import MIN_PAIRS
 from wcjax.analysis.tables import (
     Row,
     baseline_of,
@@ -23,7 +30,6 @@ from wcjax.analysis.tables import (
     labels,
     result_rows,
     results_table,
-    setting_letters,
     val_accuracy,
     write_csv,
 )
@@ -35,7 +41,7 @@ from wcjax.system.paths import check_writable, folder_path
 
 EXPLANATION = f"""Accuracies are those of the test split, at the epoch that is best on val. n: the number of finished
 runs, each with a different seed, over which mean ± standard deviation are taken. Difference: in percentage points,
-with its 95 % interval. If both sides have the same {PAIRS} seeds or more, runs are compared seed by seed (paired;
+with its 95 % interval. If both sides have the same {MIN_PAIRS} seeds or more, runs are compared seed by seed (paired;
 Student's interval, sign flip test). Otherwise the interval is Welch's and p comes from a permutation test. Tests are
 two-sided, and exact if that is feasible. p (Holm): corrected for all tests of the table. An empty cell: too few
 runs. Paper: tables II to VII of arXiv 2306.16993. If a method was run with several Ψ, learning rates or decays,
@@ -72,10 +78,15 @@ def write_report(folders, out) -> pathlib.Path:
         results += rows
     parts += [Paragraph(" ".join(EXPLANATION.split())), Paragraph("Errata in the paper: " + " ".join(paper.ERRATA))]
     parts += _data_that_differ(settings) + _other_variants(settings) + _settings_that_differ(settings)
-    parts += _unfinished(runs) + _repeats(settings) + _omitted(omitted)
+    unfinished = [f"{run.path}: {run.failure or 'unfinished'}" for run in runs if not run.summary]
+    parts += _bullets("Runs without a result", unfinished)
+    repeats = [str(run.path) for setting in settings for run in finished_and_repeats(setting.runs)[1]]
+    parts += _bullets("Omitted: the same config and seed as another run", repeats)
+    reasons = [f"{path}: {why}" for path, why in sorted(omitted.items())]
+    parts += _bullets("Omitted: links, and folders that cannot be read", reasons)
     parts += [Heading("Figures"), _figure_2(out)]
-    for letter, setting in zip(setting_letters(settings), settings, strict=True):
-        parts += _figures(setting, letter, out)
+    for setting in settings:
+        parts += _figures(setting, out)
     parts.append(Files("All numbers as CSV:", {"results.csv": "the tables", "runs.csv": "one row for a run"}))
 
     write_csv(out / "results.csv", Row._fields, results)
@@ -89,7 +100,7 @@ def _header(settings):
     runs = [run for setting in settings for run in setting.runs]
     finished = [run for run in runs if run.summary]
     failed = sum(run.failure is not None for run in runs)
-    counts = Counter((s.dataset, s.model, r.method) for s in settings for r in without_repeats(s.runs)[0] if r.summary)
+    counts = Counter((s.dataset, s.model, r.method) for s in settings for r in finished_and_repeats(s.runs)[0])
     versions = sorted({f"jax {r.summary['jax_version']} on {r.summary['device']}" for r in finished})
     return Bullets(
         [
@@ -108,8 +119,8 @@ def _data_that_differ(settings):
     tables = {}
     for name, datasets in itertools.groupby(sorted(runs), lambda dataset: runs[dataset][0].config["dataset"]):
         datasets = list(datasets)
-        first = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in datasets]
-        tables[name] = datasets, data_differences(first), [len(runs[dataset]) for dataset in datasets]
+        examples = [next((run for run in runs[dataset] if run.data), runs[dataset][0]) for dataset in datasets]
+        tables[name] = datasets, data_differences(examples), [len(runs[dataset]) for dataset in datasets]
     explanation = "Runs on different data of one name are not compared. From the runs' `data.json`; '-' is not known."
     return _that_differ("Data that differ", explanation, tables)
 
@@ -119,7 +130,7 @@ def _settings_that_differ(settings):
     for (dataset, model), group in itertools.groupby(settings, key=lambda s: (s.dataset, s.model)):
         group = list(group)
         counts = [len(setting.runs) for setting in group]
-        tables[f"{model} on {dataset}"] = setting_letters(group), differences(group), counts
+        tables[f"{model} on {dataset}"] = [setting.letter for setting in group], differences(group), counts
     explanation = (
         "Runs whose configs differ in more than Ψ, learning rate, decay, label smoothing and seed are not compared."
     )
@@ -127,7 +138,7 @@ def _settings_that_differ(settings):
 
 
 def _that_differ(heading, explanation, tables):
-    """A section with those of tables, {name: (columns, {key: values}, numbers of runs)}, that have several columns."""
+    """A section with those tables that have several columns: {name: (columns, {key: values}, numbers of runs)}."""
     parts = []
     for name, (columns, rows, counts) in tables.items():
         if len(columns) > 1:
@@ -138,30 +149,18 @@ def _that_differ(heading, explanation, tables):
 
 def _other_variants(settings):
     lines = []
-    for letter, setting in zip(setting_letters(settings), settings, strict=True):
-        runs = without_repeats([run for run in setting.runs if run.summary])[0]
+    for setting in settings:
+        runs, _ = finished_and_repeats(setting.runs)
         in_table = {chosen[0].variant for chosen in chosen_runs(runs)}
         for variant in sorted({run.variant for run in runs} - in_table):
             members = [run for run in runs if run.variant == variant]
-            lines.append([_name(setting, letter), *variant, str(len(members)), f"{100 * val_accuracy(members):.2f}"])
+            lines.append([setting.name, *variant, str(len(members)), f"{100 * val_accuracy(members):.2f}"])
     table = Table(["network", "method", "Ψ", "learning rate, decay", "n", "val accuracy (%)"], lines)
     return [Heading("Other variants that were run"), table] if lines else []
 
 
-def _unfinished(runs):
-    items = [f"{run.path}: {run.failure or 'unfinished'}" for run in runs if not run.summary]
-    return [Heading("Runs without a result"), Bullets(items)] if items else []
-
-
-def _repeats(settings):
-    repeats = [run for setting in settings for run in without_repeats([r for r in setting.runs if r.summary])[1]]
-    items = [str(run.path) for run in repeats]
-    return [Heading("Omitted: the same config and seed as another run"), Bullets(items)] if items else []
-
-
-def _omitted(omitted):
-    items = [f"{path}: {why}" for path, why in sorted(omitted.items())]
-    return [Heading("Omitted: links, and folders that cannot be read"), Bullets(items)] if items else []
+def _bullets(heading, items):
+    return [Heading(heading), Bullets(items)] if items else []
 
 
 def _figure_2(out):
@@ -169,12 +168,12 @@ def _figure_2(out):
     return Picture("psi.png", "Ψ and Ψ′ for a = b = 1 and α = 2 (the paper's figure 2). Dotted: the bound of arctan.")
 
 
-def _figures(setting: Setting, letter: str, out) -> list:
+def _figures(setting: Setting, out) -> list:
     """Writes the figures of one setting and returns their parts. They show the runs that the table shows."""
     variants = chosen_runs(setting.runs)
     runs = dict(zip(labels(variants), variants, strict=True))
-    stem = "_".join(x for x in (setting.dataset, setting.model, letter) if x)
-    figures = FigureFiles(_name(setting, letter), out / stem)
+    stem = "_".join(x for x in (setting.dataset, setting.model, setting.letter) if x)
+    figures = FigureFiles(setting.name, out / stem)
     kinds = (_curves, _weight_history, _robustness, _layers, _pairs)
     parts = [part for write in kinds for part in write(figures, runs)]
     return [Heading(figures.title, 3), *parts] if parts else []
@@ -237,7 +236,7 @@ def _robustness(figures, runs):
 
 
 def _layers(figures, runs):
-    layers = history.last_layers({f"{label} (n = {len(members)})": members for label, members in runs.items()})
+    layers = history.final_statistics({f"{label} (n = {len(members)})": members for label, members in runs.items()})
     if not layers:
         return []
     title = f"{figures.title}: weights after the last epoch, mean over n runs"
@@ -261,17 +260,13 @@ def _first_seed(runs):
     return min(runs, key=lambda run: run.config["seed"])
 
 
-def _name(setting, letter):
-    return f"{setting.model} on {setting.dataset}" + (f" ({letter})" if letter else "")
-
-
 def _write_runs(path, settings):
     names = ("best_epoch", "best_val_accuracy", "test_accuracy", "test_loss", "epochs", "images_per_second")
     names += ("train_seconds", "num_parameters", "device", "jax_version")
     rows = []
-    for letter, setting in zip(setting_letters(settings), settings, strict=True):
+    for setting in settings:
         for run in setting.runs:
-            place = (run.path, setting.dataset, setting.model, letter, *run.variant, run.config["seed"])
+            place = (run.path, setting.dataset, setting.model, setting.letter, *run.variant, run.config["seed"])
             state = "finished" if run.summary else run.failure or "unfinished"
             rows.append((*place, state, *((run.summary or {}).get(name) for name in names)))
     write_csv(path, ("run", "dataset", "model", "setting", "method", "psi", "tuning", "seed", "state", *names), rows)

@@ -15,7 +15,7 @@ from wcjax.analysis import changes
 from wcjax.analysis.document import Table
 from wcjax.analysis.runs import RunRecord, find_runs
 from wcjax.analysis.significance import Comparison, compare, holm
-from wcjax.analysis.tables import format_difference
+from wcjax.analysis.tables import format_difference, format_p
 from wcjax.commands import command, program
 from wcjax.data import Split
 from wcjax.data.streaming.source import Spread
@@ -60,14 +60,15 @@ def measure_runs(runs: list[RunRecord], num_images: int = 0, data_dir: str | Non
         for run in bar:
             bar.set_description(str(run.path))
             content = run_folder.read(run.path, "robustness.json")
-            if content is not None and content["images"] == num_images:  # without reading the data set
+            measured_images = None if content is None else content["images"]
+            if measured_images == num_images:  # without reading the data set
                 continue
             config = run_folder.read_config(run.path)
             path = config.data_dir if data_dir is None else data_dir
             key = config.dataset, path, config.val_fraction, config.split_seed, config.train_images
             if key not in datasets:
                 datasets[key] = load_dataset_of_run(run.path, data_dir)
-            if content is None or content["images"] != _subset(datasets[key].test, num_images).num_images:
+            if measured_images != _subset(datasets[key].test, num_images).num_images:
                 run_folder.write(run.path, "robustness.json", measure(run.path, datasets[key], num_images, eval_steps))
 
 
@@ -168,17 +169,9 @@ def change_table(variants: dict[str, list[RunRecord]], baseline: list[RunRecord]
                 numbers = str(len(runs)), f"{accuracy:.2f}", f"{lost:.2f}", format_difference(comparison)
                 lines.append([change.replace("_", " "), label, *numbers])
                 p_values.append(comparison.p)
-    corrected = ["" if p is None else f"{p:.3g}" for p in holm(p_values)]
-    columns = (
-        "change",
-        "method",
-        "n",
-        "accuracy (%)",
-        "lost (points)",
-        "difference to plain (95 % interval)",
-        "p (Holm)",
-    )
-    return Table([*columns], [[*line, p] for line, p in zip(lines, corrected, strict=True)])
+    columns = ["change", "method", "n", "accuracy (%)", "lost (points)"]
+    columns += ["difference to plain (95 % interval)", "p (Holm)"]
+    return Table(columns, [[*line, format_p(p)] for line, p in zip(lines, holm(p_values), strict=True)])
 
 
 def _subset(split, num_images):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -34,7 +35,7 @@ class RunRecord(NamedTuple):
 
     @property
     def method(self) -> str:
-        return method(self.config["reparam"]) + (", label smoothing" if self.config["label_smoothing"] else "")
+        return method_name(self.config["reparam"]) + (", label smoothing" if self.config["label_smoothing"] else "")
 
     @property
     def reparam(self) -> str:
@@ -58,13 +59,19 @@ class Setting(NamedTuple):
     model: str
     others: tuple  # ((key, value as JSON), ...) of every other key of the config
     runs: list[RunRecord]
+    letter: str = ""  # 'A', 'B', ... if several settings have this data set and network
+
+    @property
+    def name(self) -> str:
+        """'resnet18 on cifar10', or 'resnet18 on cifar10 (A)' with a letter."""
+        return f"{self.model} on {self.dataset}" + (f" ({self.letter})" if self.letter else "")
 
 
 def find_runs(folders) -> tuple[list[RunRecord], dict[pathlib.Path, str]]:
     """(the runs in folders and their subfolders, sorted by path, {omitted path: why}).
 
-    A run folder is not searched further. Links and unreadable paths are omitted and logged, and subfolders whose files
-    are not those of a run.
+    A run folder is not searched further. Links, unreadable paths, and subfolders whose files are not those of a run are
+    omitted and logged.
 
     Raises:
       InputError: a given folder does not exist, cannot be read or holds such files; there is no run at all.
@@ -138,25 +145,37 @@ def group_by_setting(runs: list[RunRecord]) -> list[Setting]:
     """
     groups = collections.defaultdict(list)  # {(config without _FREE, data): runs}
     for run in sorted(runs, key=lambda run: run.data is None):
-        config = _flat({key: value for key, value in run.config.items() if key not in _FREE})
+        others = _flat({key: value for key, value in run.config.items() if key not in _FREE})
         data = json.dumps(run.data)
         if run.data is None and run.summary is None:
-            data = next((known for other, known in groups if other == config), data)
-        groups[config, data].append(run)
+            data = next((known for keys, known in groups if keys == others), data)
+        groups[others, data].append(run)
 
-    fingerprints = collections.defaultdict(list)  # {data set: its data, in the order of the groups}
+    data_numbers = collections.defaultdict(dict)  # {data set: {its data: number, from 1}}
     for (_, data), members in groups.items():
-        known = fingerprints[members[0].config["dataset"]]
-        if data not in known:
-            known.append(data)
+        numbers = data_numbers[members[0].config["dataset"]]
+        numbers.setdefault(data, len(numbers) + 1)
 
-    def setting(config, data, members):
-        dataset = members[0].config["dataset"]
-        known = fingerprints[dataset]
-        number = f"-data-{1 + known.index(data)}" if len(known) > 1 else ""
-        return Setting(dataset + number, members[0].config["model"], config, members)
+    settings = []
+    for (others, data), members in groups.items():
+        dataset, model = members[0].config["dataset"], members[0].config["model"]
+        numbers = data_numbers[dataset]
+        name = f"{dataset}-data-{numbers[data]}" if len(numbers) > 1 else dataset
+        settings.append(Setting(name, model, others, members))
 
-    return sorted(setting(config, data, members) for (config, data), members in groups.items())
+    return _with_letters(sorted(settings))
+
+
+def _with_letters(settings):
+    lettered = []
+    for _, group in itertools.groupby(settings, key=lambda s: (s.dataset, s.model)):
+        group = list(group)
+        lettered += [s._replace(letter=_letter(i)) for i, s in enumerate(group)] if len(group) > 1 else group
+    return lettered
+
+
+def _letter(i):
+    return chr(ord("A") + i) if i < 26 else str(i + 1)
 
 
 def _flat(nested) -> tuple:
@@ -179,17 +198,17 @@ def _differing(columns: list[dict[str, str]]) -> dict[str, list[str]]:
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
 
 
-def without_repeats(runs: list[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
-    """(runs, repeats). Runs of one variant and seed are no new evidence: all but the first are repeats."""
+def finished_and_repeats(runs: list[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
+    """(finished runs, repeats). Of several finished runs of one variant and seed, all but the first are repeats."""
     first, repeats = {}, []
-    for run in runs:
+    for run in (run for run in runs if run.summary):
         if first.setdefault((run.variant, run.config["seed"]), run) is not run:
             repeats.append(run)
     return list(first.values()), repeats
 
 
-def method(reparam: dict) -> str:
-    """The name in the paper's tables of the reparam of a config: one of `paper.METHODS`."""
+def method_name(reparam: dict) -> str:
+    """The name of the reparam of a config in the paper's tables: one of `paper.METHODS`."""
     learned = "" if reparam["learn"] == "none" else f" learned {reparam['learn']}"
     names = {"none": "plain", "powerprop": "PP", "weightnorm": "WN", "arctan": "WC"}
     return names.get(reparam["name"], f"WC {reparam['name']}") + learned

@@ -12,7 +12,7 @@ from wcjax.analysis.runs import RunRecord
 # Seven runs a side have 3,432 permutations; up to RESAMPLES the p-value is exact.
 RESAMPLES = 9_999
 DECIMALS = 9  # Accuracies take few values, and equal differences must not differ in their last bits.
-PAIRS = 8  # With fewer seeds no sign flip test gives a p below 0.01, and a paired interval is wide.
+MIN_PAIRS = 8  # With fewer seeds no sign flip test gives a p below 0.01, and a paired interval is wide.
 
 
 class Comparison(NamedTuple):
@@ -28,16 +28,20 @@ class Comparison(NamedTuple):
 def compare(runs: list[RunRecord], baseline: list[RunRecord], value: Callable[[RunRecord], float]) -> Comparison:
     """The difference of the means of value(run), its 95 % interval and its p.
 
-    If both have the same seeds, at least PAIRS of them, runs are compared seed by seed. Otherwise the interval is
+    If both have the same seeds, at least MIN_PAIRS of them, runs are compared seed by seed. Otherwise the interval is
     Welch's.
     """
     if not runs or not baseline:
         return Comparison()
     by_seed, baseline_by_seed = ({run.config["seed"]: value(run) for run in side} for side in (runs, baseline))
-    paired = by_seed.keys() == baseline_by_seed.keys() and len(by_seed) >= PAIRS
+    paired = by_seed.keys() == baseline_by_seed.keys() and len(by_seed) >= MIN_PAIRS
     x, y = ([values[seed] for seed in sorted(values)] for values in (by_seed, baseline_by_seed))
-    interval, p = (paired_interval, sign_flip_p) if paired else (welch_interval, permutation_p)
-    return Comparison(statistics.mean(x) - statistics.mean(y), *(interval(x, y) or (None, None)), p(x, y), paired)
+    if paired:
+        interval, p = paired_interval(x, y), sign_flip_p(x, y)
+    else:
+        interval, p = welch_interval(x, y), permutation_p(x, y)
+    low, high = interval or (None, None)
+    return Comparison(statistics.mean(x) - statistics.mean(y), low, high, p, paired)
 
 
 def mean_and_std(x: Sequence[float]) -> tuple[float | None, float | None]:
@@ -70,15 +74,7 @@ def sign_flip_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
     Exact if there are at most RESAMPLES sign flips, else from that many random ones (seed 0). None with fewer than 2
     pairs.
     """
-    if len(x) < 2:
-        return None
-    mean_difference = lambda x, y, axis: np.round(np.mean(x - y, axis=axis), DECIMALS)
-    rng = np.random.default_rng(0)
-    return float(
-        scipy.stats.permutation_test(
-            (np.array(x), np.array(plain)), mean_difference, permutation_type="samples", n_resamples=RESAMPLES, rng=rng
-        ).pvalue
-    )
+    return _permutation_p(x, plain, permutation_type="samples") if len(x) > 1 else None
 
 
 def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
@@ -87,11 +83,19 @@ def permutation_p(x: Sequence[float], plain: Sequence[float]) -> float | None:
     Exact if there are at most RESAMPLES permutations, else from that many random ones (seed 0). None with fewer than 2
     runs on a side.
     """
-    if min(len(x), len(plain)) < 2:
-        return None
+    return _permutation_p(x, plain, permutation_type="independent") if min(len(x), len(plain)) > 1 else None
+
+
+def _permutation_p(x, plain, permutation_type):
     difference_of_means = lambda x, y, axis: np.round(np.mean(x, axis=axis) - np.mean(y, axis=axis), DECIMALS)
-    rng = np.random.default_rng(0)
-    return float(scipy.stats.permutation_test((x, plain), difference_of_means, n_resamples=RESAMPLES, rng=rng).pvalue)
+    test = scipy.stats.permutation_test(
+        (x, plain),
+        difference_of_means,
+        permutation_type=permutation_type,
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from wcjax.analysis import paper
 from wcjax.analysis.document import Table
-from wcjax.analysis.runs import RunRecord, Setting, without_repeats
+from wcjax.analysis.runs import RunRecord, Setting, finished_and_repeats
 from wcjax.analysis.significance import Comparison, compare, holm, mean_and_std
 from wcjax.system.files import saving
 
@@ -16,7 +16,7 @@ from wcjax.system.files import saving
 class Row(NamedTuple):
     """One row of the report: the paper's number and ours for a method. None where there is no number."""
 
-    setting: str  # '' if it is the only one of this data set and network, else 'A', 'B', ...
+    setting: str  # `Setting.letter`
     dataset: str
     model: str
     method: str
@@ -41,15 +41,19 @@ def chosen_runs(runs: list[RunRecord]) -> list[list[RunRecord]]:
     A method may have been run with several (a, b), learning rates or decays. The variants with the most runs count. If
     that is one run each, as after a grid, only the best variant on val counts.
     """
-    columns = {method: i for i, method in enumerate(paper.METHODS)}
-    rank = lambda run: (columns.get(run.method, len(columns)), run.variant)
-    finished_runs = sorted(without_repeats([run for run in runs if run.summary])[0], key=rank)
-    rows = []
-    for _, runs_of_method in itertools.groupby(finished_runs, key=lambda run: run.method):
+    finished, _ = finished_and_repeats(runs)
+    finished.sort(key=lambda run: (_method_order(run.method), run.variant))
+    chosen = []
+    for _, runs_of_method in itertools.groupby(finished, key=lambda run: run.method):
         variants = [list(variant) for _, variant in itertools.groupby(runs_of_method, key=lambda run: run.variant)]
         most = max(map(len, variants))
-        rows += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
-    return rows
+        chosen += [v for v in variants if len(v) == most] if most > 1 else [max(variants, key=val_accuracy)]
+    return chosen
+
+
+def _method_order(method):
+    """The sort key of a method: those of the paper come first, in its order."""
+    return paper.METHODS.index(method) if method in paper.METHODS else len(paper.METHODS), method
 
 
 def val_accuracy(runs: list[RunRecord]) -> float:
@@ -80,36 +84,37 @@ def result_rows(settings: list[Setting]) -> list[Row]:
     """The rows of the settings of one data set: each network and method that was run or that the paper has."""
     dataset = settings[0].dataset
     reported = paper.ACCURACY.get(settings[0].runs[0].config["dataset"], {})
-    networks = [(letter, s.model, s.runs) for letter, s in zip(setting_letters(settings), settings, strict=True)]
+    networks = [(s.letter, s.model, s.runs) for s in settings]
     networks += [("", model, []) for model in reported if model not in {s.model for s in settings}]
     rows = []
     for letter, model, runs in networks:
-        variants, methods, paper_numbers = chosen_runs(runs), {run.method for run in runs}, reported.get(model, {})
+        variants, paper_numbers = chosen_runs(runs), reported.get(model, {})
         baseline = baseline_of(variants)
-        for method in (*paper.METHODS, *sorted(methods - set(paper.METHODS))):
-            if method in methods or method in paper_numbers:
-                place, paper_number = (letter, dataset, model, method), paper_numbers.get(method, (None, None))
-                for variant in [variant for variant in variants if variant[0].method == method] or [[]]:
-                    rows.append(_row(place, variant, paper_number, baseline))
+        for method in sorted({run.method for run in runs} | paper_numbers.keys(), key=_method_order):
+            paper_number = paper_numbers.get(method, (None, None))
+            place = {"setting": letter, "dataset": dataset, "model": model, "method": method}
+            for variant in [v for v in variants if v[0].method == method] or [[]]:
+                rows.append(_row(variant, baseline, paper_number, **place))
     corrected = holm([row.p for row in rows])
     return [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
 
 
-def setting_letters(settings: list[Setting]) -> list[str]:
-    """For each setting 'A', 'B', ... if there are several of its data set and network, else ''."""
-    places = [(s.dataset, s.model) for s in settings]
-    return [_letter(places[:i].count(p)) if places.count(p) > 1 else "" for i, p in enumerate(places)]
-
-
-def _letter(i):
-    return chr(ord("A") + i) if i < 26 else str(i + 1)
-
-
-def _row(place, runs, paper_number, baseline):
+def _row(runs, baseline, paper_number, **place):
     comparison = Comparison() if runs is baseline else compare(runs, baseline, test_accuracy)
-    variant = (runs[0].reparam, runs[0].tuning) if runs else (None, None)
-    numbers = len(runs), *mean_and_std([test_accuracy(run) for run in runs])
-    return Row(*place, *variant, *numbers, *paper_number, *comparison, None)
+    mean, std = mean_and_std([test_accuracy(run) for run in runs])
+    paper_mean, paper_std = paper_number
+    return Row(
+        **place,
+        reparam=runs[0].reparam if runs else None,
+        tuning=runs[0].tuning if runs else None,
+        n=len(runs),
+        mean=mean,
+        std=std,
+        paper_mean=paper_mean,
+        paper_std=paper_std,
+        **comparison._asdict(),
+        p_holm=None,
+    )
 
 
 def results_table(rows: list[Row]) -> Table:
@@ -127,7 +132,8 @@ def results_table(rows: list[Row]) -> Table:
             _plus_minus(row.mean, row.std),
             _plus_minus(row.paper_mean, row.paper_std),
             format_difference(row),
-            *("" if p is None else f"{p:.3g}" for p in (row.p, row.p_holm)),
+            format_p(row.p),
+            format_p(row.p_holm),
         ]
         lines.append(line)
     return Table(columns, lines)
@@ -141,6 +147,10 @@ def format_difference(comparison: Row | Comparison) -> str:
     if comparison.low is None:
         return text
     return f"{text} ({comparison.low:+.2f} to {comparison.high:+.2f}{', paired' if comparison.paired else ''})"
+
+
+def format_p(p: float | None) -> str:
+    return "" if p is None else f"{p:.3g}"
 
 
 def _plus_minus(mean, std):

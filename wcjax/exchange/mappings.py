@@ -30,7 +30,7 @@ def flatten(tree, at: str = "") -> dict:
 
 
 def unflatten(arrays: Mapping, source) -> dict:
-    """Nested dicts for {'params/stem/kernel': array}."""
+    """Nested dicts for {'params/stem/kernel': array}. source: where the arrays are from, for errors."""
     out = {}
     for name, x in arrays.items():
         *folders, last = name.split("/")
@@ -54,10 +54,6 @@ def check_like(variables, like, source="the variables") -> None:
     source: what the error calls the variables.
     """
     check_same(flatten(variables), flatten(like), f"{source} do not fit the network")
-
-
-def _printable(name):
-    return name if name.isprintable() else repr(name)
 
 
 def check_same(arrays: Mapping, expected: Mapping, sentence: str) -> None:
@@ -86,6 +82,10 @@ def check_same(arrays: Mapping, expected: Mapping, sentence: str) -> None:
             if names
         ]
         raise InputError(f"{sentence}. {'. '.join(parts)}.")
+
+
+def _printable(name):
+    return name if name.isprintable() else repr(name)
 
 
 def _describe(x) -> str:

@@ -26,8 +26,10 @@ def save_safetensors(path, variables) -> None:
       OSError: the file cannot be written.
     """
     safetensors = _safetensors()
+    leaves = flatten(variables)
+    _check_leaves(leaves)
     # safetensors writes memory in its order, so a transposed view has to be copied; order='C' keeps the shape ()
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _checked(flatten(variables)).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
     try:
         content = safetensors.numpy.save(arrays)
     except (safetensors.SafetensorError, UnicodeEncodeError) as error:
@@ -58,15 +60,14 @@ def load_safetensors(path, like=None) -> dict:
     return variables
 
 
-def _checked(leaves):
-    """leaves, {name: array}. Raises InputError for one that would not come back from a file."""
+def _check_leaves(leaves):
+    """Raises InputError if one of the leaves, {name: array}, would not come back from a file."""
     for name, leaf in leaves.items():
         if not hasattr(leaf, "__array__") or str(leaf.dtype) not in DTYPES:
             kind = leaf.dtype if hasattr(leaf, "__array__") else f"a {type(leaf).__name__} without values"
             raise InputError(f"{name} is {kind}; a file can hold arrays of {', '.join(DTYPES)}.")
         if name == "__metadata__":
             raise InputError("__metadata__ cannot be the name of an array in a safetensors file.")
-    return leaves
 
 
 def _safetensors():

@@ -48,9 +48,10 @@ def to_torchvision(variables) -> dict[str, np.ndarray]:
     check_same(leaves, like, "these are not the variables of a ResNet-18, -34 or -50 with stem='imagenet'")
     state_dict = {}
     for name, leaf in leaves.items():
-        state_dict[_torch_name(name)] = np.array(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]), order="C")
-        if name.endswith("/mean"):
-            state_dict[_torch_name(name).replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+        torch_name = _torch_name(name)
+        state_dict[torch_name] = np.array(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]), order="C")
+        if torch_name.endswith(".running_mean"):
+            state_dict[torch_name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
     return state_dict
 
 

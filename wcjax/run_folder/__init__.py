@@ -29,7 +29,7 @@ from wcjax.errors import InputError
 from wcjax.run_folder import json_files, schema
 from wcjax.system.files import reading, write_json
 
-_JSON = {
+_JSON_SCHEMAS = {
     "config.json": schema.OBJECT,
     "data.json": schema.DATA,
     "progress.json": schema.PROGRESS,
@@ -37,19 +37,19 @@ _JSON = {
     "failed.json": schema.FAILED,
     "robustness.json": schema.ROBUSTNESS,
 }
-_LINES = {"metrics.jsonl": schema.METRICS, "weights.jsonl": schema.WEIGHTS}
+_LINE_SCHEMAS = {"metrics.jsonl": schema.METRICS, "weights.jsonl": schema.WEIGHTS}
 
 
 def read(folder, name: str) -> dict | None:
     """The content of a JSON file of a run folder, None if there is no such file. Raises InputError."""
     path = pathlib.Path(folder, name)
-    return json_files.read_json(path, _JSON[name]) if _exists(path) else None
+    return json_files.read_json(path, _JSON_SCHEMAS[name]) if _exists(path) else None
 
 
 def read_lines(folder, name: str = "metrics.jsonl") -> list[dict]:
     """The lines of metrics.jsonl or weights.jsonl, one dict for each epoch. A last line that was cut off is omitted."""
     path = pathlib.Path(folder, name)
-    return json_files.read_epochs(path, _LINES[name]) if _exists(path) else []
+    return json_files.read_epochs(path, _LINE_SCHEMAS[name]) if _exists(path) else []
 
 
 def read_config(folder) -> ConfigDict:
@@ -89,7 +89,7 @@ def check_matches(folder, config: ConfigDict) -> None:
 
 def write(folder, name: str, value: dict) -> None:
     """Writes a JSON file of a run folder, atomically. Raises SaveError."""
-    assert name in _JSON
+    assert name in _JSON_SCHEMAS
     write_json(pathlib.Path(folder, name), value)
 
 

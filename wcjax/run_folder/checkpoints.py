@@ -48,9 +48,9 @@ class Checkpoints:
         schema=OBJECT,
         val_accuracies: Mapping[int, float] | None = None,
     ):
-        """unit: what messages call a number. keep_best: how many of the best on val are kept, and the first of equals.
+        """unit: what messages call a number. keep_best: how many of the best on val are kept; of equals, the first.
 
-        schema: of a record, see `wcjax.run_folder.schema`. val_accuracies: of the checkpoints that are there already.
+        schema: of the records, see `wcjax.run_folder.schema`. val_accuracies: of the checkpoints already in the folder.
         """
         self._val_accuracies = dict(val_accuracies or {})
         rules = [ocp.checkpoint_managers.LatestN(n=keep)]
@@ -101,10 +101,10 @@ class Checkpoints:
             raise InputError(f"the checkpoint of {self._unit} {number} is damaged: it differs from what was saved.")
         return checkpoint.state, record
 
-    def _restore_patiently(self, number, like):
-        """restore(number, like), with a second try in case a network file system fails once.
+    def _restore_with_retry(self, number, like):
+        """restore(number, like), tried twice in case a network file system fails once.
 
-        Several processes do not try again, because they restore together.
+        Processes that share a run try once, because they restore together.
         """
         try:
             return self.restore(number, like)
@@ -123,7 +123,7 @@ class Checkpoints:
         numbers = self.numbers()[::-1]
         for i, number in enumerate(numbers):
             try:
-                checkpoint = self._restore_patiently(number, like)
+                checkpoint = self._restore_with_retry(number, like)
             except InputError as error:
                 log.warning("%s Falling back to the checkpoint before it.", error)
                 continue
@@ -177,8 +177,8 @@ def save_tree(path, tree) -> None:
 def load_tree(path, like=None):
     """The pytree that `save_tree` wrote, as nested dicts of arrays on this process's first device.
 
-    like: the shapes and dtypes that the tree must have, and then it may hold neither nan nor inf. They are checked
-    before the arrays are read, because a forged file could ask for all memory. Raises InputError.
+    like: if given, the tree must have its names, shapes and dtypes, and neither nan nor inf. Shapes are checked before
+    arrays are read, because a forged file could ask for all memory. Raises InputError.
     """
     _check_tree_path(path)
     absolute = pathlib.Path(path).absolute()

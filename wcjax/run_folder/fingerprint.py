@@ -26,8 +26,8 @@ def checked_dataset(folder, dataset: Dataset, splits=("train", "test")) -> tuple
       InputError: dataset differs from the data of the run (the message says how), or processes that share a run have
         different data.
     """
-    official = {"val": "test" if dataset.streamed else "train"}
-    fingerprint = dataset.fingerprint(sorted({official.get(name, name) for name in splits}))
+    source = {"train": "train", "val": "test" if dataset.streamed else "train", "test": "test"}
+    fingerprint = dataset.fingerprint(sorted({source[split] for split in splits}))
     stored = run_folder.read(folder, "data.json")
     if not processes.all_agree(checksum(json.dumps(fingerprint).encode())):
         raise InputError(
@@ -47,17 +47,17 @@ def checked_dataset(folder, dataset: Dataset, splits=("train", "test")) -> tuple
     return dataset._replace(mean=mean, std=std), stored
 
 
-def differences(stored: dict, other: dict) -> list[str]:
-    """The differences between the fingerprint of a run and the one of other data, in words. other may lack splits."""
+def differences(stored: dict, found: dict) -> list[str]:
+    """How the fingerprint of the data found differs from the stored one of the run, in words. found may lack splits."""
     lines = []
-    if stored["classes"] != other["classes"]:
-        lines.append(f"{stored['classes']:,} classes in the run, {other['classes']:,} found")
-    for split in ("train", "test"):
-        ours, theirs = stored[split], other.get(split, stored[split])
-        if ours["images"] != theirs["images"]:
-            lines.append(f"{ours['images']:,} {split} images in the run, {theirs['images']:,} found")
-        elif ours["content"] != theirs["content"]:
+    if stored["classes"] != found["classes"]:
+        lines.append(f"{stored['classes']:,} classes in the run, {found['classes']:,} found")
+    for split in (name for name in ("train", "test") if name in found):
+        old, new = stored[split], found[split]
+        if old["images"] != new["images"]:
+            lines.append(f"{old['images']:,} {split} images in the run, {new['images']:,} found")
+        elif old["content"] != new["content"]:
             lines.append(f"other {split} images (in their pixels, or in the names and sizes of their files)")
-        elif ours["labels"] != theirs["labels"]:
+        elif old["labels"] != new["labels"]:
             lines.append(f"other labels of the {split} images")
     return lines

@@ -4,13 +4,13 @@ import json
 import pathlib
 
 from wcjax.errors import InputError
-from wcjax.run_folder.schema import OBJECT, PAIRS, RESTORE_HINT, check_schema
+from wcjax.run_folder.schema import PAIRS, RESTORE_HINT, check_schema
 from wcjax.system.files import reading
 
 MAX_BYTES = 2**28  # of a file; weights.jsonl of a ResNet50 has 20 MB after 200 epochs
 
 
-def read_json(path, schema=OBJECT) -> dict:
+def read_json(path, schema) -> dict:
     """The object in a JSON file. Raises InputError if the file is not JSON, or has another schema."""
     return _parse(_text(path), schema, str(path))
 
@@ -20,8 +20,8 @@ def read_epochs(path, schema) -> list[dict]:
 
     A last line without a newline was cut off when the process was killed, and is ignored.
 
-    Raises InputError for a line of another schema, or one whose epoch is not later than the epoch of the line before,
-    or whose layers differ.
+    Raises InputError for a line of another schema, and for one whose epoch is not later than that of the line before
+    or whose layers differ from it.
     """
     values = []
     for number, line in enumerate(_text(path).split("\n")[:-1], start=1):
@@ -31,9 +31,9 @@ def read_epochs(path, schema) -> list[dict]:
             check_schema(value, PAIRS, at)
         if values and value["epoch"] <= values[-1]["epoch"]:
             raise InputError(f"{at}: epoch {value['epoch']} follows epoch {values[-1]['epoch']}.{RESTORE_HINT}")
-        for each in ("layers", "pairs"):
-            if values and value.get(each, {}).keys() != values[-1].get(each, {}).keys():
-                raise InputError(f"{at}: the {each} differ from the line before.{RESTORE_HINT}")
+        for key in ("layers", "pairs"):
+            if values and value.get(key, {}).keys() != values[-1].get(key, {}).keys():
+                raise InputError(f"{at}: the {key} differ from the line before.{RESTORE_HINT}")
         values.append(value)
     return values
 

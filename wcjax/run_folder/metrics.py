@@ -44,12 +44,12 @@ class MetricsWriter:
                 message = "%s has no lines of the finished epochs %s. Was the folder copied while the run trained?"
                 log.warning(message, self._workdir / name, missing)
             write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
-        self._events = _events(self._workdir / "tensorboard", done_epochs + 1, config)
+        self._events = _open_events(self._workdir / "tensorboard", done_epochs + 1, config)
 
     def write_metrics(self, metrics: dict) -> None:
         """Appends the line of an epoch to metrics.jsonl and sends its numbers to TensorBoard.
 
-        metrics: 'epoch' and numbers by name, or dicts of them.
+        metrics: {'epoch': int, name: number or dict of numbers, ...}.
         """
         self._append("metrics.jsonl", metrics)
         numbers = {TAGS.get(name, name): value for name, value in metrics.items() if name != "epoch"}
@@ -70,7 +70,7 @@ class MetricsWriter:
         self._show({"weights": numbers}, epoch)
 
     def write_summary(self, summary: dict) -> None:
-        """Gives TensorBoard the results of the run. summary: as in summary.json."""
+        """Sends the results of the run to TensorBoard. summary: the content of summary.json."""
         self._show({tag: summary[name] for name, tag in SUMMARY_TAGS.items()}, summary["epochs"])
         if self._events is not None:
             self._events.end_session()
@@ -103,7 +103,7 @@ def _hyperparameters(config: ConfigDict) -> dict:
     }
 
 
-def _events(folder: pathlib.Path, first_epoch: int, config: ConfigDict):
+def _open_events(folder: pathlib.Path, first_epoch: int, config: ConfigDict):
     """The TensorBoard events of a run, None if tensorboardX is not installed."""
     try:
         from wcjax.run_folder.tensorboard import Events

@@ -14,7 +14,7 @@ from wcjax.errors import InputError, short_repr
 EDGES = tuple(np.float32(0.01 * math.sinh(t)).item() for t in np.linspace(-1, 1, 201) * math.asinh(4 / 0.01))
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a and b over the channels of a layer, in metrics.jsonl
 
-MAX_LAYERS = 1000
+MAX_NAMES = 1000
 
 RESTORE_HINT = " Restore the file, or give another run folder."
 
@@ -26,7 +26,7 @@ class Schema(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-EACH = object()  # a key of a schema's dict that stands for the name of every layer
+EACH = object()  # a key of a schema's dict that stands for every name, of a layer or of a change
 COUNT = Schema("a whole number of at least 0", lambda x: type(x) is int and 0 <= x < 2**53)
 # The number of classes decides how much memory a network takes. ImageNet-21k has 21,841.
 CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x) and 1 <= x <= 1_000_000)
@@ -34,8 +34,8 @@ CLASSES = Schema("a whole number from 1 to 1,000,000", lambda x: COUNT.accepts(x
 NUMBER = Schema("a number of at most 1e30 in magnitude", lambda x: type(x) in (int, float) and abs(x) <= 1e30)
 NON_NEGATIVE = Schema("a finite number of at least 0", lambda x: NUMBER.accepts(x) and x >= 0)
 SHARE = Schema("a number from 0 to 1", lambda x: NUMBER.accepts(x) and 0 <= x <= 1)
-TEXT = Schema("a line of text", lambda x: type(x) is str and x.isprintable())
-ANY_TEXT = Schema("text", lambda x: type(x) is str)
+LINE = Schema("a line of text", lambda x: type(x) is str and x.isprintable())
+TEXT = Schema("text", lambda x: type(x) is str)
 CHECKSUM = Schema("16 hexadecimal digits", lambda x: type(x) is str and re.fullmatch("[0-9a-f]{16}", x))
 OBJECT = Schema("a JSON object", lambda x: type(x) is dict)
 CHANNELS = Schema(
@@ -81,10 +81,10 @@ SUMMARY = {
     "epochs": COUNT,
     "train_seconds": NON_NEGATIVE,
     "images_per_second": NON_NEGATIVE,
-    "device": TEXT,
-    "jax_version": TEXT,
+    "device": LINE,
+    "jax_version": LINE,
 }
-FAILED = {"reason": ANY_TEXT, "config": OBJECT}
+FAILED = {"reason": TEXT, "config": OBJECT}
 ROBUSTNESS = {"images": COUNT, "accuracy": SHARE, "curves": {EACH: CURVE}}
 # Records of checkpoints: at the end of an epoch, and midway in one.
 CHECKPOINT = {"epoch": COUNT, "best_epoch": COUNT, "best_val_accuracy": NUMBER, "train_seconds": NON_NEGATIVE}
@@ -100,8 +100,11 @@ def check_schema(value, schema, at: str, hint: str = RESTORE_HINT) -> None:
         return
     if EACH in schema:
         # The names appear in plots, where a $ or a line break would have a meaning.
-        if not 0 < len(value) <= MAX_LAYERS or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
-            raise InputError(f"{at}: these are not layer names: {short_repr(list(value))}.{hint}")
+        if not 0 < len(value) <= MAX_NAMES or not all(re.fullmatch(r"[\w./:-]{1,200}", name) for name in value):
+            raise InputError(
+                f"{at}: expected 1 to {MAX_NAMES:,} names of letters, digits and _ . / : -, "
+                f"found {short_repr(list(value))}.{hint}"
+            )
         schema = dict.fromkeys(value, schema[EACH])
     for name, inner in schema.items():
         check_schema(value.get(name), inner, f"{at}, {name}", hint)

@@ -39,7 +39,7 @@ class Events:
         self._add(summary=session)
 
     def show(self, numbers: dict, epoch: int) -> None:
-        """numbers: numbers by name, dicts of them, or lists, of which the median is shown."""
+        """Adds a point at this epoch for each of the numbers: {name: number, list or dict}. Of a list, the median."""
         for name, value in traverse_util.flatten_dict(numbers, sep="/").items():
             self._add(step=epoch, summary=scalar(name, np.median(value)))
         with saving(self._folder):

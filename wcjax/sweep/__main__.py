@@ -76,7 +76,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     grid.add_argument(
         "--over",
-        type=over,
+        type=axis,
         action="append",
         metavar="KEY=VALUES",
         help="config key to vary, for example learning_rate=0.1,0.2; repeat for more keys (default: the paper's a, b)",
@@ -84,25 +84,24 @@ def argument_parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="train networks × variants × seeds")
     runs.add_argument("--models", type=names, required=True, help="for example resnet18,resnet34")
     runs.add_argument("--variants", type=names, required=True, help="for example plain,wc,pp")
-    for each in (grid, runs):
-        form = "FILE.py:model,variant" if each is grid else "FILE.py"
-        each.add_argument(
+    for kind, form in ((grid, "FILE.py:model,variant"), (runs, "FILE.py")):
+        kind.add_argument(
             "--config", required=True, metavar=form, help="config file, or the name of one that comes with wcjax"
         )
-        each.add_argument(
+        kind.add_argument(
             "--config.KEY", metavar="VALUE", help="value of a config key, for all runs; repeat for more keys"
         )
-        each.add_argument("--out", required=True, metavar="DIR", help="folder for the run folders")
-        each.add_argument("--seeds", type=seeds, default=list(range(5)), help="0-4 (the default) or 3,7-9")
-        each.add_argument("--jobs", type=int, default=1, help="number of runs at a time on this machine (default: 1)")
-        each.add_argument("--storage", help="address of Optuna's database (default: DIR/sweep.db, SQLite)")
+        kind.add_argument("--out", required=True, metavar="DIR", help="folder for the run folders")
+        kind.add_argument("--seeds", type=seeds, default=list(range(5)), help="0-4 (the default) or 3,7-9")
+        kind.add_argument("--jobs", type=int, default=1, help="number of runs at a time on this machine (default: 1)")
+        kind.add_argument("--storage", help="address of Optuna's database (default: DIR/sweep.db, SQLite)")
     one = commands.add_parser("one", help="train one run, with its config as JSON on standard input (internal)")
     one.add_argument("folder", type=pathlib.Path)
     return parser
 
 
-def over(text: str) -> tuple[str, list[str]]:
-    """'learning_rate=0.1,0.2' -> ('learning_rate', ['0.1', '0.2'])"""
+def axis(text: str) -> tuple[str, list[str]]:
+    """An axis of the grid: 'learning_rate=0.1,0.2' -> ('learning_rate', ['0.1', '0.2'])"""
     key, equals, values = text.partition("=")
     if not equals or "=" in values:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUES; give for example learning_rate=0.1,0.2.")
@@ -111,12 +110,12 @@ def over(text: str) -> tuple[str, list[str]]:
             f"{text!r}: values are separated by commas, and name run folders, so they cannot contain brackets or '/'. "
             "Give such values in variants of the config file, and compare them by `runs --variants`."
         )
-    return key, unique(values.split(","), text)
+    return key, require_unique(values.split(","), text)
 
 
 def names(text: str) -> list[str]:
     """'plain,wc' -> ['plain', 'wc']"""
-    return unique(text.split(","), text)
+    return require_unique(text.split(","), text)
 
 
 def seeds(text: str) -> list[int]:
@@ -130,11 +129,11 @@ def seeds(text: str) -> list[int]:
         numbers += part_seeds[: MAX_SEEDS + 1]
     if len(numbers) > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"at most {MAX_SEEDS:,} seeds are allowed, found {text!r}.")
-    return unique(numbers, text)
+    return require_unique(numbers, text)
 
 
-def unique(values: list, text: str) -> list:
-    """The values that `text` gives, unless it repeats one: ArgumentTypeError."""
+def require_unique(values: list, text: str) -> list:
+    """Returns values. Raises ArgumentTypeError, which quotes `text`, if one of them is repeated."""
     if repeated := [value for value, count in collections.Counter(values).items() if count > 1]:
         raise argparse.ArgumentTypeError(f"{text!r} repeats {repeated[0]!r}; give each value once.")
     return values
@@ -166,12 +165,12 @@ def sweep(args, overrides, options: SweepOptions, start) -> int:
     return train_runs(plan_best(args.config, overrides, best, args.seeds[1:])).exit_code()
 
 
-def grid_space(pairs: list[tuple[str, list[str]]] | None) -> dict[str, list[str]]:
-    """{key: its values} of the grid. pairs: from --over; None: the paper's a and b."""
-    if not pairs:
+def grid_space(axes: list[tuple[str, list[str]]] | None) -> dict[str, list[str]]:
+    """{key: its values} of the grid. axes: from --over; None: the paper's a and b."""
+    if not axes:
         return PAPER_GRID
-    space = dict(pairs)
-    if "seed" in space or len(space) < len(pairs):
+    space = dict(axes)
+    if "seed" in space or len(space) < len(axes):
         raise InputError("--over takes each key once, and the seeds are given by --seeds.")
     return space
 

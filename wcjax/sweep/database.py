@@ -39,23 +39,23 @@ def open_database(options: SweepOptions) -> Database:
             return connect()
         except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
             # If several workers start at the same moment, one of them makes the tables, and the others fail to.
-            if re.search("locked|unable to open", reason(error)):
+            if re.search("locked|unable to open", driver_message(error)):
                 raise
             time.sleep(seconds)
     return connect()
 
 
 def database_error(options: SweepOptions, error) -> InputError:
-    """The error to report for an error that the database, its driver or Optuna raised."""
-    # Not by SQLAlchemy, which shows the end of a password that contains an @, and passwords after a ?.
+    """The InputError for an error that the database, its driver or Optuna raised."""
+    # SQLAlchemy would not hide the end of a password that contains an @, nor a password after a ?.
     storage = re.sub(r"(://[^:/]*):.*@", r"\1:***@", str(options.database))
     storage = re.sub(r"(pass\w*=)[^&]*", r"\1***", storage)
     if isinstance(error, ImportError):
         return InputError(
-            f"--storage {storage} needs the Python module {reason(error)}: pip install 'psycopg[binary]' for "
+            f"--storage {storage} needs the Python module {driver_message(error)}: pip install 'psycopg[binary]' for "
             "postgresql://, pip install pymysql for mysql+pymysql://."
         )
-    if "locked" in reason(error):
+    if "locked" in driver_message(error):
         return InputError(
             f"another process has locked the sweep's database {storage} for {options.patience / 60:g} minutes. End "
             "that process and run the same command to resume."
@@ -65,13 +65,13 @@ def database_error(options: SweepOptions, error) -> InputError:
         hint = "Remove it and run the same command to resume; finished runs are not repeated."
     else:
         name, hint = f"--storage {storage}", "Give an address such as sqlite:///FILE."
-    if re.search("unable to open|readonly", reason(error)):
+    if re.search("unable to open|readonly", driver_message(error)):
         hint = "Check that its folder exists, and the permissions of both."
-    return InputError(f"{name} cannot be used: {reason(error)}. {hint}")
+    return InputError(f"{name} cannot be used: {driver_message(error)}. {hint}")
 
 
-def reason(error) -> str:
-    """The message of the database or its driver, in one line; Optuna wraps it in another error."""
+def driver_message(error) -> str:
+    """The first line of the message of the database or its driver, whose error Optuna wraps in its own."""
     if isinstance(error, optuna.exceptions.StorageInternalError | ImportError) and error.__cause__:
         error = error.__cause__
     return error.name if isinstance(error, ImportError) and error.name else cause(error)

@@ -43,7 +43,7 @@ class SweepOptions(NamedTuple):
 
     @property
     def database(self):
-        """The address or file of the database, for messages."""
+        """The address or file of the database."""
         return self.storage or self.out / "sweep.db"
 
 
@@ -109,17 +109,17 @@ def plan_runs(config_file: str, overrides: list[str], models: list[str], variant
 def make_plan(kind: str, space: dict[str, list], configure: Callable[[dict], tuple[str, ConfigDict]]) -> Plan:
     """The plan of every point of space. configure: point -> (name, config).
 
-    Raises InputError for a name that is not safe as a folder's, a config that is not valid, and two equal runs.
+    Raises InputError for a name that is not safe for a folder, a config that is not valid, and two equal runs.
     """
-    plan = Plan(kind, space, {}, {})
+    names, configs = {}, {}
     for values in itertools.product(*space.values()):
         name, config = configure(dict(zip(space, values, strict=True)))
         if not re.fullmatch(r"\w[\w.,=+-]*", name):  # a config file need not check the model that it is called with
             raise InputError(
                 f"a run folder would be called {name!r}: its name may contain only letters, digits and _ . , = + -."
             )
-        plan.names[values] = name
-        plan.configs[name] = check_config(config)
-    if len({config.to_json(sort_keys=True) for config in plan.configs.values()}) != len(plan.names):
+        names[values] = name
+        configs[name] = check_config(config)
+    if len({config.to_json(sort_keys=True) for config in configs.values()}) != len(names):
         raise InputError("two runs of the sweep are the same; give each value once.")
-    return plan
+    return Plan(kind, space, names, configs)

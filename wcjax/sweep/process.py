@@ -11,7 +11,7 @@ from wcjax import run_folder
 from wcjax.errors import DivergedError, InitialWeightsError, InputError, InUseError, Preempted
 from wcjax.training.start import EXIT_PREEMPTED, HUGE_PAGES
 
-CANNOT_FINISH = 3  # exit code of a run that has a failed.json
+EXIT_CANNOT_FINISH = 3  # the run has a failed.json
 
 FIND_DEVICES = "from wcjax.system.devices import check_devices; check_devices()"
 
@@ -19,7 +19,7 @@ FIND_DEVICES = "from wcjax.system.devices import check_devices; check_devices()"
 def python_command(*arguments: str) -> list[str]:
     """The command that starts Python with the arguments. It imports from where this process imports.
 
-    `-m` and `-c` would import from the working folder first, where a file of the user may be called like a module.
+    Without -P, `-m` and `-c` import from the working folder first, where a file of the user may shadow a module.
     """
     imports_from_working_folder = any(os.path.abspath(path) == os.getcwd() for path in sys.path)
     return [sys.executable, *([] if imports_from_working_folder else ["-P"]), *arguments]
@@ -62,7 +62,7 @@ def train_one(folder: pathlib.Path, config: dict) -> int:
     except (DivergedError, InitialWeightsError) as error:
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write(folder, "failed.json", {"reason": str(error), "config": config})
-        return CANNOT_FINISH
+        return EXIT_CANNOT_FINISH
     except (InUseError, Preempted, KeyboardInterrupt):
         return EXIT_PREEMPTED
     return 0

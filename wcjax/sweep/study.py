@@ -8,12 +8,12 @@ is not tried again.
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import uuid
-from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +27,7 @@ from wcjax.system.files import saving
 def study_name(plan: Plan, options: SweepOptions) -> str:
     """The name of the study of exactly these runs.
 
-    In a database outside the folder of the sweep, the study belongs to the `identity` of that folder.
+    In a database outside the folder of the sweep, the name contains the `folder_id` of that folder.
     """
     configs = {
         name: {key: value for key, value in config.to_dict().items() if key not in MAY_DIFFER}
@@ -35,7 +35,7 @@ def study_name(plan: Plan, options: SweepOptions) -> str:
     }
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{options.out.resolve().name}/{plan.kind}/{digest}"
-    return name + (f"/{identity(options.out)}" if options.storage else "")
+    return name + (f"/{folder_id(options.out)}" if options.storage else "")
 
 
 def open_study(name: str, plan: Plan, options: SweepOptions) -> optuna.Study:
@@ -52,10 +52,10 @@ def open_study(name: str, plan: Plan, options: SweepOptions) -> optuna.Study:
         raise database_error(options, error) from error
 
 
-def identity(out: pathlib.Path) -> str:
+def folder_id(out: pathlib.Path) -> str:
     """The random text in the file .sweep of a folder, which is made if it is missing.
 
-    It does not depend on the path by which the folder is reached.
+    It stays the same if the folder is moved, or reached by another path.
     """
     path, new = out / ".sweep", out / f".sweep.{uuid.uuid4().hex}"
     with saving(path):
@@ -67,7 +67,8 @@ def identity(out: pathlib.Path) -> str:
         return path.read_text()
 
 
-class Outcome(NamedTuple):
+@dataclasses.dataclass
+class Outcome:
     """What has become of the runs of a plan so far, by the names of their folders.
 
     Attributes:
@@ -79,10 +80,10 @@ class Outcome(NamedTuple):
     """
 
     plan: Plan
-    accuracy: dict[str, float]
-    failed: dict[str, str]
-    lost: dict[str, str]
-    running: set[str]
+    accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    lost: dict[str, str] = dataclasses.field(default_factory=dict)
+    running: set[str] = dataclasses.field(default_factory=set)
 
     def best(self) -> dict | None:
         """The point with the highest accuracy on val, the first of equals; None if no run is finished."""
@@ -90,6 +91,7 @@ class Outcome(NamedTuple):
         return dict(zip(self.plan.space, max(finished, key=finished.get), strict=True)) if finished else None
 
     def exit_code(self) -> int:
+        """0 if every run has finished or cannot finish."""
         return 1 if self.lost else 0
 
 
@@ -100,19 +102,18 @@ class Trials:
       study: from `open_study`.
       plan: the runs.
       out: the folder of the run folders.
-      trials: all trials of the study.
 
     Attributes:
       lost: {number: reason} of runs that ended in this process without a result; the next sweep resumes them.
     """
 
-    def __init__(self, study: optuna.Study, plan: Plan, out: pathlib.Path, trials: list[FrozenTrial]):
+    def __init__(self, study: optuna.Study, plan: Plan, out: pathlib.Path):
         self.study, self.plan, self.lost = study, plan, {}
         # A result does not count if its run folder has been deleted since. This is looked up once, because on a network
         # file system another machine sees a new folder late.
         self.deleted = {
             trial.number
-            for trial in trials
+            for trial in study.get_trials(deepcopy=False)
             if has_ended(trial) and not (out / plan.name(trial.params) / result_file(trial)).exists()
         }
 
@@ -150,7 +151,7 @@ class Trials:
         return len(self.plan.names) - len(taken_points), len(running_points)
 
     def outcome(self) -> Outcome:
-        outcome = Outcome(self.plan, {}, {}, {}, set())
+        outcome = Outcome(self.plan)
         for number, trials in self.by_point().items():
             trials = [trial for trial in trials if trial.params.keys() == self.plan.space.keys()]
             if not trials:  # the first worker has not yet recorded the point

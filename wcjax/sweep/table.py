@@ -12,14 +12,14 @@ from wcjax.errors import InputError
 from wcjax.system.streams import Output
 from wcjax.training.display import LINE_SECONDS, progress_text
 
-HEAD = ("run", "state", "epoch", "val accuracy", "note")
-ORDER = ("running", "lost", "failed", "finished", "to do")
+COLUMNS = ("run", "state", "epoch", "val accuracy", "note")
+STATES = ("running", "lost", "failed", "finished", "to do")  # in the order of the rows on a terminal
 
 
 class Row(NamedTuple):
     """A run in the table."""
 
-    state: str  # one of ORDER
+    state: str  # one of STATES
     epoch: str = ""  # the last finished epoch; of a running run, the one in its progress.json
     accuracy: str = ""  # on val
     note: str = ""
@@ -91,20 +91,20 @@ class LiveTable:
         names = list(rows)
         omitted = 0
         if not last:  # running runs come first, and no more rows are drawn than the terminal holds
-            names.sort(key=lambda name: ORDER.index(rows[name].state))
+            names.sort(key=lambda name: STATES.index(rows[name].state))
             room = max(1, shutil.get_terminal_size().lines - 6)
             omitted = max(0, len(names) - room)
             names = names[:room]
         counts = collections.Counter(row.state for row in rows.values())
-        lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in ORDER if counts[x]), ""]
-        lines += aligned([HEAD, *((name, *rows[name]) for name in names)])
+        lines = [f"{len(rows)} runs: " + ", ".join(f"{counts[x]} {x}" for x in STATES if counts[x]), ""]
+        lines += aligned([COLUMNS, *((name, *rows[name]) for name in names)])
         if omitted:
             lines.append(f"... and {omitted} more")
         if not last:  # a line wider than the terminal would take two
             width = shutil.get_terminal_size().columns - 1
             lines = [line[:width] for line in lines]
-        up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
-        self._output.write(up + "\n".join(lines) + "\n")
+        erase = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        self._output.write(erase + "\n".join(lines) + "\n")
         self._drawn = 0 if last else len(lines)
 
 

@@ -1,6 +1,7 @@
 """The workers of a sweep: threads that take trials from the study and train each in its own process."""
 
 import contextlib
+import pathlib
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -12,7 +13,6 @@ from wcjax import run_folder
 from wcjax.config.build import load_dataset
 from wcjax.sweep import database
 from wcjax.sweep.plan import Plan, SweepOptions
-from wcjax.sweep.process import start_run
 from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_name
 from wcjax.sweep.table import LiveTable, table_rows
 from wcjax.system.files import saving
@@ -21,7 +21,7 @@ from wcjax.training.preemption import Signals, interruption, stop_signals
 from wcjax.training.start import EXIT_PREEMPTED
 
 
-def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -> Outcome:
+def train_runs(plan: Plan, options: SweepOptions, start: Callable) -> Outcome:
     """Trains the runs of plan, up to `options.jobs` at a time, until each has ended, in this process or in another one.
 
     start: starts the process of a run, see `process.start_run`.
@@ -31,7 +31,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
         any more.
       Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came, and the runs of this process have been saved.
     """
-    check(plan, options)
+    check_inputs(plan, options)
     options = options._replace(jobs=min(options.jobs, len(plan.configs)))  # each gets a share of the accelerator
     with saving(options.out):
         (options.out / "logs").mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
 
         study = ask(open_study, study_name(plan, options), plan, options)
         try:
-            trials = Trials(study, plan, options.out, ask(study.get_trials, False))
+            trials = ask(Trials, study, plan, options.out)
             workers = Workers(trials, options, start)
             signals.arm()  # from here on there are processes to stop
             with contextlib.closing(workers):
@@ -61,7 +61,7 @@ def train_runs(plan: Plan, options: SweepOptions, start: Callable = start_run) -
             raise database.database_error(options, error) from error
 
 
-def check(plan: Plan, options: SweepOptions) -> None:
+def check_inputs(plan: Plan, options: SweepOptions) -> None:
     """Raises InputError for a folder or a data set that cannot be used."""
     for name, config in plan.configs.items():
         run_folder.check_matches(run_path(options.out / name, "workdir"), config)
@@ -100,7 +100,7 @@ class Workers:
         self.stopping = threading.Event()
 
     def work(self) -> None:
-        """Takes one trial after another. Waits for the last ones of other workers, because those may die."""
+        """Takes one trial after another. Waits while other workers train the last runs, because they may die."""
         while not self.stopping.is_set():
             with self.lock:
                 unclaimed, running = self.trials.requeue()
@@ -125,18 +125,17 @@ class Workers:
                 return twin.value
             if is_running(twin) and twin.number < trial.number:
                 raise optuna.TrialPruned
-        folder, code = self.options.out / name, self.run_process(name)
+        code = self.run_process(name)
         while code == EXIT_PREEMPTED:
             self.stopping.wait(self.options.pause)
             code = self.run_process(name)
+        folder = self.options.out / name
         if summary := run_folder.read(folder, "summary.json"):
             return summary["best_val_accuracy"]
         if failure := run_folder.read(folder, "failed.json"):
             trial.set_user_attr("reason", failure["reason"])
             raise RunFailed(failure["reason"])
-        log = self.log_path(name)
-        last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
-        reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}, see {log}: {' '.join(last)}"
+        reason = self.lost_reason(name, code)
         trials.lost[number] = f"{reason}; run the same command to resume"
         raise RunFailed(reason)
 
@@ -152,7 +151,15 @@ class Workers:
             self.processes[name] = process
         return process.wait()
 
-    def log_path(self, name: str):
+    def lost_reason(self, name: str, code: int) -> str:
+        """Why a process has left no result: the signal, or the exit code and the last line of the log."""
+        if code < 0:
+            return f"killed by signal {-code}"
+        log = self.log_path(name)
+        last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
+        return f"exit code {code}, see {log}: {' '.join(last)}"
+
+    def log_path(self, name: str) -> pathlib.Path:
         """The file that the output of a run is appended to."""
         return self.options.out / "logs" / f"{name}.log"
 
