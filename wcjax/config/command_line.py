@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from wcjax.config.keys import check_keys, default_config
+from wcjax.config.keys import check_keys, default_config, flat_config
 from wcjax.errors import InputError, cause
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -86,10 +86,7 @@ def _set_none(config: ConfigDict, overrides: Sequence[str]) -> Sequence[str]:
 
 def _default(key: str):
     """The default value of a key like 'reparam.a'; '' for an unknown key."""
-    value = default_config()
-    for part in key.split("."):
-        value = value[part] if isinstance(value, ConfigDict) and part in value else ""
-    return value
+    return flat_config(default_config()).get(key, "")
 
 
 def _load(file: str) -> ConfigDict:

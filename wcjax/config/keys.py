@@ -103,9 +103,14 @@ def with_variant(config: ml_collections.ConfigDict, argument: str) -> ml_collect
     return config
 
 
+def flat_config(config: ml_collections.ConfigDict) -> dict:
+    """{'reparam.a': 1.0, ...}: the values of config by their whole keys."""
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
+
+
 def check_keys(keys: Iterable[str]) -> None:
     """Raises InputError for a key like 'reparam.aa' that no config has. The message names the nearest key."""
-    known = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
+    known = flat_config(default_config())
     for key in keys:
         if inner := [k for k in known if k.startswith(f"{key}.")]:
             raise InputError(f"config.{key} has its own keys: {', '.join(inner)}.")
