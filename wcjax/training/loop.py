@@ -254,18 +254,18 @@ def _train_epoch(session: _Session, train_step: Callable, epoch_inputs: Iterator
         progress.seconds = time.perf_counter() - steps_began
         in_flight.add(means)
         session.on_step(progress)
-        _save_or_stop(session)
+        _save_midway_if_due(session)
+        session.check_stop()
     in_flight.drain()
     progress.seconds = time.perf_counter() - steps_began
 
 
-def _save_or_stop(session: _Session) -> None:
-    """Saves a checkpoint within the epoch if one is due. Raises StopRequested after a signal."""
+def _save_midway_if_due(session: _Session) -> None:
+    """Saves a checkpoint after each `config.checkpoint_every` steps, except at the end of an epoch."""
     run, progress = session.run, session.progress
     every, ends_epoch = run.config.checkpoint_every, progress.step % run.steps_per_epoch == 0
     if every and progress.step % every == 0 and not ends_epoch:
         session.checkpoints.save_midway(progress)
-    session.check_stop()
 
 
 def _validate(session: _Session, eval_step: Callable, val_feed: feed.Feed) -> dict:
