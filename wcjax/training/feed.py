@@ -28,8 +28,9 @@ def training(run: Run, first_step: int) -> "Feed":
         return OnDevice(split, run.dataset, config, run.mesh)
     from wcjax.data.streaming import batches  # an optional dependency
 
-    order = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
-    local_batches = batches.train_batches(split, _loading(config), **order)
+    local_batches = batches.train_batches(
+        split, _loading(config), flip=config.augment.flip, seed=config.seed, first_step=first_step
+    )
     return Streamed(split, run.dataset, config, run.mesh, local_batches)
 
 
@@ -46,8 +47,7 @@ def evaluation(split: Split | Source, dataset: Dataset, config: ConfigDict, mesh
 def _loading(config: ConfigDict):
     from wcjax.data.streaming.batches import Loading  # an optional dependency
 
-    index_and_count = jax.process_index(), jax.process_count()
-    return Loading(config.batch_size, config.image_size, config.data_workers, *index_and_count)
+    return Loading(config.batch_size, config.image_size, config.data_workers, jax.process_index(), jax.process_count())
 
 
 class Feed(abc.ABC):
