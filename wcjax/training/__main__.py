@@ -28,12 +28,9 @@ def main(argv=None) -> None:
         train_and_print(*parse(argv))
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
-    except Preempted as notice:
+    except (Preempted, KeyboardInterrupt) as notice:
         print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
-        sys.exit(start.EXIT_PREEMPTED)
-    except KeyboardInterrupt as notice:
-        print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
-        sys.exit(start.EXIT_INTERRUPTED)
+        sys.exit(start.EXIT_PREEMPTED if isinstance(notice, Preempted) else start.EXIT_INTERRUPTED)
     except Exception as error:
         if (line := user_message(error)) is None:
             raise
@@ -91,8 +88,7 @@ def train_and_print(args: argparse.Namespace, config) -> None:
     from wcjax.training.preemption import exit_on_signal
 
     exit_on_signal()
-    how_to_join = args.coordinator_address, args.num_processes, args.process_id
-    if args.distributed or any(value is not None for value in how_to_join):
+    if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
     check_devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)

@@ -69,7 +69,7 @@ class Signals:
     """SIGTERM and Ctrl-C in a process that does not share its run. Until `arm` is called they are handled as before."""
 
     def __init__(self):
-        self._names, self._handlers = [], {}
+        self._pending, self._handlers = "", {}
 
     def arm(self) -> None:
         """From now on the signals are only noted. A second Ctrl-C is handled as it was before."""
@@ -83,7 +83,7 @@ class Signals:
 
     def pending(self) -> str:
         """The signal that asks the process to stop, 'SIGTERM' or 'SIGINT', or ''."""
-        return self._names[0] if self._names else ""
+        return self._pending
 
     def disarm(self) -> None:
         """From now on the signals are handled as they were before `arm`."""
@@ -92,7 +92,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self._names.append(signal.Signals(number).name)
+        self._pending = self._pending or signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, self._handlers[number])
 
