@@ -27,7 +27,7 @@ from wcjax.training import compilation, feed, result, sharding, steps
 from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.in_flight import InFlight
-from wcjax.training.preemption import SharedSignals, Signals, StopRequested, interruption, stop_signals
+from wcjax.training.preemption import SharedStopSignals, StopRequested, StopSignals, interruption, stop_signals
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 from wcjax.training.run_checkpoints import RunCheckpoints
@@ -133,7 +133,7 @@ def _train(
     progress: Progress,
     on_step: Callable[[Progress], None],
     on_epoch: Callable[[dict], None],
-    signals: Signals | SharedSignals,
+    signals: StopSignals | SharedStopSignals,
 ) -> dict:
     """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
     with contextlib.closing(RunCheckpoints(run)) as checkpoints:
@@ -169,7 +169,7 @@ class _Session(NamedTuple):
     writer: MetricsWriter
     on_step: Callable[[Progress], None]
     on_epoch: Callable[[dict], None]
-    signals: Signals | SharedSignals
+    signals: StopSignals | SharedStopSignals
 
     def check_stop(self) -> None:
         """Raises StopRequested after a signal."""

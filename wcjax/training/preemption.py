@@ -52,7 +52,7 @@ def _restore_default_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-# `_watch` runs later than the handlers. A Ctrl-C that `Signals` has noted restores `_exit`, so without this set
+# `_watch` runs later than the handlers. A Ctrl-C that `StopSignals` has noted restores `_exit`, so without this set
 # `_watch` would take the same Ctrl-C for a second one and exit.
 _noted_once = set()
 
@@ -65,7 +65,7 @@ def _watch(reader: int) -> None:
             _exit(number)
 
 
-class Signals:
+class StopSignals:
     """SIGTERM and Ctrl-C in a process that does not share its run. Until `arm` is called they are handled as before."""
 
     def __init__(self):
@@ -97,7 +97,7 @@ class Signals:
             signal.signal(number, self._handlers[number])
 
 
-class SharedSignals:
+class SharedStopSignals:
     """SIGTERM in a run that several processes share. It may reach one of them or all.
 
     All processes get the same answer after the same step, on which JAX agrees in the background. They must call
@@ -116,15 +116,15 @@ class SharedSignals:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Signals | SharedSignals]:
+def stop_signals() -> Iterator[StopSignals | SharedStopSignals]:
     """Yields the signals that ask this process to stop.
 
     Call `arm` as soon as there is something to save, and then `pending` before the first step and after each step.
     """
     if jax.process_count() > 1:
-        yield SharedSignals()
+        yield SharedStopSignals()
         return
-    signals = Signals()
+    signals = StopSignals()
     try:
         yield signals
     finally:
