@@ -24,6 +24,7 @@ def main(argv=None) -> None:
         start.prepare()
         argv = sys.argv[1:]
     open_closed_streams()
+    use_ascii_forms()
     try:
         train_and_print(*parse(argv))
     except DivergedError as error:
@@ -41,7 +42,6 @@ def parse(argv):
     """(arguments, config) of a command line. Raises InputError for a config that cannot be used."""
     from wcjax.config.command_line import read_config_file, split_overrides
 
-    use_ascii_forms()
     argv, overrides = split_overrides(argv)
     args, unknown = argument_parser().parse_known_args(argv)
     config = read_config_file(args.config, overrides)
