@@ -105,20 +105,21 @@ def _load(file: str) -> ConfigDict:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
-        if isinstance(error, SyntaxError) and error.filename == path:
-            lines = [error.lineno]
-        if isinstance(error, OSError) and not lines:  # the file itself
-            raise InputError(
-                f"[Errno {error.errno}] {error.strerror}: {path!r}. wcjax comes with {', '.join(_shipped())}."
-            ) from error
-        raise InputError(
-            f"{_location(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
-        ) from error
+        raise InputError(_explain(error, path, line)) from error
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         kind = "None" if config is None else f"a {type(config).__name__}"
         raise InputError(f"{_location(path, line)}: get_config() returned {kind}. {EXPECTED}")
     return config.lock()
+
+
+def _explain(error: BaseException, path: str, line: int | None) -> str:
+    """What is wrong with a config file that raised an error. line: of get_config, for errors without a line."""
+    lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines = [error.lineno]
+    if isinstance(error, OSError) and not lines:  # the file itself
+        return f"[Errno {error.errno}] {error.strerror}: {path!r}. wcjax comes with {', '.join(_shipped())}."
+    return f"{_location(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
 
 
 def _shipped() -> dict[str, str]:
