@@ -202,7 +202,7 @@ class _CompiledSteps(NamedTuple):
     Attributes:
       train_step: from `compilation.compile_train_step`.
       eval_step: from `compilation.compile_eval_step`.
-      seconds: the time that tracing and compiling both took.
+      seconds: how long it took to trace and compile both.
     """
 
     train_step: Callable
@@ -230,7 +230,7 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
             steps_left = (progress.epoch + 1) * run.steps_per_epoch - progress.step
             epoch_inputs = train_feed.epoch(progress.state, steps_left)
             display.begin_epoch(progress)
-            _train_epoch(session, compiled.train_step, epoch_inputs, InFlight(on_done=display.finish_step))
+            _train_steps(session, compiled.train_step, epoch_inputs, InFlight(on_done=display.finish_step))
             progress.check_finite(run)
             display.show_validation()
             val_means = _validate(session, compiled.eval_step, val_feed)
@@ -244,8 +244,8 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
             session.on_epoch(metrics)
 
 
-def _train_epoch(session: _Session, train_step: Callable, epoch_inputs: Iterator, in_flight: InFlight) -> None:
-    """Runs the remaining steps of the epoch, whose inputs are epoch_inputs."""
+def _train_steps(session: _Session, train_step: Callable, epoch_inputs: Iterator, in_flight: InFlight) -> None:
+    """Runs the remaining steps of an epoch, whose inputs are epoch_inputs."""
     progress = session.progress
     steps_began = time.perf_counter() - progress.seconds  # as in _train_epochs
     for inputs in epoch_inputs:
