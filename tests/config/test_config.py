@@ -35,7 +35,7 @@ NAMES = {
     "reparam.learn": ("yes", " Known: none, fine, channel, coarse."),
 }
 TINY = {"dataset": "digits", "model": "tiny"}
-MILESTONES = "epochs in rising order, like (60, 120), found "
+MILESTONES = "config.schedule.milestones must be epochs in rising order, like (60, 120), found "
 WRONG = [
     *(
         ({key: value}, f"config.{key} must be {allowed}, found {repr(value)[:4]}")

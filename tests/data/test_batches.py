@@ -73,7 +73,7 @@ def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
     assert (first[0].labels.shape, first[0].labels.dtype) == ((BATCH,), np.int32)
 
 
-def test_a_later_first_step_gives_the_same_batches(dataset):
+def test_a_first_step_and_a_restored_state_continue_the_same_batches(dataset):
     whole, first_step = train(dataset, EPOCH + 7), EPOCH + 3
     chex.assert_trees_all_equal(train(dataset, 4, first_step=first_step), whole[first_step:])
     iterator = batches.train_batches(dataset.train, LOADING)
@@ -114,7 +114,7 @@ def test_processes_share_the_images_of_the_same_steps(dataset):
 
 
 @pytest.mark.parametrize("batch_size, process_count, length", [(4, 2, 4), (14, 1, 2), (64, 2, 1)])
-def test_evaluation_shows_every_image_once_a_round(dataset, batch_size, process_count, length):
+def test_evaluation_shows_every_image_once_a_pass(dataset, batch_size, process_count, length):
     val = dataset.val
     expected = sorted((decode.eval_image(*val[i][:2], SIZE).tobytes(), val[i].label) for i in range(val.num_images))
     assert num_batches(val.num_images, batch_size) == length

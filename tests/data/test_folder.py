@@ -140,7 +140,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name, damage, message", WRONG)
-def test_a_wrong_part_is_named(tmp_path, name, damage, message):
+def test_a_missing_or_damaged_part_of_a_folder_is_named(tmp_path, name, damage, message):
     root = (pictures.class_folders if name == "imagenet" else pictures.tiny_imagenet)(tmp_path)
     damage(root)
     with pytest.raises(InputError, match=message):

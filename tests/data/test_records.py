@@ -57,7 +57,7 @@ def test_a_class_out_of_range_is_named_with_the_record(version_dir):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_damaged_directory_is_named(version_dir, moment):
+def test_a_directory_damaged_before_or_after_loading_is_named(version_dir, moment):
     if moment == "before":
         for file in version_dir.glob("*array_record*"):
             file.write_bytes(file.read_bytes()[:64])

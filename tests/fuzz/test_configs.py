@@ -1,21 +1,20 @@
 """Every config, argument and override either makes a complete config or is an InputError."""
 
+import itertools
 import json
 
-from flax import traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.ours import only_our_errors
 from tests.processes import ROOT
-from wcjax import data, models
 from wcjax.config import build, check_config, checks, default_config, keys
 from wcjax.config.command_line import read_config_file
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-DEFAULTS = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
+DEFAULTS = keys.flat_config(default_config())
 KEYS = (*DEFAULTS, "reparam", "schedule", "augment", "mesh")
-NAMES = (*data.NAMES, *models.NAMES, *checks.REPARAMS, *checks.OPTIMIZERS, *keys.VARIANTS, "fine", "coarse", "torch")
+NAMES = (*itertools.chain(*checks.CHOICES.values()), *keys.VARIANTS, "torch")
 
 numbers = st.integers() | st.floats() | st.sampled_from((0, 1, 2, -1, 0.5, 2**31, 2**32, 10**400, 1e-320))
 texts = st.sampled_from(NAMES) | st.text(max_size=12)
@@ -69,5 +68,5 @@ def test_an_override_is_a_value_of_its_key_or_is_refused(overrides, odd_keys, ke
     arguments += [f"--config.{text}" for text in odd_keys] + [f"--noconfig.{key}"] * len(odd_keys)
     with only_our_errors():
         config = read_config_file(f"{CONFIGS[0]}:resnet18,wc", arguments)
-        assert traverse_util.flatten_dict(config.to_dict(), sep=".").keys() == DEFAULTS.keys()
+        assert keys.flat_config(config).keys() == DEFAULTS.keys()
         check_config(config)

@@ -1,4 +1,4 @@
-"""Paths of a command line, of which unusable ones are refused before any work, and files that are replaced at once."""
+"""Unusable paths are refused before any work, and a file is replaced in one step."""
 
 import os
 import pathlib

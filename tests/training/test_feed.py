@@ -34,10 +34,10 @@ def normalized(images):
 
 
 def test_a_batch_is_gathered_without_a_copy_of_all_images():
-    split = on_device(np.zeros((N, 4, 4, 3), np.uint8), np.zeros(N), padding=1, flip=True)
+    train_feed = on_device(np.zeros((N, 4, 4, 3), np.uint8), np.zeros(N), padding=1, flip=True)
     for batch, *arguments in (
-        (split.train_batch, split.train_input_shapes(), 0, jax.random.key(0)),
-        (split.eval_batch, split.eval_input_shapes(), 0),
+        (train_feed.train_batch, train_feed.train_input_shapes(), 0, jax.random.key(0)),
+        (train_feed.eval_batch, train_feed.eval_input_shapes(), 0),
     ):
         program = jax.jit(batch).lower(*arguments).as_text()
         whole, others = f"tensor<{N}x48xui8>", re.findall(rf"-> \(?tensor<{N}x[^>]*ui8>", program)
@@ -47,17 +47,17 @@ def test_a_batch_is_gathered_without_a_copy_of_all_images():
 
 def test_each_epoch_has_an_order_that_only_the_seed_decides():
     pixels = np.random.default_rng(0).integers(0, 256, (N, 2, 2, 1), np.uint8)
-    split = on_device(pixels, np.arange(N), padding=0, flip=False)
-    batch_of = jax.jit(split.train_batch)
+    train_feed = on_device(pixels, np.arange(N), padding=0, flip=False)
+    batch_of = jax.jit(train_feed.train_batch)
 
     with jax.enable_x64(True):
-        assert split.draw_order(jax.random.key_data(jax.random.key(0)), 0).dtype == jnp.int32
+        assert train_feed.draw_order(jax.random.key_data(jax.random.key(0)), 0).dtype == jnp.int32
 
     def epoch(seed, number):
         """The numbers of the images that an epoch shows."""
         key = jax.random.key_data(jax.random.key(seed))
         first, shown = number * STEPS, []
-        inputs = split.epoch(types.SimpleNamespace(step=jnp.int32(first), key=key), STEPS)
+        inputs = train_feed.epoch(types.SimpleNamespace(step=jnp.int32(first), key=key), STEPS)
         for step, step_inputs in zip(range(first, first + STEPS), inputs, strict=True):
             images, labels = batch_of(step_inputs, step, jax.random.key(step))
             np.testing.assert_allclose(images, normalized(pixels[labels]), rtol=1e-5)
@@ -81,14 +81,14 @@ class Keeper(nn.Module):
 
 def test_augmentation_is_drawn_anew_in_each_step():
     image = np.random.default_rng(0).integers(1, 256, (1, 6, 6, 1), np.uint8)
-    split = on_device(np.repeat(image, N, axis=0), np.zeros(N), padding=2, flip=True)
-    run = types.SimpleNamespace(mesh=split.mesh, model=Keeper(), tx=optax.sgd(0.1), config=default_config())
-    train_step = jax.jit(functools.partial(steps.train_step, run, split))
+    train_feed = on_device(np.repeat(image, N, axis=0), np.zeros(N), padding=2, flip=True)
+    run = types.SimpleNamespace(mesh=train_feed.mesh, model=Keeper(), tx=optax.sgd(0.1), config=default_config())
+    train_step = jax.jit(functools.partial(steps.train_step, run, train_feed))
     start = {seed: steps.init_state(run.model, run.tx, (6, 6, 1), seed) for seed in (0, 1)}
 
     def shown(seed, step):
         state = start[seed]._replace(step=jnp.int32(step))
-        state, _, _ = train_step(state, Totals.zero(), next(split.epoch(state, 1)))
+        state, _, _ = train_step(state, Totals.zero(), next(train_feed.epoch(state, 1)))
         return np.asarray(state.batch_stats["images"]).tobytes()
 
     cases = [(seed, step) for seed in (0, 1) for step in (0, 1, 4, 5)]  # 4 and 5: the same batches an epoch later

@@ -49,8 +49,7 @@ def test_a_finished_folder_holds_what_the_docs_list(tiny_run):
 
 
 def test_the_first_of_the_best_epochs_is_folded(tmp_path, monkeypatch):
-    accuracies = iter([0.5, 0.7, 0.7, 0.6])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies)})
+    runs.pretend(monkeypatch, [0.5, 0.7, 0.7, 0.6])
     summary = training.train(runs.tiny(), tmp_path / "run")
     assert summary == read(tmp_path / "run", "summary.json")
     assert (summary["best_epoch"], summary["best_val_accuracy"]) == (2, 0.7)

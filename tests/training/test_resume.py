@@ -23,7 +23,7 @@ def lose_lines(run):
             file.write(json.dumps(surplus) + "\n" + torn)
 
 
-def cut(*checkpoints):
+def cut_each(*checkpoints):
     return lambda run: [runs.cut(run / checkpoint) for checkpoint in checkpoints]
 
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     stopped_after: int  # step
     resumes_with: int  # step
     checkpoint_every: int = 0
-    damage: Callable = cut()
+    damage: Callable = lambda run: None
 
 
 CASES = {
@@ -42,10 +42,10 @@ CASES = {
 }
 RARE = {
     # One within an epoch may name a best epoch whose weights are lost.
-    "epoch before it damaged": Case("tiny", 2 * STEPS + 6, STEPS + 1, 3, cut("checkpoints/2")),
+    "epoch before it damaged": Case("tiny", 2 * STEPS + 6, STEPS + 1, 3, cut_each("checkpoints/2")),
     "in the first epoch": Case("tiny", 5, 1),
     "Adam with learned a and b": Case("adam", STEPS + 1, STEPS + 1),
-    "all within an epoch damaged": Case("tiny", 2 * STEPS + 6, 2 * STEPS + 1, 3, cut("midway/27", "midway/24")),
+    "all within an epoch damaged": Case("tiny", 2 * STEPS + 6, 2 * STEPS + 1, 3, cut_each("midway/27", "midway/24")),
 }
 CASES |= {name: pytest.param(case, marks=pytest.mark.long) for name, case in RARE.items()}
 
@@ -62,24 +62,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(request, tmp_path, case):
     assert runs.saved(run) == runs.saved(expected), "no more checkpoints than in one go"
 
 
-def pretend(monkeypatch, accuracies):
-    """Makes these the accuracies on val of the next epochs."""
-    values = iter(accuracies)
-    monkeypatch.setattr("wcjax.training.loop.evaluate", lambda *_: {"loss": 1.0, "accuracy": next(values)})
-
-
 @pytest.mark.parametrize("best_is_lost", [False, True])
 def test_a_run_resumes_after_an_epoch_without_a_checkpoint(tmp_path, monkeypatch, caplog, best_is_lost):
     accuracies, run, expected = [0.5, 0.9, 0.8, 0.7], tmp_path / "run", tmp_path / "expected"
-    pretend(monkeypatch, accuracies)
+    runs.pretend(monkeypatch, accuracies)
     training.train(runs.tiny(), expected)
     config = runs.tiny(checkpoint_seconds=1000, checkpoint_every=3 * STEPS + 3)
-    pretend(monkeypatch, accuracies)
+    runs.pretend(monkeypatch, accuracies)
     runs.stop(config, run, 3 * STEPS + 6)
     assert runs.saved(run) == [2], "the best one, with the steps of the fourth epoch"
     if best_is_lost:
         shutil.rmtree(run / "checkpoints" / "2")
-    pretend(monkeypatch, accuracies if best_is_lost else accuracies[3:])
+    runs.pretend(monkeypatch, accuracies if best_is_lost else accuracies[3:])
     first_step = 1 if best_is_lost else 3 * STEPS + 4
     assert runs.resume(config, run) == list(range(first_step, EPOCHS * STEPS + 1))
     runs.assert_same_run(run, expected)
@@ -95,7 +89,7 @@ def test_checkpoints_are_as_far_apart_as_asked_for(tmp_path, monkeypatch):
         seconds += 20
 
     monkeypatch.setattr("wcjax.training.run_checkpoints.time", types.SimpleNamespace(monotonic=lambda: seconds))
-    pretend(monkeypatch, [0.5, 0.6, 0.7, 0.9, 0.8, 0.6, 0.5])
+    runs.pretend(monkeypatch, [0.5, 0.6, 0.7, 0.9, 0.8, 0.6, 0.5])
     # The clock shows 40 after the third epoch and 80 after the fifth. The fourth is the best, the seventh the last.
     training.train(runs.tiny(epochs=7, checkpoint_seconds=30, keep_checkpoints=9), tmp_path / "run", on_epoch=on_epoch)
     assert runs.saved(tmp_path / "run") == [3, 4, 5, 7]
@@ -124,7 +118,7 @@ def test_lines_missing_from_a_copy_are_named(tiny_run, tmp_path, caplog):
 
 
 def test_a_lost_best_checkpoint_is_named(tmp_path, monkeypatch):
-    pretend(monkeypatch, [0.5, 0.9, 0.8, 0.7])
+    runs.pretend(monkeypatch, [0.5, 0.9, 0.8, 0.7])
     runs.stop(runs.tiny(), tmp_path / "run", 3 * STEPS + 1)
     runs.cut(tmp_path / "run" / "checkpoints" / "2")
     with pytest.raises(InputError, match="the checkpoint of epoch 2 .* It is the best one"):

@@ -64,7 +64,7 @@ def test_four_processes_give_the_losses_of_one(streamed_run, tmp_path):
 
 @pytest.mark.parametrize("part", ["steps", pytest.param("compand", marks=pytest.mark.long)])
 def test_eight_devices_make_the_batches_and_steps_of_one(part):
-    process = worker.python("-m", "tests.training.eight_devices", part, devices=8)
+    process = worker.start_python("-m", "tests.training.eight_devices", part, devices=8)
     output, _ = process.communicate()
     assert process.returncode == 0, output
 

@@ -26,7 +26,7 @@ def train(tasks, *, devices=1, processes=1) -> None:
         job = {"runs": [{**task, **{k: str(task[k]) for k in ("workdir", "resume") if k in task}} for task in tasks]}
         if processes > 1:
             job["distributed"] = distributed | {"process_id": i}
-        started.append(python("-m", "tests.training.worker", json.dumps(job), devices=devices // processes))
+        started.append(start_python("-m", "tests.training.worker", json.dumps(job), devices=devices // processes))
     for process, output in zip(started, [process.communicate()[0] for process in started], strict=True):
         assert process.returncode == 0, output
 
@@ -39,7 +39,7 @@ def addresses(processes) -> list[dict]:
     return [{"coordinator_address": address, "num_processes": processes}] * processes
 
 
-def python(*arguments, devices=1):
+def start_python(*arguments, devices=1):
     """A Python process with this many CPU devices, started in the folder of the repository."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

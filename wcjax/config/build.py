@@ -50,10 +50,11 @@ def load_dataset(config: ConfigDict) -> data.Dataset:
     )
     if (n := dataset.train.num_images) < config.batch_size:
         raise InputError(f"config.batch_size is {config.batch_size}, but {config.dataset} has {n} training images.")
-    if (highest := INT32 // (steps := num_full_batches(n, config.batch_size))) < config.epochs:
+    steps = num_full_batches(n, config.batch_size)
+    if config.epochs * steps > INT32:
         raise InputError(
             f"config.epochs is {config.epochs} with {steps} steps each, but a run has at most {INT32} steps: choose at "
-            f"most {highest} epochs."
+            f"most {INT32 // steps} epochs."
         )
     return dataset
 

@@ -7,14 +7,18 @@ import ml_collections
 
 from wcjax import data, models, psi
 from wcjax.config.build import INT32, make_model
-from wcjax.config.keys import default_config, to_python
+from wcjax.config.keys import default_config, flat_config, to_python
 from wcjax.errors import InputError, short_repr, unknown
 from wcjax.reparam import BY_NAME
 
-REPARAMS = (*BY_NAME, "none")
-OPTIMIZERS = ("sgd", "adam")
-DTYPES = ("float32", "bfloat16")
-
+CHOICES = {
+    "dataset": data.NAMES,
+    "model": models.NAMES,
+    "optimizer": ("sgd", "adam"),
+    "dtype": ("float32", "bfloat16"),
+    "reparam.name": (*BY_NAME, "none"),
+    "reparam.learn": psi.LEARN_NETWORK,
+}
 RANGES = {  # inclusive
     "epochs": (1, INT32),
     "batch_size": (1, INT32),
@@ -47,16 +51,14 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     full = default_config()
     _merge(full, config, prefix="")
 
-    _one_of(full, "dataset", data.NAMES)
-    _one_of(full, "model", models.NAMES)
-    _one_of(full, "optimizer", OPTIMIZERS)
-    _one_of(full, "dtype", DTYPES)
-    _one_of(full, "reparam.name", REPARAMS)
-    _one_of(full, "reparam.learn", psi.LEARN_NETWORK)
+    values = flat_config(full)
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            raise unknown(f"config.{key}", values[key], choices)
     for key, (lowest, highest) in RANGES.items():
-        _in_range(full, key, lowest, highest)
+        _check_range(key, values[key], lowest, highest)
     for key, (lowest, highest) in OPEN_RANGES.items():
-        _in_range(full, key, lowest, highest, open_ends=True)
+        _check_range(key, values[key], lowest, highest, open_ends=True)
     data_axis, fsdp = full.mesh.data, full.mesh.fsdp
     if min(data_axis, fsdp) < -1 or 0 in (data_axis, fsdp) or data_axis == fsdp == -1:
         raise InputError(
@@ -65,7 +67,8 @@ def check_config(config: Mapping) -> ml_collections.ConfigDict:
     milestones = full.schedule.milestones
     if any(type(m) is not int or m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
         raise InputError(
-            f"schedule.milestones must be epochs in rising order, like (60, 120), found {short_repr(milestones)}."
+            "config.schedule.milestones must be epochs in rising order, like (60, 120), found "
+            f"{short_repr(milestones)}."
         )
     for option in models.OPTIONS:
         default = default_config()[option]
@@ -90,11 +93,11 @@ def _merge(full, changes, prefix):
                 raise InputError(f"config.{prefix}{key} has its own keys ({keys}), found {short_repr(value)}.")
             _merge(default, value, prefix=f"{prefix}{key}.")
             continue
-        if full.get_type(key) is float and isinstance(value, int) and not isinstance(value, bool):
+        kind = full.get_type(key)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**53 else math.inf  # float(10**400) raises
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
-        kind = full.get_type(key)
         if type(value) is not kind and not (value is default is None):
             raise InputError(
                 f"config.{prefix}{key} must be of type {kind.__name__}, found {short_repr(value)} of type "
@@ -103,23 +106,12 @@ def _merge(full, changes, prefix):
         full[key] = value
 
 
-def _get(config, key):
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-def _one_of(config, key, known):
-    value = _get(config, key)
-    if value not in known:
-        raise unknown(f"config.{key}", value, known)
-
-
-def _in_range(config, key, lowest, highest, open_ends=False):
-    value = _get(config, key)
+def _check_range(key, value, lowest, highest, open_ends=False):
     inside = lowest < value < highest if open_ends else lowest <= value <= highest
-    if not inside or value == math.inf:
+    if inside and value != math.inf:
+        return
+    if highest == math.inf:
+        allowed = f"a finite number {'above' if open_ends else 'of at least'} {lowest}"
+    else:
         allowed = f"{'strictly ' if open_ends else ''}between {lowest} and {highest}"
-        if highest == math.inf:
-            allowed = f"a finite number {'above' if open_ends else 'of at least'} {lowest}"
-        raise InputError(f"config.{key} must be {allowed}, found {short_repr(value)}.")
+    raise InputError(f"config.{key} must be {allowed}, found {short_repr(value)}.")

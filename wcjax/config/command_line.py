@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from wcjax.config.keys import check_keys, default_config
+from wcjax.config.keys import check_keys, default_config, flat_config
 from wcjax.errors import InputError, cause
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -86,10 +86,7 @@ def _set_none(config: ConfigDict, overrides: Sequence[str]) -> Sequence[str]:
 
 def _default(key: str):
     """The default value of a key like 'reparam.a'; '' for an unknown key."""
-    value = default_config()
-    for part in key.split("."):
-        value = value[part] if isinstance(value, ConfigDict) and part in value else ""
-    return value
+    return flat_config(default_config()).get(key, "")
 
 
 def _load(file: str) -> ConfigDict:
@@ -108,20 +105,21 @@ def _load(file: str) -> ConfigDict:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
-        if isinstance(error, SyntaxError) and error.filename == path:
-            lines = [error.lineno]
-        if isinstance(error, OSError) and not lines:  # the file itself
-            raise InputError(
-                f"[Errno {error.errno}] {error.strerror}: {path!r}. wcjax comes with {', '.join(_shipped())}."
-            ) from error
-        raise InputError(
-            f"{_location(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
-        ) from error
+        raise InputError(_explain(error, path, line)) from error
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         kind = "None" if config is None else f"a {type(config).__name__}"
         raise InputError(f"{_location(path, line)}: get_config() returned {kind}. {EXPECTED}")
     return config.lock()
+
+
+def _explain(error: BaseException, path: str, line: int | None) -> str:
+    """What is wrong with a config file that raised an error. line: of get_config, for errors without a line."""
+    lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines = [error.lineno]
+    if isinstance(error, OSError) and not lines:  # the file itself
+        return f"[Errno {error.errno}] {error.strerror}: {path!r}. wcjax comes with {', '.join(_shipped())}."
+    return f"{_location(path, lines[-1] if lines else line)}: {type(error).__name__}: {cause(error)}. {EXPECTED}"
 
 
 def _shipped() -> dict[str, str]:

@@ -72,14 +72,15 @@ def default_config() -> ml_collections.ConfigDict:
     config.optimizer = "sgd"  # 'sgd' or 'adam'; the steps of adam are scaled by Ψ′(v)
     config.learning_rate = 0.1  # for adam, try 1e-3
     config.momentum = 0.9  # for sgd
-    config.schedule = Config({"milestones": (), "factor": 0.1})  # epochs that multiply the learning rate by factor
+    # After each epoch in milestones, the learning rate is multiplied by factor.
+    config.schedule = Config({"milestones": (), "factor": 0.1})
     config.weight_decay = 1e-4  # λ: λ·w is added to the gradient of w, for adam too
     config.label_smoothing = 0.0  # ε: the target of a class is ε / number of classes, and 1 − ε more for the label
     config.decay_norm_and_bias = True  # whether biases and batch norm decay too, as in torch's SGD
 
     config.epochs = 10
     config.batch_size = 128
-    # Seconds from one epoch that is saved to the next; 0: each one is saved. The best and the last epoch may be closer.
+    # Least seconds between two epochs that are saved; 0: each epoch is saved. The best and the last one may be closer.
     config.checkpoint_seconds = 30
     config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none within an epoch
     config.keep_checkpoints = 2  # how many of the newest are kept, in addition to the two best on val of those saved
@@ -103,9 +104,14 @@ def with_variant(config: ml_collections.ConfigDict, argument: str) -> ml_collect
     return config
 
 
+def flat_config(config: ml_collections.ConfigDict) -> dict:
+    """{'reparam.a': 1.0, ...}: the values of config by their whole keys."""
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
+
+
 def check_keys(keys: Iterable[str]) -> None:
     """Raises InputError for a key like 'reparam.aa' that no config has. The message names the nearest key."""
-    known = traverse_util.flatten_dict(default_config().to_dict(), sep=".")
+    known = flat_config(default_config())
     for key in keys:
         if inner := [k for k in known if k.startswith(f"{key}.")]:
             raise InputError(f"config.{key} has its own keys: {', '.join(inner)}.")

@@ -8,6 +8,7 @@ the images of streamed sets. It needs the extra `stream`.
 """
 
 import numbers
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,7 +48,14 @@ def image_shape(name, image_size) -> tuple[int, int, int]:
     return _SETS[name].shape or (image_size, image_size, 3)
 
 
-def load(name, data_dir=None, *, val_fraction=0.1, train_images=0, seed=0):
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    val_fraction: float = 0.1,
+    train_images: int = 0,
+    seed: int = 0,
+) -> Dataset:
     """Reads a data set and holds out a validation split from its official training images.
 
     Let n be the number of official training images, `order = np.random.default_rng(seed).permutation(n)` and
@@ -74,9 +82,6 @@ def load(name, data_dir=None, *, val_fraction=0.1, train_images=0, seed=0):
       train_images: the number of training images to use; 0 for all.
       seed: integer >= 0.
 
-    Returns:
-      A Dataset.
-
     Raises:
       InputError: the name is unknown, a value is out of range, the data are missing, damaged, unreadable or of the
         wrong kind, or a split would be empty. The message says what to do.
@@ -85,10 +90,9 @@ def load(name, data_dir=None, *, val_fraction=0.1, train_images=0, seed=0):
         raise unknown("data set", name, NAMES)
     if not (isinstance(val_fraction, numbers.Real) and 0 < val_fraction < 1):
         raise InputError(f"val_fraction must be a number above 0 and below 1, found {val_fraction!r}.")
-    if not (isinstance(seed, numbers.Integral) and seed >= 0):
-        raise InputError(f"seed must be an integer of at least 0, found {seed!r}.")
-    if not (isinstance(train_images, numbers.Integral) and train_images >= 0):
-        raise InputError(f"train_images must be an integer of at least 0, found {train_images!r}.")
+    for argument, value in (("seed", seed), ("train_images", train_images)):
+        if not (isinstance(value, numbers.Integral) and value >= 0):
+            raise InputError(f"{argument} must be an integer of at least 0, found {value!r}.")
 
     with reading():
         train, test, num_classes = _SETS[name].read(name, data_dir)

@@ -40,10 +40,10 @@ def random_crop_and_flip(key, images, *, padding=4, flip=True):
 
 
 def _windows(images, start, padding, axis):
-    """The window of each image that begins at its `start`, 0 to 2·padding, along an axis after it is padded by zeros.
+    """Pads an axis of the images with zeros on both sides, and cuts out of each the window that begins at its `start`.
 
-    Each image selects one of all windows. That is elementwise, which every device does well, while a gather of pixels
-    takes a TPU as long as a small network.
+    start: (n, 1, 1, 1), from 0 to 2·padding. Each image selects one of all windows. That is elementwise, which every
+    device does well, while a gather of pixels takes a TPU as long as a small network.
     """
     size = images.shape[axis]
     padded = jnp.pad(images, [(padding, padding) if i == axis else (0, 0) for i in range(images.ndim)])

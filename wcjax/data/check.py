@@ -36,7 +36,10 @@ def check_folder(root) -> collections.Counter:
         counts["bad"] += 1
         tqdm.write(reason.encode(errors="backslashreplace").decode())  # a path may not be UTF-8
 
-    for path in _walk(root, counts, lambda error: report_bad(f"{error.filename}: cannot be read ({error.strerror}).")):
+    def report_unlisted(error):
+        report_bad(f"{error.filename}: cannot be read ({error.strerror}).")
+
+    for path in _walk(root, counts, report_unlisted):
         if path.lower().endswith(folder.EXTENSIONS):
             images.append(path)
         elif (mimetypes.guess_type(path)[0] or "").startswith("image/"):
@@ -53,13 +56,13 @@ def check_folder(root) -> collections.Counter:
     return counts
 
 
-def _walk(root, counts, report):
+def _walk(root, counts, report_unlisted):
     """Yields the paths of all files below root except stray files, which it counts.
 
-    report: called with the OSError of each folder that cannot be listed.
+    report_unlisted: called with the OSError of each folder that cannot be listed.
     """
     visited = set()
-    for directory, folders, names in os.walk(root, onerror=report, followlinks=True):
+    for directory, folders, names in os.walk(root, onerror=report_unlisted, followlinks=True):
         counts["stray"] += sum(map(folder.is_stray, folders + names))
         real = os.path.realpath(directory)
         if real in visited:  # following a link to a parent would never end

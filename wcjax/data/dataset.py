@@ -127,7 +127,7 @@ def _fingerprint(splits):
     return {"images": len(digests), "labels": labels, "content": checksum(b"".join(digests))}
 
 
-def hold_out(train, val_fraction, seed):
+def hold_out(train: Split, val_fraction: float, seed: int) -> tuple[Split, Split]:
     """(train, val) of a split of n images, `round(val_fraction * n)` of them drawn with `seed` for val.
 
     See `wcjax.data.load`.

@@ -86,7 +86,7 @@ class BatchNorm(nn.Module):
                     average = self.momentum * running.value + (1 - self.momentum) * value
                     running.value = average.astype(running.value.dtype)
         slope = scale * jax.lax.rsqrt(variance + self.epsilon)
-        slope, shift = (jnp.expand_dims(x, axes) for x in (slope, bias - mean * slope))
+        slope, shift = (jnp.expand_dims(vector, axes) for vector in (slope, bias - mean * slope))
         return (x * slope + shift).astype(self.dtype)
 
 

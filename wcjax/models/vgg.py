@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from wcjax.errors import InputError
 from wcjax.models import layers
 
-_TIMES_WIDTH = (1, 2, 4, 8, 8)
-_SMALLEST = 2 ** len(_TIMES_WIDTH)  # every stage halves the image
+_WIDTH_FACTORS = (1, 2, 4, 8, 8)  # of the stages
+_SMALLEST = 2 ** len(_WIDTH_FACTORS)  # every stage halves the image
 
 
 class VGG(nn.Module):
@@ -48,10 +48,10 @@ class VGG(nn.Module):
         norm = layers.norm(train, self.dtype)
 
         x = images.astype(self.dtype)
-        for stage, (times, convolutions) in enumerate(zip(_TIMES_WIDTH, self.stages, strict=True), start=1):
+        for stage, (factor, convolutions) in enumerate(zip(_WIDTH_FACTORS, self.stages, strict=True), start=1):
             for i in range(1, convolutions + 1):
                 name = "stem" if stage == i == 1 else f"stage{stage}_conv{i}"
-                x = nn.relu(norm(name=f"stage{stage}_norm{i}")(conv(times * self.width, 3, name=name)(x)))
+                x = nn.relu(norm(name=f"stage{stage}_norm{i}")(conv(factor * self.width, 3, name=name)(x)))
             x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(len(x), -1)
         for i in (1, 2):

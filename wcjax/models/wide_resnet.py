@@ -61,9 +61,9 @@ class WideResNet(nn.Module):
             for i in range((self.depth - 4) // 6):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"stage{stage + 1}_block{i + 1}"
-                x = PreactivationBlock(16 * self.widen * 2**stage, stride, self.dropout, conv, norm, name=name)(
-                    x, train
-                )
+                features = 16 * self.widen * 2**stage
+                block = PreactivationBlock(features, stride, self.dropout, conv, norm, name=name)
+                x = block(x, train)
         x = nn.relu(norm(name="norm")(x))
         x = jnp.mean(x, axis=(1, 2))
         dense = layers.dense(reparam, learn, self.dtype, self.kernel_init)

@@ -5,11 +5,10 @@ import logging
 import os
 import pathlib
 
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from wcjax import run_folder
-from wcjax.config.keys import MAY_DIFFER
+from wcjax.config.keys import MAY_DIFFER, flat_config
 from wcjax.system import processes
 from wcjax.system.files import saving, write_text
 
@@ -95,10 +94,9 @@ class MetricsWriter:
 
 def _hyperparameters(config: ConfigDict) -> dict:
     """{'reparam.a': 0.6, ...}: every key of a config that makes it another run."""
-    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return {
         key: value if isinstance(value, str | bool | int | float) else str(value)
-        for key, value in flat.items()
+        for key, value in flat_config(config).items()
         if key.partition(".")[0] not in MAY_DIFFER
     }
 

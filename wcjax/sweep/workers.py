@@ -17,7 +17,7 @@ from wcjax.sweep.study import Outcome, Trials, is_running, open_study, study_nam
 from wcjax.sweep.table import LiveTable, table_rows
 from wcjax.system.files import saving
 from wcjax.system.paths import check_writable, run_path
-from wcjax.training.preemption import Signals, interruption, stop_signals
+from wcjax.training.preemption import StopSignals, interruption, stop_signals
 from wcjax.training.start import EXIT_PREEMPTED
 
 
@@ -72,7 +72,7 @@ def check_inputs(plan: Plan, options: SweepOptions) -> None:
     check_writable(options.out, "--out")
 
 
-def wait_for(future: futures.Future, table: LiveTable, slow: float, signals: Signals):
+def wait_for(future: futures.Future, table: LiveTable, slow: float, signals: StopSignals):
     """The result of a future. If it takes longer than `slow` seconds, the table says so.
 
     After a signal it raises `interruption`.

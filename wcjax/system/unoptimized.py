@@ -1,4 +1,4 @@
-"""`jax.jit` for functions that a run calls once an epoch or less, and which take longer to compile than to run."""
+"""`jax.jit` for functions that a run calls at most once an epoch and that take longer to compile than to run."""
 
 import functools
 

@@ -24,16 +24,14 @@ def main(argv=None) -> None:
         start.prepare()
         argv = sys.argv[1:]
     open_closed_streams()
+    use_ascii_forms()
     try:
         train_and_print(*parse(argv))
     except DivergedError as error:
         sys.exit(f"diverged: {error}")
-    except Preempted as notice:
+    except (Preempted, KeyboardInterrupt) as notice:
         print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
-        sys.exit(start.EXIT_PREEMPTED)
-    except KeyboardInterrupt as notice:
-        print(f"stopped: {notice}; run the same command to resume.", file=sys.stderr)
-        sys.exit(start.EXIT_INTERRUPTED)
+        sys.exit(start.EXIT_PREEMPTED if isinstance(notice, Preempted) else start.EXIT_INTERRUPTED)
     except Exception as error:
         if (line := user_message(error)) is None:
             raise
@@ -44,7 +42,6 @@ def parse(argv):
     """(arguments, config) of a command line. Raises InputError for a config that cannot be used."""
     from wcjax.config.command_line import read_config_file, split_overrides
 
-    use_ascii_forms()
     argv, overrides = split_overrides(argv)
     args, unknown = argument_parser().parse_known_args(argv)
     config = read_config_file(args.config, overrides)
@@ -95,8 +92,7 @@ def train_and_print(args: argparse.Namespace, config) -> None:
     from wcjax.training.preemption import exit_on_signal
 
     exit_on_signal()
-    how_to_join = args.coordinator_address, args.num_processes, args.process_id
-    if args.distributed or any(value is not None for value in how_to_join):
+    if args.distributed or (args.coordinator_address, args.num_processes, args.process_id) != (None, None, None):
         join_processes(args)
     check_devices()
     logging.getLogger("wcjax").setLevel(logging.INFO if processes.is_first() else logging.WARNING)

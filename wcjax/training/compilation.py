@@ -65,6 +65,13 @@ def compile_train_step(run: Run, feed: Feed, state: TrainState, totals: Totals) 
     return _compile_with_options(jitted.lower(shapes, inputs), compiler_options(run.mesh))
 
 
+def compile_eval_step(model: nn.Module, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
+    """`steps.eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
+    jitted = jax.jit(functools.partial(steps.eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
+    lowered = jitted.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes())
+    return _compile_with_options(lowered, compiler_options(feed.mesh))
+
+
 def _abstract(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
@@ -72,8 +79,9 @@ def _abstract(x):
 def compiler_options(mesh: Mesh) -> dict[str, str]:
     """The options of XLA for a step of training or evaluation on the devices of mesh."""
     device = mesh.devices.flat[0]
-    name = device.device_kind if device.platform == "tpu" else device.platform
-    return COMPILER_OPTIONS.get(name, {}) if mesh.size > 1 or name == "cpu" else {}
+    if device.platform != "cpu" and mesh.size == 1:
+        return {}
+    return COMPILER_OPTIONS.get(device.device_kind if device.platform == "tpu" else device.platform, {})
 
 
 def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) -> jax.stages.Compiled:
@@ -90,10 +98,3 @@ def _compile_with_options(lowered: jax.stages.Lowered, options: dict[str, str]) 
 @functools.cache
 def _warn_once(error: str) -> None:
     log.warning("The steps are compiled without XLA's options: %s", error)
-
-
-def compile_eval_step(model: nn.Module, feed: Feed, params, batch_stats) -> jax.stages.Compiled:
-    """`steps.eval_step`, compiled: (params, batch_stats, totals, inputs) -> totals."""
-    jitted = jax.jit(functools.partial(steps.eval_step, model, feed), out_shardings=sharding.replicated(feed.mesh))
-    lowered = jitted.lower(params, batch_stats, zero_totals(feed.mesh), feed.eval_input_shapes())
-    return _compile_with_options(lowered, compiler_options(feed.mesh))

@@ -28,8 +28,9 @@ def training(run: Run, first_step: int) -> "Feed":
         return OnDevice(split, run.dataset, config, run.mesh)
     from wcjax.data.streaming import batches  # an optional dependency
 
-    order = {"flip": config.augment.flip, "seed": config.seed, "first_step": first_step}
-    local_batches = batches.train_batches(split, _loading(config), **order)
+    local_batches = batches.train_batches(
+        split, _loading(config), flip=config.augment.flip, seed=config.seed, first_step=first_step
+    )
     return Streamed(split, run.dataset, config, run.mesh, local_batches)
 
 
@@ -46,8 +47,7 @@ def evaluation(split: Split | Source, dataset: Dataset, config: ConfigDict, mesh
 def _loading(config: ConfigDict):
     from wcjax.data.streaming.batches import Loading  # an optional dependency
 
-    index_and_count = jax.process_index(), jax.process_count()
-    return Loading(config.batch_size, config.image_size, config.data_workers, *index_and_count)
+    return Loading(config.batch_size, config.image_size, config.data_workers, jax.process_index(), jax.process_count())
 
 
 class Feed(abc.ABC):
@@ -107,7 +107,7 @@ class OnDevice(Feed):
     def __init__(self, split, dataset, config, mesh):
         super().__init__(split, dataset, config, mesh)
         # One row for each image: XLA would copy the whole split on a TPU, in each step, to gather from four axes.
-        self._rows = Split(split.images.reshape(split.num_images, -1), split.labels)
+        self._host_split = Split(split.images.reshape(split.num_images, -1), split.labels)
         self._shape = split.images.shape[1:]
         self._steps_per_epoch = num_full_batches(split.num_images, config.batch_size)
         self._draw = jit_unoptimized(self.draw_order, out_shardings=sharding.replicated(mesh))
@@ -116,9 +116,8 @@ class OnDevice(Feed):
         pass
 
     @functools.cached_property
-    def _split(self):
-        """The split on the devices."""
-        return sharding.replicate(self.mesh, self._rows)
+    def _device_split(self):
+        return sharding.replicate(self.mesh, self._host_split)
 
     def draw_order(self, key, step):
         """The order of the images in the epoch of a step, int32 (num_images,). key: `TrainState.key`."""
@@ -126,16 +125,16 @@ class OnDevice(Feed):
         return jax.random.permutation(key, jnp.arange(self.num_images, dtype=jnp.int32))
 
     def epoch(self, state, num_steps):
-        return itertools.repeat((self._split, self._draw(state.key, state.step)), num_steps)
+        return itertools.repeat((self._device_split, self._draw(state.key, state.step)), num_steps)
 
     def one_pass(self):
-        return itertools.repeat(self._split, self._num_batches)
+        return itertools.repeat(self._device_split, self._num_batches)
 
     def train_input_shapes(self):
         return self.eval_input_shapes(), self._abstract((self.num_images,), jnp.int32)
 
     def eval_input_shapes(self):
-        return jax.tree.map(lambda x: self._abstract(x.shape, x.dtype), self._rows)
+        return jax.tree.map(lambda x: self._abstract(x.shape, x.dtype), self._host_split)
 
     def _abstract(self, shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(self.mesh))

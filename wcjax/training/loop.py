@@ -27,7 +27,7 @@ from wcjax.training import compilation, feed, result, sharding, steps
 from wcjax.training.display import Display
 from wcjax.training.evaluate import evaluate, evaluate_folded
 from wcjax.training.in_flight import InFlight
-from wcjax.training.preemption import SharedSignals, Signals, StopRequested, interruption, stop_signals
+from wcjax.training.preemption import SharedStopSignals, StopRequested, StopSignals, interruption, stop_signals
 from wcjax.training.progress import Progress
 from wcjax.training.run import Run
 from wcjax.training.run_checkpoints import RunCheckpoints
@@ -133,7 +133,7 @@ def _train(
     progress: Progress,
     on_step: Callable[[Progress], None],
     on_epoch: Callable[[dict], None],
-    signals: Signals | SharedSignals,
+    signals: StopSignals | SharedStopSignals,
 ) -> dict:
     """Resumes a run at its newest checkpoint, trains it to its end and returns its summary."""
     with contextlib.closing(RunCheckpoints(run)) as checkpoints:
@@ -169,7 +169,7 @@ class _Session(NamedTuple):
     writer: MetricsWriter
     on_step: Callable[[Progress], None]
     on_epoch: Callable[[dict], None]
-    signals: Signals | SharedSignals
+    signals: StopSignals | SharedStopSignals
 
     def check_stop(self) -> None:
         """Raises StopRequested after a signal."""
@@ -202,7 +202,7 @@ class _CompiledSteps(NamedTuple):
     Attributes:
       train_step: from `compilation.compile_train_step`.
       eval_step: from `compilation.compile_eval_step`.
-      seconds: the time that tracing and compiling both took.
+      seconds: how long it took to trace and compile both.
     """
 
     train_step: Callable
@@ -230,7 +230,7 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
             steps_left = (progress.epoch + 1) * run.steps_per_epoch - progress.step
             epoch_inputs = train_feed.epoch(progress.state, steps_left)
             display.begin_epoch(progress)
-            _train_epoch(session, compiled.train_step, epoch_inputs, InFlight(on_done=display.finish_step))
+            _train_steps(session, compiled.train_step, epoch_inputs, InFlight(on_done=display.finish_step))
             progress.check_finite(run)
             display.show_validation()
             val_means = _validate(session, compiled.eval_step, val_feed)
@@ -244,8 +244,8 @@ def _train_epochs(session: _Session, compiled: _CompiledSteps, train_feed: feed.
             session.on_epoch(metrics)
 
 
-def _train_epoch(session: _Session, train_step: Callable, epoch_inputs: Iterator, in_flight: InFlight) -> None:
-    """Runs the remaining steps of the epoch, whose inputs are epoch_inputs."""
+def _train_steps(session: _Session, train_step: Callable, epoch_inputs: Iterator, in_flight: InFlight) -> None:
+    """Runs the remaining steps of an epoch, whose inputs are epoch_inputs."""
     progress = session.progress
     steps_began = time.perf_counter() - progress.seconds  # as in _train_epochs
     for inputs in epoch_inputs:
@@ -254,18 +254,18 @@ def _train_epoch(session: _Session, train_step: Callable, epoch_inputs: Iterator
         progress.seconds = time.perf_counter() - steps_began
         in_flight.add(means)
         session.on_step(progress)
-        _save_or_stop(session)
+        _save_midway_if_due(session)
+        session.check_stop()
     in_flight.drain()
     progress.seconds = time.perf_counter() - steps_began
 
 
-def _save_or_stop(session: _Session) -> None:
-    """Saves a checkpoint within the epoch if one is due. Raises StopRequested after a signal."""
+def _save_midway_if_due(session: _Session) -> None:
+    """Saves a checkpoint after each `config.checkpoint_every` steps, except at the end of an epoch."""
     run, progress = session.run, session.progress
     every, ends_epoch = run.config.checkpoint_every, progress.step % run.steps_per_epoch == 0
     if every and progress.step % every == 0 and not ends_epoch:
         session.checkpoints.save_midway(progress)
-    session.check_stop()
 
 
 def _validate(session: _Session, eval_step: Callable, val_feed: feed.Feed) -> dict:

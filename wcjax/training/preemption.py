@@ -52,7 +52,7 @@ def _restore_default_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-# `_watch` runs later than the handlers. A Ctrl-C that `Signals` has noted restores `_exit`, so without this set
+# `_watch` runs later than the handlers. A Ctrl-C that `StopSignals` has noted restores `_exit`, so without this set
 # `_watch` would take the same Ctrl-C for a second one and exit.
 _noted_once = set()
 
@@ -65,11 +65,11 @@ def _watch(reader: int) -> None:
             _exit(number)
 
 
-class Signals:
+class StopSignals:
     """SIGTERM and Ctrl-C in a process that does not share its run. Until `arm` is called they are handled as before."""
 
     def __init__(self):
-        self._names, self._handlers = [], {}
+        self._pending, self._handlers = "", {}
 
     def arm(self) -> None:
         """From now on the signals are only noted. A second Ctrl-C is handled as it was before."""
@@ -83,7 +83,7 @@ class Signals:
 
     def pending(self) -> str:
         """The signal that asks the process to stop, 'SIGTERM' or 'SIGINT', or ''."""
-        return self._names[0] if self._names else ""
+        return self._pending
 
     def disarm(self) -> None:
         """From now on the signals are handled as they were before `arm`."""
@@ -92,12 +92,12 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self._names.append(signal.Signals(number).name)
+        self._pending = self._pending or signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, self._handlers[number])
 
 
-class SharedSignals:
+class SharedStopSignals:
     """SIGTERM in a run that several processes share. It may reach one of them or all.
 
     All processes get the same answer after the same step, on which JAX agrees in the background. They must call
@@ -116,15 +116,15 @@ class SharedSignals:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Signals | SharedSignals]:
+def stop_signals() -> Iterator[StopSignals | SharedStopSignals]:
     """Yields the signals that ask this process to stop.
 
     Call `arm` as soon as there is something to save, and then `pending` before the first step and after each step.
     """
     if jax.process_count() > 1:
-        yield SharedSignals()
+        yield SharedStopSignals()
         return
-    signals = Signals()
+    signals = StopSignals()
     try:
         yield signals
     finally:

@@ -33,7 +33,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
     data, fsdp, num_devices = config.mesh.data, config.mesh.fsdp, len(jax.devices())
     request = f"config.mesh asks for data={data} x fsdp={fsdp} devices"
     if -1 in (data, fsdp):
-        other = -data * fsdp
+        other = fsdp if data == -1 else data
         if num_devices % other:
             raise InputError(
                 f"{request}, but there are {num_devices}: choose a divisor of {num_devices} instead of {other}."
@@ -91,8 +91,12 @@ def state_sharding(mesh: Mesh, state):
 
 def replicate(mesh: Mesh, tree):
     """Replicates host arrays, which every process has, on all devices of the mesh."""
-    place = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
-    return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+    def place(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
+
+    return jax.tree.map(place, tree)
 
 
 def gather_in_step(mesh: Mesh, tree, dtype):

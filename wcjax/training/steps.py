@@ -27,10 +27,9 @@ def init_state(
     mesh: Mesh | None = None,
 ) -> TrainState:
     """The state before the first step. image_shape: (height, width, channels). mesh: one device by default."""
-    mesh = mesh or sharding.one_device()
+    mesh, key = mesh or sharding.one_device(), jax.random.key(seed)
     init = initializer(model, tx, image_shape)
-
-    key = jax.random.key(seed)
+    # Without fsdp the sharding does not depend on the shapes, and tracing init for them takes seconds.
     shapes = jax.eval_shape(init, key) if mesh.shape["fsdp"] > 1 else None
     return jit_unoptimized(init, out_shardings=sharding.state_sharding(mesh, shapes))(key)
 

@@ -59,7 +59,8 @@ _jitted_weight_statistics = jit_unoptimized(weight_statistics)
 def learned_psis(params) -> dict[str, Psi]:
     """{layer: its Ψ} of a network that learns a and b: a weight's own Ψ, or the pair that all share."""
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_reparameterized(x) or isinstance(x, Psi))
-    return {path_str(path[:-1]): psi for path, x in leaves if isinstance(psi := getattr(x, "psi", x), Psi)}
+    psis = ((path, getattr(x, "psi", x)) for path, x in leaves)  # None for the weights that share a pair
+    return {path_str(path[:-1]): psi for path, psi in psis if isinstance(psi, Psi)}
 
 
 def learned_pairs(params) -> dict[str, dict]:

@@ -166,7 +166,7 @@ def list_images(root, folder, skipped):
         if is_stray(entry.name):
             skipped[_STRAY_REASON].append(name)
         elif entry.is_dir():
-            skipped["in subfolders of a class"] += _below(root, name)
+            skipped["in subfolders of a class"] += _images_below(root, name)
         elif not entry.name.lower().endswith(EXTENSIONS):
             skipped[f"with the extension {os.path.splitext(name)[1].lower() or '(none)'}"].append(name)
         else:
@@ -174,7 +174,7 @@ def list_images(root, folder, skipped):
     return images
 
 
-def _below(root, folder):
+def _images_below(root, folder):
     """All images below a folder, as names relative to root."""
     return [
         os.path.relpath(os.path.join(directory, name), root)

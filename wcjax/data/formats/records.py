@@ -27,10 +27,7 @@ class Records:
     @functools.cached_property
     def _source(self):
         with tfds.open_builder(Path(self.directory)) as builder:
-            import tensorflow_datasets
-
-            skip = {"image": tensorflow_datasets.decode.SkipDecoding()}
-            source = builder.as_data_source(self.split, decoders=skip, file_format="array_record")
+            source = tfds.encoded_records(builder, self.split)
             source[0]  # so that a damaged directory is reported at once
             return source
 
@@ -42,7 +39,7 @@ class Records:
 
     @functools.cached_property
     def _max_open(self):
-        return tfds.files_to_keep_open(Path(self.directory))
+        return tfds.increase_open_file_limit(Path(self.directory))
 
     @functools.cached_property
     def _open(self):
@@ -60,6 +57,11 @@ class Records:
     @property
     def num_images(self) -> int:
         return len(self._source)
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        with tfds.open_builder(Path(self.directory)) as builder:
+            return builder.info.features["label"].num_classes
 
     def __len__(self) -> int:
         return len(self._source)
@@ -88,8 +90,3 @@ class Records:
 
     def __getstate__(self):
         return {"directory": self.directory, "split": self.split}
-
-    @functools.cached_property
-    def num_classes(self) -> int:
-        with tfds.open_builder(Path(self.directory)) as builder:
-            return builder.info.features["label"].num_classes

@@ -13,8 +13,8 @@ from wcjax.data.formats import cache, npz
 from wcjax.errors import InputError, short_repr
 from wcjax.system.paths import check_readable
 
-_CLASSES = "tensorflow_datasets.core.features."
-_KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # other keys could name a second class
+_FEATURES_MODULE = "tensorflow_datasets.core.features."
+_FEATURE_KEYS = {"pythonClassName", "description", "text", "image", "classLabel"}  # others could name a second class
 FEATURES = {  # of cifar10, cifar100 and imagenet2012
     "image": "image_feature.Image",
     "label": "class_label_feature.ClassLabel",
@@ -67,7 +67,7 @@ def newest_version(directory):
 def open_builder(directory):
     """The builder of a prepared directory. An error in the block becomes an InputError that says what to do."""
     try:
-        files_to_keep_open(directory)
+        increase_open_file_limit(directory)
         # Imported here because it is an optional dependency, which the cache makes unnecessary.
         import tensorflow_datasets as tfds
 
@@ -97,18 +97,18 @@ def _check_features(directory):
     """Raises ValueError if features.json names a feature that FEATURES lacks, because tfds imports what it names."""
     content = json.loads((directory / "features.json").read_text(encoding="utf-8"))
     features = content["featuresDict"]["features"]
-    outer = {"pythonClassName": f"{_CLASSES}features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    outer = {"pythonClassName": f"{_FEATURES_MODULE}features_dict.FeaturesDict", "featuresDict": {"features": features}}
     for name, feature in features.items():
-        known = feature["pythonClassName"] == _CLASSES + FEATURES.get(name, "") and feature.keys() <= _KEYS
-        if content != outer or not known:
+        is_known = feature["pythonClassName"] == _FEATURES_MODULE + FEATURES.get(name, "")
+        if content != outer or not is_known or not feature.keys() <= _FEATURE_KEYS:
             raise ValueError(f"features.json has {short_repr(content)}; allowed are {FEATURES}")
 
 
-def files_to_keep_open(directory) -> int:
-    """How many files of a split of a prepared directory may be open at once.
+def increase_open_file_limit(directory) -> int:
+    """Increases this process's limit of open files to what a prepared directory needs, as far as the system allows.
 
-    It raises this process's limit of open files as far as allowed. If that suffices, all files may be open. If not,
-    an eighth of the limit is used, which leaves room for the other splits.
+    Returns how many files of a split may be open at once: all of them if the limit suffices, otherwise an eighth of the
+    limit, which leaves room for the other splits.
     """
     number = len(os.listdir(directory))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -118,6 +118,14 @@ def files_to_keep_open(directory) -> int:
     soft = sufficient if hard == resource.RLIM_INFINITY else min(sufficient, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return number if soft == sufficient else max(1, soft // 8)
+
+
+def encoded_records(builder, split):
+    """The records of a split, whose images are still encoded."""
+    import tensorflow_datasets as tfds
+
+    skip = {"image": tfds.decode.SkipDecoding()}
+    return builder.as_data_source(split, decoders=skip, file_format="array_record")
 
 
 def damage_error(directory, error):
@@ -141,16 +149,13 @@ def _prepare_again(directory):
 
 def _decode(builder, directory):
     """The images and labels of all records as a dict with npz.KEYS."""
-    import tensorflow_datasets as tfds
     from tqdm import tqdm
-
-    skip = {"image": tfds.decode.SkipDecoding()}
 
     arrays = {}
     # disable=None: no bar unless stderr is a terminal.
     with tqdm(total=builder.info.splits.total_num_examples, desc="decoding", unit=" images", disable=None) as bar:
         for split in ("train", "test"):
-            source = builder.as_data_source(split, decoders=skip, file_format="array_record")
+            source = encoded_records(builder, split)
             images, labels = [], []
             # Reading many records at once takes half the time of reading them one by one. Threads do not help.
             for start in range(0, len(source), 500):

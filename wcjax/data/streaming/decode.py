@@ -129,7 +129,7 @@ def _open_pillow(name, content):
 
 def _decode(name, content, height, width, pillow, divisor):
     """(RGB image of Pillow, divisor of its size): `divisor`, or 1 if Pillow decoded it."""
-    if pillow is None or pillow.format == "JPEG":
+    if pillow is None or pillow.format == "JPEG":  # also those that Pillow decodes below, because it hides lost pixels
         smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor), "min_factor": divisor}
         try:
             pixels = simplejpeg.decode_jpeg(content, "CMYK" if pillow else "RGB", **smallest)

@@ -65,7 +65,8 @@ def conv_general_dilated(
     plain &= not (_has_sharding_in_type(lhs) or _has_sharding_in_type(rhs))
     if os.environ.get(SWITCH) == "xla" or not plain or any(value not in (None, 1) for value in others.values()):
         return by_lax(dimension_numbers=dimension_numbers, **others)
-    if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _layout(lhs, rhs):
+    resolve_layout = functools.partial(lax.conv_dimension_numbers, lhs.shape, rhs.shape)
+    if resolve_layout(dimension_numbers) != resolve_layout(LAYOUT):
         return by_lax(dimension_numbers=dimension_numbers)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
@@ -84,30 +85,26 @@ def _has_sharding_in_type(x):
     return any(kind != AxisType.Auto for kind in jax.typeof(x).sharding.mesh.axis_types)
 
 
-def _layout(lhs, rhs):
-    return lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
-
-
 # A convolution and its two gradients are one sum over three arrays, so the gradients of each are the other two.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(window: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     """x * w: x (n, *window.image, inputs), w (*window.size, inputs, outputs) -> (n, *window.result, outputs)."""
-    return _by_platform(_cpu_forward(window), xla.forward, window, x, w)
+    return _by_platform(_choose_cpu_forward(window), xla.forward, window, x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def image_gradient(window: Window, dy: jax.Array, w: jax.Array) -> jax.Array:
     """dL/dx from dL/dy, for the x and the result of `convolve`."""
-    return _by_platform(_cpu_image_gradient(window), xla.image_gradient, window, dy, w)
+    return _by_platform(_choose_cpu_image_gradient(window), xla.image_gradient, window, dy, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def kernel_gradient(window: Window, x: jax.Array, dy: jax.Array) -> jax.Array:
     """dL/dw from dL/dy, for the w and the result of `convolve`."""
-    form = _cpu_kernel_gradient(window, x.shape[3], dy.shape[3])
-    return _by_platform(form, xla.kernel_gradient, window, x, dy)
+    on_cpu = _choose_cpu_kernel_gradient(window, x.shape[3], dy.shape[3])
+    return _by_platform(on_cpu, xla.kernel_gradient, window, x, dy)
 
 
 def _define_gradients(function, gradient_a, gradient_b):
@@ -137,6 +134,8 @@ _define_gradients(
 
 
 def _by_platform(on_cpu, default, window, a, b):
+    """on_cpu(window, a, b) in float32 on a CPU, and default(window, a, b) on other devices."""
+
     def in_float32(a, b):
         return on_cpu(window, a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
 
@@ -156,13 +155,13 @@ def has_avx512() -> bool:
         return False
 
 
-def _cpu_forward(window):
+def _choose_cpu_forward(window):
     if window.is_1x1 or (_has_few_pixels(window) and (has_avx512() or not onednn.is_usable())):
         return products.forward
     return onednn.forward if onednn.is_usable() else xla.forward
 
 
-def _cpu_image_gradient(window):
+def _choose_cpu_image_gradient(window):
     if window.is_1x1:
         return products.image_gradient_of_1x1
     is_covered = all(taps >= stride for taps, stride in zip(window.size, window.strides, strict=True))
@@ -172,7 +171,7 @@ def _cpu_image_gradient(window):
     return onednn.image_gradient if by_onednn else xla.image_gradient
 
 
-def _cpu_kernel_gradient(window, inputs, outputs):
+def _choose_cpu_kernel_gradient(window, inputs, outputs):
     channels = min(inputs, outputs)
     # Winograd's F(3, 2): 3x3, stride 1, an even number of rows and columns.
     is_even = all(pixels % 2 == 0 for pixels in window.result)

@@ -132,7 +132,7 @@ def _power_of_two(n):
 
 
 def _kernel_gradient(window, x, dy):
-    """The convolution of x by dy, in which images are the channels that oneDNN sums over, and channels of x columns."""
+    """The convolution of x by dy: images are the channels to sum over, and channels of x are a third spatial axis."""
     pads = [
         (low, (result - 1) * stride + taps - pixels - low, 0)
         for pixels, taps, stride, (low, _), result in zip(*window, window.result, strict=True)
