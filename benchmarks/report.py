@@ -61,7 +61,8 @@ def milliseconds(record):
 
 
 def case(record):
-    return f"{record['model']}, {record['batch']}, {record['dtype']}"
+    network = f"{record['model']} ({record['dataset']})" if "dataset" in record else record["model"]
+    return f"{network}, {record['batch']}, {record['dtype']}"
 
 
 def steps(records):

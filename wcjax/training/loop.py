@@ -97,7 +97,8 @@ def _announce(run: Run) -> None:
     images = f"{train} training, {val} val and {test} test images"
     psi = run.psi or "none"
     log.info("%s, Ψ: %s, %s: %s, on %s. Compiling ...", config.model, psi, config.dataset, images, devices)
-    if late := [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]:
+    late = [epoch for epoch in config.schedule.milestones if epoch >= config.epochs]
+    if late and processes.is_first():
         log.warning("The run ends after epoch %d, before schedule.milestones %s.", config.epochs, late)
 
 
