@@ -106,10 +106,10 @@ def _is_far_inside(psi, w):
 
     The checks that can name an entry take up to 50 times as long, and a copy of w in the memory of the host.
     """
-    is_finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((psi, psi.inverse(w), w))]
+    conditions = [jnp.isfinite(x).all() for x in jax.tree.leaves((psi, psi.inverse(w), w))]
     if isinstance(psi, Elementwise):
-        is_finite.append((jnp.abs(widen(w)) < 0.99 * psi.bound).all())
-    return jnp.stack(is_finite).all()
+        conditions.append((jnp.abs(widen(w)) < 0.99 * psi.bound).all())
+    return jnp.stack(conditions).all()
 
 
 def _check_start(weights: Weights, psi: Psi) -> None:
@@ -134,11 +134,8 @@ class _BoundUse(NamedTuple):
     a_and_b: tuple[float, ...]  # of a `Scaled` Ψ
 
 
-def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse | None:
-    """None if the weight is empty."""
+def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundUse:
     own_psi = _for_weight(path, w, psi)
-    if not w.size:
-        return None
     magnitude = np.abs(np.asarray(w, np.float64))
     limit = np.broadcast_to(own_psi.bound, magnitude.shape).astype(np.float64)
     limit = limit * (1 - START_MARGIN * float(jnp.finfo(jax.dtypes.canonicalize_dtype(w.dtype)).eps))
@@ -151,7 +148,7 @@ def _bound_use(path: jax.tree_util.KeyPath, w: Any, psi: Elementwise) -> _BoundU
 def _check_bound(weights: Weights, psi: Elementwise) -> None:
     """Raises ValueError if the largest |w| relative to its bound is not inside it."""
     uses = [_bound_use(path, w, psi) for path, w in weights.items()]
-    worst = max((use for use in uses if use), key=lambda use: use.share, default=None)
+    worst = max(uses, key=lambda use: use.share, default=None)
     if worst is None or worst.share < 1:
         return
     name, hint = repr(psi), "Choose smaller weights."
