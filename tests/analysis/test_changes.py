@@ -59,7 +59,7 @@ def test_quantization_rounds_to_a_grid_for_each_output_channel():
             np.testing.assert_allclose(after[..., channel], nearest, rtol=0, atol=1e-6 * abs(w).max())
 
 
-def test_lower_contrast_moves_pixels_towards_the_mean_of_their_channel():
+def test_lower_contrast_moves_pixels_to_the_mean_of_a_channel():
     x = IMAGES / 255
     flatter = changes.lower_contrast(IMAGES, 5, None) / 255
     mean = x.mean(axis=(1, 2), keepdims=True)

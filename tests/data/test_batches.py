@@ -73,7 +73,7 @@ def test_a_seed_repeats_itself_and_draws_new_crops(dataset):
     assert (first[0].labels.shape, first[0].labels.dtype) == ((BATCH,), np.int32)
 
 
-def test_a_first_step_and_a_restored_state_continue_the_same_batches(dataset):
+def test_a_later_start_continues_with_the_same_batches(dataset):
     whole, first_step = train(dataset, EPOCH + 7), EPOCH + 3
     chex.assert_trees_all_equal(train(dataset, 4, first_step=first_step), whole[first_step:])
     iterator = batches.train_batches(dataset.train, LOADING)

@@ -24,7 +24,7 @@ RATES = ["--over", "learning_rate=0.05,0.1", "--over", "weight_decay=0,5e-4"]
         ),
     ],
 )
-def test_a_grid_has_all_combinations_and_by_default_those_of_the_paper(arguments, names, changes):
+def test_a_grid_has_all_combinations_of_its_values(arguments, names, changes):
     args = sweep.argument_parser().parse_args([*arguments, "--out", "unused"])
     grid = plan.plan_grid(args.config, [], sweep.grid_space(args.over), args.seeds[0])
     assert list(grid.configs) == names
