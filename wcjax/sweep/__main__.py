@@ -71,9 +71,10 @@ def run_command(argv=None, start=start_run, **times) -> int:
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program("wcjax.sweep"), description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    grid = commands.add_parser(
-        "grid", help="train every point of a grid with the first seed, then the best one with the other seeds"
-    )
+    about_grid = "train every point of a grid with the first seed, then the best one with the other seeds"
+    about_runs = "train networks × variants × seeds"
+    grid = commands.add_parser("grid", help=about_grid, description=f"{about_grid.capitalize()}.")
+    runs = commands.add_parser("runs", help=about_runs, description=f"{about_runs.capitalize()}.")
     grid.add_argument(
         "--over",
         type=axis,
@@ -81,7 +82,6 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUES",
         help="config key to vary, for example learning_rate=0.1,0.2; repeat for more keys (default: the paper's a, b)",
     )
-    runs = commands.add_parser("runs", help="train networks × variants × seeds")
     runs.add_argument("--models", type=names, required=True, help="for example resnet18,resnet34")
     runs.add_argument("--variants", type=names, required=True, help="for example plain,wc,pp")
     for kind, form in ((grid, "FILE.py:model,variant"), (runs, "FILE.py")):
@@ -94,7 +94,9 @@ def argument_parser() -> argparse.ArgumentParser:
         kind.add_argument("--out", required=True, metavar="DIR", help="folder for the run folders")
         kind.add_argument("--seeds", type=seeds, default=list(range(5)), help="0-4 (the default) or 3,7-9")
         kind.add_argument("--jobs", type=int, default=1, help="number of runs at a time on this machine (default: 1)")
-        kind.add_argument("--storage", help="address of Optuna's database (default: DIR/sweep.db, SQLite)")
+        kind.add_argument(
+            "--storage", metavar="URL", help="address of Optuna's database (default: DIR/sweep.db, SQLite)"
+        )
     one = commands.add_parser("one", help="train one run, with its config as JSON on standard input (internal)")
     one.add_argument("folder", type=pathlib.Path)
     return parser
