@@ -127,9 +127,16 @@ def main():
     for variant in args.variants.split(","):
         config_variant, run_class = VARIANTS[variant]
         config = check_config(read_config_file(f"{args.config},{config_variant}", overrides))
-        case = {"target": args.target, "dataset": config.dataset, "model": config.model, "batch": config.batch_size}
-        case |= {"dtype": config.dtype, "fsdp": config.mesh.fsdp, "options": not args.without_options}
-        case |= {"variant": variant}
+        case = {
+            "target": args.target,
+            "dataset": config.dataset,
+            "model": config.model,
+            "batch": config.batch_size,
+            "dtype": config.dtype,
+            "fsdp": config.mesh.fsdp,
+            "options": not args.without_options,
+            "variant": variant,
+        }
         with compiler_options:
             step, donated = compile_step(config, make_mesh(args.target, config.mesh.fsdp), run_class)
         if args.hlo:

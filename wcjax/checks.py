@@ -104,7 +104,7 @@ def check_weights(weights: Weights, psi: Psi, stores_v: bool = False) -> None:
 def _is_far_inside(psi, w):
     """Whether w and v are finite, and |w| is below 0.99 of the bound.
 
-    The checks that can name an entry take up to 50 times as long, and a copy of w in the memory of the host.
+    One program, on the devices of w. The checks that can name an entry are slower, and copy w to the host.
     """
     conditions = [jnp.isfinite(x).all() for x in jax.tree.leaves((psi, psi.inverse(w), w))]
     if isinstance(psi, Elementwise):

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import wcjax
 from benchmarks.hlo import collective_arrays
+from tests import truth
 from tests.training import runs
 from wcjax.config import check_config
 from wcjax.config.build import load_dataset
@@ -86,6 +89,16 @@ def compare_compand(mesh, alone, learn):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), *results)
 
 
+def check_explicit_mesh():
+    """Weights whose type holds their sharding are companded and folded where they are, without jax.set_mesh."""
+    by_rows = NamedSharding(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,)), P("x"))
+    w = jax.device_put(np.linspace(-0.3, 0.3, 32, dtype=np.float32).reshape(8, 4), by_rows)
+    for psi in (*(psi.ours() for psi in truth.PSIS), wcjax.WeightNorm()):
+        folded = wcjax.fold(wcjax.reparameterize({"kernel": w}, psi))["kernel"]
+        assert folded.sharding.is_equivalent_to(by_rows, w.ndim)
+        np.testing.assert_allclose(folded, w, rtol=1e-6)
+
+
 def make_run(data, fsdp):
     config = check_config(runs.tiny(mesh={"data": data, "fsdp": fsdp}))
     return Run(config, None, sharding.make_mesh(config), load_dataset(config))
@@ -98,6 +111,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "steps":
         compare_batches(replicated, alone)
         check_collectives(sharded)
+        check_explicit_mesh()
     else:
         jax.config.update("jax_enable_x64", True)
         for learn in ("channel", "coarse"):
